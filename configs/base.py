@@ -1,0 +1,83 @@
+"""The paper's experiment: ten atoms on a grid of 40³, the paper's network, one Adam run.
+
+    python run_experiment.py --config=configs/base.py
+
+Needs a GPU or TPU: the paper trained for 300 hours on a GTX 1080 Ti. On two CPU cores one example of the network takes
+a good second forward and backward. configs/quick.py is the same experiment, smaller, in minutes on a laptop.
+
+Variants, after a colon (`--config=configs/base.py:original_only`):
+    original_only   the target is A alone, not A + B (the paper's section 3.2.1)
+"""
+
+import ml_collections
+
+VARIANTS = ('', 'original_only')
+
+
+def get_config(variant: str = '') -> ml_collections.ConfigDict:
+    """The configuration; a variant changes one thing."""
+    if variant not in VARIANTS:
+        raise ValueError(f'{variant!r} is no variant of configs/base.py; it has {", ".join(VARIANTS[1:])}')
+    config = ml_collections.ConfigDict()
+
+    # Fixes the weights at the start and every case of every stream.
+    config.seed = 0
+
+    # What the cases are. Lengths are in voxels.
+    config.problem = ml_collections.ConfigDict()
+    config.problem.grid_size = 40  # voxels along each edge of the maps; even
+    config.problem.num_atoms = 10
+    config.problem.atom_radius = 1.0
+    config.problem.min_separation = 3.0  # least distance between two centres
+    config.problem.box_edge = 12.25  # edge of the inner box in which centres are drawn, before centring
+    config.problem.centred = True  # move the mean of the positions to the box centre (2.4.1)
+    config.problem.target = 'both'  # 'both': (A + B) / 2; 'original': A / 2 (2.4.2)
+    config.problem.input_scale = 0.7  # height of one atom's self-vector peak in the network's input
+
+    # The network: the paper's twelve layers and 1,202,821 weights (2.3).
+    config.model = ml_collections.ConfigDict()
+    config.model.features = 20  # channels of every hidden layer
+    config.model.outer_kernel_size = 5  # on the full grid; odd
+    config.model.inner_kernel_size = 7  # on the half grid; odd
+    config.model.encoder_depth = 2  # hidden layers on the full grid before the max-pool
+    config.model.inner_depth = 8  # hidden layers on the half grid
+    config.model.decoder_depth = 1  # hidden layers on the full grid after the up-sampling
+    config.model.convolution = 'auto'  # 'spectral', 'direct', or by platform
+
+    # Training by Adam on fresh cases (3.1).
+    config.train = ml_collections.ConfigDict()
+    config.train.num_steps = 1_600_000  # of 8 cases: the paper's 13 million examples
+    config.train.batch_size = 8  # over all devices together; small batches learn more from an example
+    config.train.learning_rate = 3e-4  # the highest one
+    config.train.warmup_steps = 1000  # from 0 to learning_rate
+    config.train.schedule = 'cosine'  # down to 1 % at the last step; or 'constant'
+    config.train.num_validation = 96  # cases, always the same
+    config.train.log_every = 100  # steps
+    config.train.validate_every = 1000  # steps
+
+    config.checkpoint = ml_collections.ConfigDict()
+    config.checkpoint.every_steps = 5000
+    config.checkpoint.keep = 2  # the latest so many, and the best by validation loss
+
+    # From a predicted map to one set of atoms (2.4.4).
+    config.separate = ml_collections.ConfigDict()
+    config.separate.num_peaks = 24  # "20 or so"; their inverses double them
+    config.separate.method = 'annealed'  # or 'greedy'
+    config.separate.num_swaps = 4000  # in each chain
+    config.separate.num_chains = 4  # from different random sets; the best is kept
+    config.separate.resolution = 10.0  # compares frequencies |h| up to this
+    config.separate.first_threshold = 0.02  # a swap may raise the relative misfit by less than this,
+    config.separate.last_threshold = 0.001  # falling to this at the last swap
+
+    config.evaluate = ml_collections.ConfigDict()
+    config.evaluate.num_cases = 500
+    config.evaluate.batch_size = 20  # cases solved at once; does not change the scores
+
+    # Units in files; the rest of the program knows only voxels.
+    config.files = ml_collections.ConfigDict()
+    config.files.voxel_size = 1.0  # Å, of maps that are simulated; a map that is read brings its own
+    config.files.element = 'X'  # chemical symbol written for the atoms found; X: unknown
+
+    if variant == 'original_only':
+        config.problem.target = 'original'
+    return config

@@ -1,0 +1,129 @@
+"""The edge at which the configuration ends: ConfigDict in, small frozen dataclasses out.
+
+Each section of a config is one dataclass, whose fields are the section's and which checks its own values. What no
+section can know alone is checked here.
+"""
+
+import dataclasses
+import difflib
+import typing
+
+import jax
+from ml_collections import ConfigDict
+
+from patterson_jax.errors import InputError, require
+from patterson_jax.evaluation import EvaluationSettings
+from patterson_jax.files import FileSettings
+from patterson_jax.learning.checkpoints import CheckpointSettings
+from patterson_jax.learning.network import PattersonNet
+from patterson_jax.learning.training import TrainingSettings
+from patterson_jax.simulation.atoms import check_drawable
+from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.separation import SeparationSettings
+
+SECTIONS = {
+    'problem': Problem,
+    'model': PattersonNet,
+    'train': TrainingSettings,
+    'checkpoint': CheckpointSettings,
+    'separate': SeparationSettings,
+    'evaluate': EvaluationSettings,
+    'files': FileSettings,
+}
+LARGEST_SEED = 2**32 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A validated configuration, in the form that the wings take."""
+
+    seed: int
+    problem: Problem
+    model: PattersonNet
+    train: TrainingSettings
+    checkpoint: CheckpointSettings
+    separate: SeparationSettings
+    evaluate: EvaluationSettings
+    files: FileSettings
+
+
+def validate(config: ConfigDict) -> Experiment:
+    """Checks a configuration and turns it into an Experiment.
+
+    Raises:
+        InputError: naming the field, the value received and what is allowed.
+    """
+    _check_names('config', config, ('seed', *SECTIONS))
+    seed = _typed('seed', config.seed, int)
+    require(0 <= seed <= LARGEST_SEED, 'seed', seed, f'from 0 to {LARGEST_SEED}')
+    sections = {name: _section(name, config[name], kind) for name, kind in SECTIONS.items()}
+    experiment = Experiment(seed, **sections)
+    _check_together(experiment)
+    return experiment
+
+
+def differences(before: dict, now: dict, sections: tuple[str, ...]) -> list[str]:
+    """Fields of two resolved configs that differ in some sections, each as "field: before, now"."""
+    found = []
+    for section in sections:
+        first, second = before.get(section), now.get(section)
+        if not (isinstance(first, dict) and isinstance(second, dict)):
+            first, second = {'': first}, {'': second}
+        for field in sorted(first.keys() | second.keys()):
+            if first.get(field) != second.get(field):
+                name = f'{section}.{field}' if field else section
+                found.append(f'{name} was {first.get(field)!r} and is {second.get(field)!r}')
+    return found
+
+
+def _section(name, section, kind):
+    if not isinstance(section, ConfigDict):
+        raise InputError(f'{name} is {section!r}; it must be a section of fields')
+    types = {field: hint for field, hint in typing.get_type_hints(kind).items() if field in _fields(kind)}
+    _check_names(name, section, types)
+    values = {field: _typed(f'{name}.{field}', section[field], hint) for field, hint in types.items()}
+    try:
+        return kind(**values)
+    except InputError as error:
+        raise InputError(f'{name}.{error}') from error
+
+
+def _fields(kind):
+    """Names of a dataclass's fields, without those that Flax adds to a module."""
+    return {field.name for field in dataclasses.fields(kind)} - {'parent', 'name'}
+
+
+def _check_names(owner, section, allowed):
+    for name in section:
+        if name not in allowed:
+            close = difflib.get_close_matches(name, allowed, n=1)
+            hint = f'did you mean {close[0]}?' if close else f'its fields are {", ".join(allowed)}'
+            raise InputError(f'{owner} has no field {name}; {hint}')
+    for name in allowed:
+        if name not in section:
+            raise InputError(f'{owner} lacks the field {name}')
+
+
+def _typed(name, value, kind):
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        words = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'a word'}
+        raise InputError(f'{name} is {value!r}; it must be {words[kind]}')
+    return value
+
+
+def _check_together(experiment):
+    problem, separate = experiment.problem, experiment.separate
+    try:
+        check_drawable(problem)
+    except InputError as error:
+        raise InputError(f'problem.{error}') from error
+    batch_size, devices = experiment.train.batch_size, jax.device_count()
+    require(batch_size % devices == 0, 'train.batch_size', batch_size, f'a multiple of the {devices} devices')
+    half = problem.grid_size // 2
+    require(separate.resolution <= half, 'separate.resolution', separate.resolution, f'at most half the grid, {half}')
+    enough = separate.num_peaks >= problem.num_atoms
+    require(enough, 'separate.num_peaks', separate.num_peaks, f'problem.num_atoms, {problem.num_atoms}, or more')
+    most = problem.grid_size**3
+    require(separate.num_peaks <= most, 'separate.num_peaks', separate.num_peaks, f'at most {most}, a voxel each')

@@ -1,0 +1,48 @@
+"""A user's mistake, as an exception of its own: the command line shows it as one line, without a traceback."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+
+class InputError(ValueError):
+    """Something that the user gave is wrong; the message names it, what was received and what is allowed."""
+
+
+def require(condition: bool, name: str, received: object, allowed: str) -> None:
+    """Raises InputError unless the condition holds.
+
+    Args:
+        condition: what must be true.
+        name: of the thing, as the user knows it.
+        received: its value.
+        allowed: completes the sentence "it must be …".
+    """
+    if not condition:
+        raise InputError(f'{name} is {received!r}; it must be {allowed}')
+
+
+class NonFiniteError(ArithmeticError):
+    """Training has diverged: a metric is not a number; the message names metric and step."""
+
+
+@contextlib.contextmanager
+def exit_on_errors() -> Iterator[None]:
+    """Turns the errors that a person can mend into one line each on stderr and an exit status.
+
+    2 for a mistake in what was given, 1 for a training that diverged, 130 for an interrupt from the keyboard.
+    """
+    try:
+        yield
+    except InputError as error:
+        _exit(error, 2)
+    except NonFiniteError as error:
+        _exit(error, 1)
+    except KeyboardInterrupt:
+        _exit('interrupted', 130)
+
+
+def _exit(message, status):
+    for line in str(message).splitlines():
+        print(f'error: {line}', file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,264 @@
+"""The modes of `run_experiment.py`: train, evaluate, simulate, solve. Here the wings meet the files."""
+
+import functools
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from patterson_jax.config import Experiment, differences, validate
+from patterson_jax.errors import InputError
+from patterson_jax.evaluation import evaluate
+from patterson_jax.figures import draw_errors, draw_losses, draw_maps, draw_solution
+from patterson_jax.files import (
+    file_positions,
+    read_map,
+    read_xyz,
+    voxel_positions,
+    write_map,
+    write_text,
+    write_xyz,
+)
+from patterson_jax.learning.checkpoints import Checkpoints, find_checkpoints
+from patterson_jax.learning.training import init_state, read_metrics, train
+from patterson_jax.simulation.density import render
+from patterson_jax.simulation.examples import example_key, stream_key
+from patterson_jax.simulation.patterson import patterson_map
+from patterson_jax.solving.solver import check_patterson, solve_batch
+
+TRAINING_SECTIONS = ('seed', 'problem', 'model', 'train')
+MODES = ('train', 'evaluate', 'simulate', 'solve')
+
+
+def run(
+    mode: str,
+    config: ConfigDict,
+    workdir: Path,
+    checkpoint: Path | None = None,
+    inputs: tuple[Path, ...] = (),
+    output: Path | None = None,
+    overrides: dict[str, Any] | None = None,
+) -> None:
+    """Runs one mode of the experiment.
+
+    Args:
+        mode: one of MODES.
+        config: not yet validated.
+        workdir: directory of the training run.
+        checkpoint: another run's directory whose weights to use in place of the workdir's.
+        inputs: files to simulate or solve.
+        output: directory for what these give.
+        overrides: what the user changed of the config, for the record.
+
+    Raises:
+        InputError: for any mistake of the user's; for several inputs, after all that could be done is done.
+    """
+    if mode not in MODES:
+        raise InputError(f'--mode is {mode!r}; it must be one of {", ".join(MODES)}')
+    experiment = validate(config)
+    if mode == 'train':
+        train_experiment(experiment, config, workdir, overrides or {})
+    elif mode == 'evaluate':
+        evaluate_experiment(experiment, config, workdir, checkpoint)
+    elif mode == 'simulate':
+        simulate_files(experiment, inputs, output)
+    else:
+        solve_files(experiment, config, workdir, checkpoint, inputs, output)
+
+
+def train_experiment(experiment: Experiment, config: ConfigDict, workdir: Path, overrides: dict[str, Any]) -> None:
+    """Trains in the workdir, going on from what it holds; then evaluates the best weights and draws the figures."""
+    _make_directory(workdir, '--workdir')
+    resolved = config.to_dict()
+    record = workdir / 'config.json'
+    if record.exists():
+        differing = differences(json.loads(record.read_text())['config'], resolved, TRAINING_SECTIONS)
+        if differing:
+            raise InputError(
+                f'{workdir} holds a run of another config: {"; ".join(differing)}. Name another --workdir, or remove it'
+            )
+    write_text(record, json.dumps({'overrides': overrides, 'config': resolved}, indent=2) + '\n')
+    train(
+        experiment.model,
+        experiment.problem,
+        experiment.train,
+        experiment.checkpoint,
+        experiment.seed,
+        workdir,
+        resolved,
+    )
+    evaluate_experiment(experiment, config, workdir)
+    draw_losses(workdir / 'figures' / 'losses.png', read_metrics(workdir / 'metrics.jsonl'))
+
+
+def evaluate_experiment(
+    experiment: Experiment, config: ConfigDict, workdir: Path, checkpoint: Path | None = None
+) -> None:
+    """Scores a run's best weights on unseen cases; writes `evaluation.json` and figures in the workdir."""
+    params = load_weights(experiment, config, checkpoint or workdir)
+    _make_directory(workdir, '--workdir')
+    report, shown = evaluate(
+        experiment.model, params, experiment.problem, experiment.separate, experiment.evaluate, experiment.seed
+    )
+    write_text(workdir / 'evaluation.json', json.dumps(report, indent=2) + '\n')
+    figures, scores = workdir / 'figures', report['separated']
+    draw_maps(figures / 'maps.png', shown, experiment.problem)
+    draw_errors(figures / 'errors.png', scores['histogram'], scores, report['atoms'])
+    print(
+        f'{report["cases"]} unseen cases: {scores["recall"]:.1%} of {report["atoms"]} atoms within 1 voxel, '
+        f'{scores["solved"]} cases with every atom; mean error {scores["mean_error"]:.3f} voxel; '
+        f'map correlation {report["map"]["correlation"]:.3f}; '
+        f'atoms at random would score {report["random"]["recall"]:.1%}\n'
+        f'{workdir / "evaluation.json"}, {figures}'
+    )
+
+
+def simulate_files(experiment: Experiment, inputs: tuple[Path, ...], output: Path | None) -> None:
+    """Turns molecules in .xyz files into `NAME_patterson.ccp4` and `NAME_density.ccp4`."""
+    output = _prepare_output(inputs, output)
+    _for_each(inputs, functools.partial(_simulate_file, experiment, output))
+
+
+def _simulate_file(experiment, output, path):
+    problem, voxel_size = experiment.problem, experiment.files.voxel_size
+    positions = voxel_positions(read_xyz(path), voxel_size)
+    if len(positions) != problem.num_atoms:
+        raise InputError(
+            f'{path}: {len(positions)} atoms; the problem has {problem.num_atoms} '
+            f'(--config.problem.num_atoms={len(positions)} changes it)'
+        )
+    extent, room = np.max(np.ptp(positions, axis=0)), problem.grid_size / 2 - 2 * problem.atom_radius
+    if extent > room:
+        raise InputError(
+            f'{path}: {extent * voxel_size:.2f} Å across; its vectors overlap in the cell beyond '
+            f'{room * voxel_size:.2f} Å (--config.files.voxel_size={voxel_size * extent / room:.2f} makes room)'
+        )
+    density = render(positions.astype(np.float32), problem.grid_size, problem.atom_radius)
+    for name, values in (('patterson', patterson_map(density)), ('density', density)):
+        target = output / f'{path.stem}_{name}.ccp4'
+        write_map(target, np.asarray(values), voxel_size)
+        print(target)
+
+
+def solve_files(
+    experiment: Experiment,
+    config: ConfigDict,
+    workdir: Path,
+    checkpoint: Path | None,
+    inputs: tuple[Path, ...],
+    output: Path | None,
+) -> None:
+    """Solves Patterson maps in CCP4 files with a run's best weights: `NAME.json`, `.xyz`, `.png`, `_density.ccp4`."""
+    output = _prepare_output(inputs, output)
+    params = load_weights(experiment, config, checkpoint or workdir)
+
+    @jax.jit
+    def solve(params, key, patterson):
+        predict = functools.partial(experiment.model.apply, params)
+        solutions = solve_batch(key[None], patterson[None], predict, experiment.problem, experiment.separate)
+        return jax.tree.map(lambda each: each[0], solutions)
+
+    _for_each(inputs, functools.partial(_solve_file, experiment, functools.partial(solve, params), output))
+
+
+def _solve_file(experiment, solve, output, path):
+    problem = experiment.problem
+    values, voxel_size = read_map(path)
+    try:
+        check_patterson(values, problem)
+    except InputError as error:
+        raise InputError(f'{path}: {error}') from error
+    began = time.perf_counter()
+    key = example_key(stream_key(experiment.seed, 'separation'), 0, 0)
+    solution = jax.tree.map(np.asarray, solve(key, values))
+    seconds = time.perf_counter() - began
+    positions = file_positions(solution.positions, problem.grid_size, voxel_size)
+    report = {
+        'input': str(path),
+        'method': 'network',
+        'positions': np.round(positions, 4).tolist(),
+        'positions_voxels': np.round(solution.positions, 4).tolist(),
+        'voxel_size': voxel_size,
+        'enantiomorph': 'one of two: the inverse of these positions has the same Patterson map',
+        'r_factor': float(solution.r_factor),
+        'r_factor_resolution': experiment.separate.resolution,
+        'patterson_correlation': float(solution.patterson_correlation),
+        'candidates_voxels': np.round(solution.candidates, 4).tolist(),
+        'peak_heights': np.round(solution.heights, 4).tolist(),
+        'seed': experiment.seed,
+        'seconds': round(seconds, 3),
+    }
+    name = path.stem
+    merit = f'R1 {report["r_factor"]:.3f}, Patterson correlation {report["patterson_correlation"]:.3f}'
+    write_map(output / f'{name}_density.ccp4', solution.density, voxel_size)
+    write_xyz(output / f'{name}.xyz', positions, experiment.files.element, f'{path.name}: {merit}')
+    title = f'{path.name}: predicted map and {problem.num_atoms} atoms\n{merit}'
+    draw_solution(output / f'{name}.png', solution.density, solution.positions, problem, title)
+    write_text(output / f'{name}.json', json.dumps(report, indent=2) + '\n')
+    print(f'{path}: {problem.num_atoms} atoms, {merit}; {output / name}.json, .xyz, .png, _density.ccp4')
+
+
+def load_weights(experiment: Experiment, config: ConfigDict, directory: Path) -> Any:
+    """The weights of a run with the lowest validation loss.
+
+    Raises:
+        InputError: no checkpoint there, or one of a network or input that the config does not describe.
+    """
+    template = jax.eval_shape(
+        functools.partial(init_state, experiment.model, experiment.problem, experiment.train, experiment.seed)
+    ).params
+    with Checkpoints(find_checkpoints(directory), read_only=True) as checkpoints:
+        trained = checkpoints.restore(checkpoints.best_step, config=None)['config']
+        differing = _weight_differences(trained, config.to_dict())
+        if differing:
+            raise InputError(f'{directory}: these weights are for another config: {"; ".join(differing)}')
+        return checkpoints.restore(checkpoints.best_step, params=template)['params']
+
+
+def _weight_differences(trained, now):
+    """Differences in what weights depend on: the network, but not how it convolves, and its input."""
+
+    def relevant(config):
+        model = {field: value for field, value in config['model'].items() if field != 'convolution'}
+        return {'model': model, 'problem': {field: config['problem'][field] for field in ('grid_size', 'input_scale')}}
+
+    return differences(relevant(trained), relevant(now), ('model', 'problem'))
+
+
+def _prepare_output(inputs, output):
+    if not inputs:
+        raise InputError('--input is missing; it names the file to read and may be repeated')
+    if output is None:
+        raise InputError('--output is missing; it names the directory for the results')
+    names = [path.stem for path in inputs]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise InputError(f'--input has {repeated[0]} more than once; the results would overwrite each other')
+    _make_directory(output, '--output')
+    return output
+
+
+def _for_each(inputs: tuple[Path, ...], work: Callable[[Path], None]) -> None:
+    """Does the work for every input; a bad one does not stop the others. Raises InputError with all that went wrong."""
+    failures = []
+    for path in inputs:
+        try:
+            work(path)
+        except InputError as error:
+            failures.append(str(error))
+    if failures:
+        raise InputError('\n'.join(failures))
+
+
+def _make_directory(path, flag):
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f'{flag} is {path}; it must be a directory that can be made or written: {error.strerror}'
+        ) from error

@@ -1,0 +1,102 @@
+"""The network: 3-D convolutions from a Patterson map to a density map (paper, 2.3).
+
+Two convolutions on the full grid, a max-pool, convolutions with larger kernels on the half grid, an up-sampling, and
+two convolutions on the full grid; ReLU between, tanh at the end, no normalisation. The defaults are the paper's twelve
+layers and 1,202,821 weights.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from patterson_jax.errors import require
+from patterson_jax.learning.convolution import METHODS, convolve
+
+
+class Convolution(nn.Module):
+    """A "same" convolution with bias; `(batch, channel, x, y, z)` in and out, He-normal weights."""
+
+    features: int
+    kernel_size: int
+    method: str = 'auto'
+
+    @nn.compact
+    def __call__(self, image: Array) -> Array:
+        """Applies the layer."""
+        shape = (self.kernel_size,) * 3 + (image.shape[1], self.features)
+        kernel = self.param('kernel', nn.initializers.he_normal(), shape)
+        bias = self.param('bias', nn.initializers.zeros, (self.features,))
+        return convolve(image, kernel, self.method) + bias[None, :, None, None, None]
+
+
+class PattersonNet(nn.Module):
+    """From Patterson maps as `simulation.examples.network_input` makes them to density maps.
+
+    Both are `(batch, grid, grid, grid)`, grid even; the output lies in (−1, 1). Raises InputError if a size is none.
+
+    Attributes:
+        features: channels of every hidden layer.
+        outer_kernel_size: kernel edge of the layers on the full grid, odd.
+        inner_kernel_size: kernel edge of the layers on the half grid, odd.
+        encoder_depth: hidden layers on the full grid before the pool.
+        inner_depth: hidden layers on the half grid.
+        decoder_depth: hidden layers on the full grid after the up-sampling, before the output layer.
+        convolution: method of `learning.convolution.convolve`.
+    """
+
+    features: int = 20
+    outer_kernel_size: int = 5
+    inner_kernel_size: int = 7
+    encoder_depth: int = 2
+    inner_depth: int = 8
+    decoder_depth: int = 1
+    convolution: str = 'auto'
+
+    def __post_init__(self):
+        require(self.features >= 1, 'features', self.features, '1 or more')
+        for field in ('outer_kernel_size', 'inner_kernel_size'):
+            size = getattr(self, field)
+            require(size >= 1 and size % 2 == 1, field, size, 'an odd number, 1 or more')
+        for field in ('encoder_depth', 'inner_depth', 'decoder_depth'):
+            require(getattr(self, field) >= 0, field, getattr(self, field), '0 or more')
+        require(self.convolution in METHODS, 'convolution', self.convolution, f'one of {", ".join(METHODS)}')
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, patterson: Array) -> Array:
+        """Applies the network."""
+
+        def hidden_layers(image, part, depth, kernel_size):
+            for number in range(depth):
+                name = f'{part}_{number}'
+                image = jax.nn.relu(Convolution(self.features, kernel_size, self.convolution, name=name)(image))
+            return image
+
+        image = patterson[:, None]
+        image = hidden_layers(image, 'encoder', self.encoder_depth, self.outer_kernel_size)
+        image = max_pool(image)
+        image = hidden_layers(image, 'inner', self.inner_depth, self.inner_kernel_size)
+        image = upsample(image)
+        image = hidden_layers(image, 'decoder', self.decoder_depth, self.outer_kernel_size)
+        image = Convolution(1, self.outer_kernel_size, self.convolution, name='output')(image)
+        return jnp.tanh(image[:, 0])
+
+
+def max_pool(image: Array) -> Array:
+    """Maximum over blocks of 2³ of the last three axes, as pairs along each axis.
+
+    `nn.max_pool` has a gradient that GPUs refuse in deterministic mode; this form has not.
+    """
+    for axis in (-3, -2, -1):
+        even = jax.lax.slice_in_dim(image, 0, None, 2, axis % image.ndim)
+        odd = jax.lax.slice_in_dim(image, 1, None, 2, axis % image.ndim)
+        image = jnp.maximum(even, odd)
+    return image
+
+
+def upsample(image: Array) -> Array:
+    """Repeats every value of the last three axes 2³ times."""
+    for axis in (-3, -2, -1):
+        image = jnp.repeat(image, 2, axis=axis)
+    return image

@@ -1,0 +1,56 @@
+"""Progress of long work: a bar with the time left on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class ProgressReport:
+    """Reports how far a task of `total` units is, on stderr; a context manager.
+
+    Args:
+        task: what is being done, a word or two.
+        total: units of work in all.
+        done: units that an earlier run has done already.
+    """
+
+    def __init__(self, task: str, total: int, done: int = 0):
+        self.task, self.total, self.done, self.started_at = task, total, done, done
+        self.started = self.last_line = time.perf_counter()
+        console = Console(stderr=True)
+        self.bar = None
+        if console.is_terminal:
+            columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self.bar = Progress(*columns, TextColumn('{task.fields[note]}'), console=console)
+            self.bar_task = self.bar.add_task(task, total=total, completed=done, note='')
+
+    def __enter__(self):
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *error):
+        if self.bar:
+            self.bar.stop()
+
+    def update(self, done: int, note: str = '') -> None:
+        """Tells that `done` units are complete, with a note such as the current loss."""
+        self.done = done
+        if self.bar:
+            self.bar.update(self.bar_task, completed=done, note=note)
+            return
+        now = time.perf_counter()
+        if now - self.last_line >= SECONDS_BETWEEN_LINES or done == self.total:
+            self.last_line = now
+            line = f'{self.task}: {done} of {self.total}, {self._time_left(now)} left'
+            print(f'{line}, {note}' if note else line, file=sys.stderr, flush=True)
+
+    def _time_left(self, now):
+        pace = (now - self.started) / max(self.done - self.started_at, 1)
+        minutes, seconds = divmod(round(pace * (self.total - self.done)), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f'{hours}:{minutes:02}:{seconds:02}'

@@ -1,0 +1,78 @@
+"""Examples: from a key to atoms, the Patterson map that the network is given and the map that it should return (2.4).
+
+Nothing is stored. An example is a pure function of (seed, stream, set, index), so the same one is made on whatever
+device, host or batch asks for it.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from patterson_jax.simulation.atoms import draw_positions
+from patterson_jax.simulation.density import render
+from patterson_jax.simulation.patterson import centre_origin, patterson_map
+from patterson_jax.simulation.problem import Problem
+
+# Numbers, because they are folded into keys: to change one is to change every case of its stream.
+STREAMS = {'training': 0, 'validation': 1, 'calibration': 2, 'evaluation': 3, 'separation': 4, 'random': 5}
+
+
+class Example(NamedTuple):
+    """One case.
+
+    Attributes:
+        positions: `(num_atoms, 3)`, voxels from the box centre.
+        patterson: `(grid, grid, grid)`, the Patterson map as it is, origin at voxel (0, 0, 0).
+        target: `(grid, grid, grid)`, the map that the network should return.
+    """
+
+    positions: Array
+    patterson: Array
+    target: Array
+
+
+def stream_key(seed: int, stream: str) -> Array:
+    """Key of a named stream of cases; streams share no case."""
+    return jax.random.fold_in(jax.random.key(seed), STREAMS[stream])
+
+
+def example_key(stream: Array, set_number: Array | int, index: Array | int) -> Array:
+    """Key of case `index` of set `set_number` of a stream (a key from `stream_key`)."""
+    return jax.random.fold_in(jax.random.fold_in(stream, set_number), index)
+
+
+def make_example(key: Array, problem: Problem) -> Example:
+    """The case that belongs to a key."""
+    positions = draw_positions(key, problem)
+    density = render(positions, problem.grid_size, problem.atom_radius)
+    return Example(positions, patterson_map(density), target_map(density, problem))
+
+
+def make_batch(stream: Array, set_number: Array | int, indices: Array, problem: Problem) -> Example:
+    """Cases `indices` `(batch,)` of a set, stacked along a leading axis."""
+    keys = jax.vmap(lambda index: example_key(stream, set_number, index))(indices)
+    return jax.vmap(lambda key: make_example(key, problem))(keys)
+
+
+def target_map(density: Array, problem: Problem) -> Array:
+    """The network's target for the density of A: (A + B) / 2 with B the inverse of A, or A / 2 (2.4.2)."""
+    if problem.target == 'original':
+        return density / 2
+    return (density + invert_map(density)) / 2
+
+
+def invert_map(density: Array) -> Array:
+    """Inverts maps `(..., grid, grid, grid)` through the box centre: voxel i goes to grid − 1 − i."""
+    return jnp.flip(density, axis=(-3, -2, -1))
+
+
+def network_input(patterson: Array, problem: Problem) -> Array:
+    """Patterson maps `(..., grid, grid, grid)` as the network takes them, whatever their scale.
+
+    The origin is moved to voxel grid / 2, and the origin peak, the sum of the atoms' self-vectors, is brought to
+    `input_scale` per atom.
+    """
+    origin_peak = patterson[..., :1, :1, :1]
+    return centre_origin(patterson) * (problem.input_scale * problem.num_atoms / origin_peak)

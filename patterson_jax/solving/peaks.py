@@ -1,0 +1,54 @@
+"""Peaks of a density map: candidate positions of atoms (paper, 2.4.4).
+
+The map holds two sets of atoms that may overlap, and of two overlapping atoms only one is a local maximum. So peaks
+are taken one at a time, highest first, and before the next is looked for the atom just found is taken out of the map.
+That is CLEAN (Högbom, Astron. Astrophys. Suppl. 15, 417, 1974) with an atom for a beam.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from patterson_jax.simulation.density import render
+from patterson_jax.simulation.problem import Problem
+
+
+def find_peaks(density: Array, num_peaks: int, problem: Problem) -> tuple[Array, Array]:
+    """The highest peaks of a map of both enantiomorphs.
+
+    Args:
+        density: `(grid, grid, grid)`, on the scale of the network's target, where an atom's greatest density is 1/2.
+        num_peaks: how many to return.
+        problem: size of the grid and of the atoms.
+
+    Returns:
+        positions: `(num_peaks, 3)`, voxels from the box centre, in the order in which they were found.
+        heights: `(num_peaks,)`, what was left of the density at each peak when it was found.
+    """
+
+    def take_peak(residual, _):
+        position, height = highest_peak(residual)
+        return residual - render(position[None], problem.grid_size, problem.atom_radius) / 2, (position, height)
+
+    return jax.lax.scan(take_peak, density, length=num_peaks)[1]
+
+
+def highest_peak(density: Array) -> tuple[Array, Array]:
+    """Position of the highest voxel of a periodic map, as the weighted mean of the 3³ voxels about it, and its height.
+
+    Negative density has no weight. The position is in voxels from the box centre.
+    """
+    height = jnp.max(density)
+    voxel = jnp.stack(jnp.unravel_index(jnp.argmax(density), density.shape))
+    steps = jnp.arange(-1, 2)
+    x, y, z = (voxel[:, None] + steps) % density.shape[0]
+    weights = jnp.maximum(density[x[:, None, None], y[None, :, None], z[None, None, :]], 0)
+    offsets = jnp.stack(jnp.meshgrid(steps, steps, steps, indexing='ij'), axis=-1).astype(density.dtype)
+    total = jnp.maximum(jnp.sum(weights), jnp.finfo(density.dtype).tiny)
+    shift = jnp.sum(weights[..., None] * offsets, axis=(0, 1, 2)) / total
+    return voxel.astype(density.dtype) + 0.5 + shift - density.shape[0] / 2, height
+
+
+def with_inverses(positions: Array) -> Array:
+    """Doubles candidates `(n, 3)` by their inverses through the box centre, `(2n, 3)` (paper, 2.4.4)."""
+    return jnp.concatenate([positions, -positions])

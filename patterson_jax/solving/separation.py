@@ -1,0 +1,117 @@
+"""Separation: of the candidates, the set of atoms whose Patterson map is the measured one (paper, 2.4.4).
+
+The structure factors of a set are the sum of its atoms' own, so to swap two atoms is one subtraction and one addition,
+and by Parseval's theorem the squared difference of two Patterson maps is that of their intensities |F|². No map is
+made inside the loop. Only low frequencies are compared: they cost less, and at the precision of peaks in a map they
+are the ones that tell a right set from a wrong one.
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from patterson_jax.errors import require
+
+METHODS = ('annealed', 'greedy')
+
+
+@dataclasses.dataclass(frozen=True)
+class SeparationSettings:
+    """How to separate; the fields are explained in configs/base.py, section `separate`. Raises InputError."""
+
+    num_peaks: int
+    method: str
+    num_swaps: int
+    num_chains: int
+    resolution: float
+    first_threshold: float
+    last_threshold: float
+
+    def __post_init__(self):
+        for field in ('num_peaks', 'num_swaps', 'num_chains'):
+            require(getattr(self, field) >= 1, field, getattr(self, field), '1 or more')
+        require(self.method in METHODS, 'method', self.method, f'one of {", ".join(METHODS)}')
+        finite = math.isfinite(self.resolution) and self.resolution >= 1
+        require(finite, 'resolution', self.resolution, 'a number, 1 or more')
+        for field in ('first_threshold', 'last_threshold'):
+            value = getattr(self, field)
+            require(math.isfinite(value) and value >= 0, field, value, 'a number, 0 or more')
+
+
+class Separation(NamedTuple):
+    """What a separation found.
+
+    Attributes:
+        chosen: `(num_atoms,)`, indices of the chosen candidates.
+        misfit: squared difference of intensities relative to the squared measured ones, of the chosen set.
+        history: `(num_swaps,)`, the best chain's misfit after each swap tried.
+    """
+
+    chosen: Array
+    misfit: Array
+    history: Array
+
+
+def separate(
+    key: Array, factors: Array, intensities: Array, num_atoms: int, settings: SeparationSettings
+) -> Separation:
+    """Chooses `num_atoms` of the candidates by swaps from random sets, the best of several chains.
+
+    A swap is kept if the misfit falls; the annealed method also keeps one that raises it by less than a threshold,
+    which goes linearly from `first_threshold` to `last_threshold`.
+
+    Args:
+        key: fixes the starts and the swaps.
+        factors: complex `(num_candidates, num_frequencies)`, each candidate's structure factors; more candidates than
+            `num_atoms`.
+        intensities: `(num_frequencies,)`, measured |F|² at these frequencies, on the scale of `factors`.
+        num_atoms: size of the set.
+        settings: number of swaps and chains, method.
+    """
+    if settings.method == 'greedy':
+        thresholds = jnp.zeros(settings.num_swaps)
+    else:
+        thresholds = jnp.linspace(settings.first_threshold, settings.last_threshold, settings.num_swaps)
+
+    def chain(chain_key):
+        return _swap_chain(chain_key, factors, intensities, num_atoms, thresholds)
+
+    chains = jax.vmap(chain)(jax.random.split(key, settings.num_chains))
+    best = jnp.argmin(chains.misfit)
+    return jax.tree.map(lambda each: each[best], chains)
+
+
+def _swap_chain(key, factors, intensities, num_atoms, thresholds):
+    """One chain. The candidates' order is the state: the first `num_atoms` of it are the set."""
+    num_candidates, num_swaps = factors.shape[0], thresholds.shape[0]
+    order_key, member_key, other_key = jax.random.split(key, 3)
+    order = jax.random.permutation(order_key, num_candidates)
+    members = jax.random.randint(member_key, (num_swaps,), 0, num_atoms)
+    others = jax.random.randint(other_key, (num_swaps,), num_atoms, num_candidates)
+    norm = jnp.sum(intensities**2)
+
+    def misfit_of(total):
+        return jnp.sum((total.real**2 + total.imag**2 - intensities) ** 2) / norm
+
+    def swap(state, step):
+        order, total, misfit = state
+        member, other, threshold = step
+        leaving, entering = order[member], order[other]
+        new_total = total - factors[leaving] + factors[entering]
+        new_misfit = misfit_of(new_total)
+        keep = new_misfit < misfit + threshold
+        new_order = order.at[member].set(entering).at[other].set(leaving)
+        state = (
+            jnp.where(keep, new_order, order),
+            jnp.where(keep, new_total, total),
+            jnp.where(keep, new_misfit, misfit),
+        )
+        return state, state[2]
+
+    total = jnp.sum(factors[order[:num_atoms]], axis=0)
+    (order, _, misfit), history = jax.lax.scan(swap, (order, total, misfit_of(total)), (members, others, thresholds))
+    return Separation(order[:num_atoms], misfit, history)

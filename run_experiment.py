@@ -1,0 +1,70 @@
+"""Patterson maps to atoms, from the command line. README.md shows how each mode is used.
+
+python run_experiment.py --config=configs/quick.py
+python run_experiment.py --config=configs/quick.py --mode=evaluate --config.evaluate.num_cases=1000
+python run_experiment.py --config=configs/quick.py --mode=simulate --input=molecule.xyz --output=maps
+python run_experiment.py --config=configs/quick.py --mode=solve --input=maps/molecule_patterson.ccp4 --output=solved
+"""
+
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from patterson_jax import experiment
+from patterson_jax.errors import InputError, exit_on_errors
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, with an optional :variant.')
+MODE = flags.DEFINE_string('mode', 'train', f'What to do: {", ".join(experiment.MODES)}.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run; default runs/CONFIG.')
+CHECKPOINT = flags.DEFINE_string('checkpoint', None, "Directory of a run whose weights to use; default the workdir's.")
+INPUT = flags.DEFINE_multi_string('input', [], 'File to simulate (.xyz) or solve (.ccp4); may be repeated.')
+OUTPUT = flags.DEFINE_string('output', None, 'Directory for what simulate and solve write.')
+
+
+def parse_flags(arguments: list[str]) -> list[str]:
+    """Reads the flags and through them the config; ends the program with one line if one is wrong."""
+    with exit_on_errors():
+        try:
+            rest = flags.FLAGS(arguments)[1:]
+        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+            raise InputError(_reason(error)) from error
+        if rest:
+            raise InputError(f'{rest[0]!r} is no flag; flags begin with --, as in --config={rest[0]}')
+        if CONFIG.value is None:
+            raise InputError('--config is missing; it names a config file, as in --config=configs/quick.py')
+        if not Path(_config_name()[0]).is_file():
+            raise InputError(_reason(None))
+    return rest
+
+
+def main(_: list[str]) -> None:
+    """Runs the mode that the flags ask for."""
+    file, _, variant = _config_name()
+    run_name = '-'.join(filter(None, (Path(file).stem, variant)))
+    with exit_on_errors():
+        experiment.run(
+            MODE.value,
+            CONFIG.value,
+            Path(WORKDIR.value or Path('runs') / run_name),
+            CHECKPOINT.value and Path(CHECKPOINT.value),
+            tuple(map(Path, INPUT.value)),
+            OUTPUT.value and Path(OUTPUT.value),
+            config_flags.get_override_values(flags.FLAGS['config']),
+        )
+
+
+def _config_name():
+    """(file, ':', variant) of the --config flag."""
+    return (config_flags.get_config_filename(flags.FLAGS['config']) or '').partition(':')
+
+
+def _reason(error):
+    file = _config_name()[0]
+    if file and not Path(file).is_file():
+        return f'--config is {file!r}; there is no such file'
+    return ' '.join(str(error).split())
+
+
+if __name__ == '__main__':
+    app.run(main, flags_parser=parse_flags)
