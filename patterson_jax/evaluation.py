@@ -81,19 +81,21 @@ def match_atoms(found: Array, true: Array) -> Match:
 
     def align(sign, centred):
         aligned = sign * found
-        aligned = aligned + centred * (jnp.mean(true, axis=0) - jnp.mean(aligned, axis=0))
+        aligned = aligned + centred * (jnp.mean(true, axis=0) - jnp.mean(aligned, axis=0))[None]
         for _ in range(3):
             nearest, paired, errors = _pair(aligned, true)
             weights = (paired & (errors <= PAIRING_DISTANCE)).astype(true.dtype)
             shift = jnp.sum(weights[:, None] * (true - aligned[nearest]), axis=0)
-            aligned = aligned + shift / jnp.maximum(jnp.sum(weights), 1)
+            aligned = aligned + (shift / jnp.maximum(jnp.sum(weights), 1))[None]
         _, paired, errors = _pair(aligned, true)
         return Match(aligned, paired, errors)
 
     signs, starts = jnp.array([1.0, 1.0, -1.0, -1.0]), jnp.array([0.0, 1.0, 0.0, 1.0])
     matches = jax.vmap(align)(signs, starts)
     mean_errors = jnp.mean(matches.errors, axis=-1)
-    merit = jnp.sum(matches.within, axis=-1) - mean_errors / (1 + mean_errors)  # the second term stays below 1
+    merit = jnp.sum(matches.within, axis=-1, dtype=true.dtype) - mean_errors / (
+        1 + mean_errors
+    )  # the second term stays below 1
     best = jnp.argmax(merit)
     return jax.tree.map(lambda each: each[best], matches)
 

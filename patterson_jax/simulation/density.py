@@ -27,7 +27,7 @@ def render(positions: Array, grid_size: int, atom_radius: float) -> Array:
         `(grid_size, grid_size, grid_size)`: the fraction of each voxel inside a sphere, summed over spheres.
     """
     blocks, starts = jax.vmap(functools.partial(atom_block, atom_radius=atom_radius))(positions + grid_size / 2)
-    index = (starts[:, :, None] + jnp.arange(blocks.shape[-1])) % grid_size  # (num_atoms, 3, block)
+    index = (starts[:, :, None] + jnp.arange(blocks.shape[-1])[None, None]) % grid_size  # (num_atoms, 3, block)
     x, y, z = index[:, 0, :, None, None], index[:, 1, None, :, None], index[:, 2, None, None, :]
     return jnp.zeros((grid_size,) * 3, positions.dtype).at[x, y, z].add(blocks)
 
@@ -45,8 +45,7 @@ def atom_block(position: Array, atom_radius: float) -> tuple[Array, Array]:
     """
     block = math.ceil(2 * atom_radius) + 1
     start = jnp.floor(jax.lax.stop_gradient(position) - atom_radius)
-    faces = (start[:, None] + jnp.arange(block + 1, dtype=position.dtype) - position[:, None]) / atom_radius
-    faces = faces.astype(position.dtype)
+    faces = (start[:, None] + jnp.arange(block + 1, dtype=position.dtype)[None] - position[:, None]) / atom_radius
     corners = corner_volume(faces[0, :, None, None], faces[1, None, :, None], faces[2, None, None, :])
     volumes = jnp.diff(jnp.diff(jnp.diff(corners, axis=0), axis=1), axis=2) * atom_radius**3
     return jnp.maximum(volumes, 0), start.astype(jnp.int32)

@@ -5,6 +5,7 @@ Structure factors are kept as the half space that a real map needs, `(grid, grid
 "centred".
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -75,11 +76,12 @@ def atom_factors(position: Array, chosen: np.ndarray, grid_size: int, atom_radiu
     """
     block, start = atom_block(position + grid_size / 2, atom_radius)
     limit = int(np.abs(chosen).max())
-    waves = np.arange(-limit, limit + 1)
-    voxels = start[:, None] + jnp.arange(block.shape[0])
+    waves = jnp.arange(-limit, limit + 1)
+    voxels = start[:, None] + jnp.arange(block.shape[0])[None]
     # Whole numbers are reduced before they become an angle, so that float32 keeps the phase exact.
-    turns = (voxels[:, :, None] * waves) % grid_size
-    phases = jnp.exp(-2j * np.pi / grid_size * turns.astype(position.dtype))  # (3, block, waves)
+    turns = (voxels[:, :, None] * waves[None, None]) % grid_size
+    angles = 2 * np.pi / grid_size * turns.astype(position.dtype)
+    phases = jax.lax.complex(jnp.cos(angles), -jnp.sin(angles))  # (3, block, waves)
     along_z = jnp.einsum('xyz,zl->xyl', block.astype(phases.dtype), phases[2, :, limit:])
     along_yz = jnp.einsum('xyl,yk->xkl', along_z, phases[1])
     factors = jnp.einsum('xkl,xh->hkl', along_yz, phases[0])

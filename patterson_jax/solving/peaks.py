@@ -41,7 +41,7 @@ def highest_peak(density: Array) -> tuple[Array, Array]:
     height = jnp.max(density)
     voxel = jnp.stack(jnp.unravel_index(jnp.argmax(density), density.shape))
     steps = jnp.arange(-1, 2)
-    x, y, z = (voxel[:, None] + steps) % density.shape[0]
+    x, y, z = (voxel[:, None] + steps[None]) % density.shape[0]
     weights = jnp.maximum(density[x[:, None, None], y[None, :, None], z[None, None, :]], 0)
     offsets = jnp.stack(jnp.meshgrid(steps, steps, steps, indexing='ij'), axis=-1).astype(density.dtype)
     total = jnp.maximum(jnp.sum(weights), jnp.finfo(density.dtype).tiny)

@@ -1,0 +1,106 @@
+"""Random atoms: never too close, never outside the box, and the same for a key wherever it is drawn."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from patterson_jax.errors import InputError
+from patterson_jax.simulation.atoms import centre, check_drawable, draw_positions, insert_atoms
+from patterson_jax.simulation.problem import Problem
+
+# Seven of ten trials to place five atoms in so small a box jam.
+CROWDED = Problem(grid_size=16, num_atoms=5, box_edge=4.0, min_separation=3.0, centred=False)
+KEYS = jax.random.split(jax.random.key(1), 2000)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def draw(keys, problem):
+    return jax.vmap(functools.partial(draw_positions, problem=problem))(keys)
+
+
+@functools.cache
+def crowded_positions():
+    return np.asarray(draw(KEYS, CROWDED))
+
+
+def kolmogorov_smirnov(samples, low, high):
+    """Largest distance between the samples' distribution function and that of a uniform one."""
+    fractions = (np.sort(samples) - low) / (high - low)
+    steps = np.arange(len(samples) + 1) / len(samples)
+    return max(np.max(steps[1:] - fractions), np.max(fractions - steps[:-1]))
+
+
+def test_draws_that_jam_are_common_in_the_crowded_box():
+    _, placed = jax.jit(jax.vmap(functools.partial(insert_atoms, problem=CROWDED)))(KEYS)
+    assert 0.2 < jnp.mean(placed) < 0.4
+
+
+def test_atoms_are_never_closer_than_the_least_separation():
+    positions = crowded_positions().astype(np.float64)
+    first, second = np.triu_indices(CROWDED.num_atoms, 1)
+    distances = np.linalg.norm(positions[:, first] - positions[:, second], axis=-1)
+    assert distances.shape == (2000, 10)
+    assert distances.min() >= CROWDED.min_separation * (1 - 1e-6)  # float32 compares the squares
+    assert distances.min() < CROWDED.min_separation * 1.001
+
+
+def test_atoms_lie_in_the_inner_box_and_use_all_of_it():
+    positions = crowded_positions()
+    half = CROWDED.box_edge / 2
+    assert np.abs(positions).max() <= half
+    np.testing.assert_allclose(positions.max(axis=(0, 1)), half, atol=0.01)
+    np.testing.assert_allclose(positions.min(axis=(0, 1)), -half, atol=0.01)
+
+
+def test_a_key_gives_the_same_positions_in_any_batch():
+    everything = crowded_positions()
+    chosen = np.array([1999, 3, 700, 3, 0])
+    np.testing.assert_array_equal(draw(KEYS[chosen], CROWDED), everything[chosen])
+    alone = jax.jit(functools.partial(draw_positions, problem=CROWDED))
+    np.testing.assert_array_equal(alone(KEYS[3]), everything[3])
+    assert len(np.unique(everything, axis=0)) == len(KEYS)
+
+
+def test_centring_takes_away_the_mean_and_nothing_else():
+    problem = Problem(grid_size=16, num_atoms=5, box_edge=4.0, min_separation=3.0)
+    uncentred = crowded_positions()[:100]
+    positions = np.asarray(draw(KEYS[:100], problem))
+    np.testing.assert_allclose(positions.mean(axis=1), 0, atol=1e-6)
+    np.testing.assert_allclose(positions, uncentred - uncentred.mean(axis=1, keepdims=True), atol=1e-6)
+    np.testing.assert_array_equal(centre(jnp.asarray(uncentred)).shape, uncentred.shape)
+
+
+@pytest.mark.parametrize('num_atoms', [1, 2])
+def test_the_first_atom_is_uniform_over_the_box_wherever_the_second_has_to_go(num_atoms):
+    problem = Problem(grid_size=16, num_atoms=num_atoms, box_edge=6.0, min_separation=4.0, centred=False)
+    first = np.asarray(draw(KEYS, problem))[:, 0]
+    limit = 1.63 / np.sqrt(len(KEYS))  # exceeded by chance once in a hundred
+    assert max(kolmogorov_smirnov(axis, -3, 3) for axis in first.T) < limit
+    np.testing.assert_allclose(first.mean(axis=0), 0, atol=3 * np.sqrt(3 / len(KEYS)))
+    np.testing.assert_allclose(np.cov(first.T), 3 * np.eye(3), atol=0.25)  # variance edge² / 12, three sigma
+
+
+def test_the_second_atom_is_uniform_over_what_the_first_leaves_free():
+    problem = Problem(grid_size=16, num_atoms=2, box_edge=6.0, min_separation=4.0, centred=False)
+    positions = np.asarray(draw(KEYS, problem), np.float64)
+    candidates = np.random.default_rng(0).uniform(-3, 3, (20000, 3))
+    ranks = []
+    for first, second in positions[:500]:
+        free = candidates[np.sum((candidates - first) ** 2, axis=-1) >= 16]
+        ranks.append(np.mean(free < second, axis=0))  # uniform from 0 to 1 if the second atom is like the candidates
+    assert max(kolmogorov_smirnov(axis, 0, 1) for axis in np.transpose(ranks)) < 1.63 / np.sqrt(500)
+
+
+def test_a_problem_that_never_finds_room_is_refused_in_words():
+    # Two atoms ten voxels apart do not fit a cube of edge 5, whose diagonal is 8.7, yet would fill only 31 % of it.
+    problem = Problem(num_atoms=2, min_separation=10.0, box_edge=5.0)
+    with pytest.raises(InputError, match=r'^num_atoms is 2; .*edge 5 at least 10 voxels apart'):
+        check_drawable(problem)
+
+
+@pytest.mark.parametrize('problem', [Problem(), CROWDED])
+def test_problems_that_find_room_at_least_sometimes_are_accepted(problem):
+    check_drawable(problem)

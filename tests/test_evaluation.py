@@ -1,0 +1,94 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from patterson_jax import evaluation
+from patterson_jax.evaluation import EvaluationSettings, evaluate
+from patterson_jax.learning.network import PattersonNet
+from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.separation import SeparationSettings
+
+PROBLEM = Problem(grid_size=12, num_atoms=3, min_separation=2.4, box_edge=5.0)
+NETWORK = PattersonNet(
+    features=2, outer_kernel_size=3, inner_kernel_size=3, encoder_depth=1, inner_depth=1, decoder_depth=1
+)
+SEPARATION = SeparationSettings(
+    num_peaks=6,
+    method='annealed',
+    num_swaps=50,
+    num_chains=1,
+    resolution=4.0,
+    first_threshold=0.02,
+    last_threshold=0.001,
+)
+match_atoms = jax.jit(evaluation.match_atoms)
+TRUE = np.random.default_rng(0).uniform(-6, 6, (10, 3)).astype(np.float32)
+
+
+def test_exact_atoms_match_in_any_order():
+    match = match_atoms(jnp.asarray(TRUE[::-1].copy()), jnp.asarray(TRUE))
+    assert np.all(match.within)
+    np.testing.assert_allclose(match.errors, 0, atol=1e-5)
+
+
+def test_the_other_enantiomorph_at_another_origin_matches_too():
+    moved = -TRUE + np.array([3.0, -2.0, 5.0], np.float32)
+    match = match_atoms(jnp.asarray(moved), jnp.asarray(TRUE))
+    assert np.all(match.within)
+    np.testing.assert_allclose(match.errors, 0, atol=1e-4)
+
+
+def test_one_wrong_atom_does_not_move_the_others():
+    found = TRUE.copy()
+    found[0] += np.array([0.0, 8.0, 0.0], np.float32)
+    match = match_atoms(jnp.asarray(found), jnp.asarray(TRUE))
+    assert not match.within[0] and np.all(match.within[1:])
+    np.testing.assert_allclose(match.errors[1:], 0, atol=1e-3)
+
+
+def test_only_mutually_nearest_atoms_are_pairs():
+    true = jnp.array([[0.0, 0.0, 0.0], [10.0, 0.0, 0.0], [0.0, 10.0, 0.0]])
+    found = jnp.array([[0.1, 0.0, 0.0], [0.2, 0.0, 0.0], [0.0, 10.0, 0.0]])
+    match = match_atoms(found, true)
+    assert np.asarray(match.within).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_pairs_are_those_of_a_brute_force(seed):
+    rng = np.random.default_rng(seed)
+    true, found = rng.normal(0, 3, (2, 8, 3)).astype(np.float32)
+    match = match_atoms(jnp.asarray(found), jnp.asarray(true))
+    distances = np.linalg.norm(true[:, None] - np.asarray(match.aligned)[None], axis=-1)
+    pairs = [distances[:, distances[row].argmin()].argmin() == row for row in range(8)]
+    np.testing.assert_array_equal(match.paired, pairs)
+    np.testing.assert_allclose(match.errors, distances.min(1), rtol=1e-5)
+
+
+@pytest.fixture(scope='module')
+def params():
+    return NETWORK.init(jax.random.key(0), jnp.zeros((1, 12, 12, 12)))
+
+
+def scored(params, num_cases, batch_size):
+    settings = EvaluationSettings(num_cases, batch_size)
+    return evaluate(NETWORK, params, PROBLEM, SEPARATION, settings, seed=3)
+
+
+def test_report_is_the_same_again_and_does_not_depend_on_the_batch(params):
+    first, again, whole = scored(params, 10, 4), scored(params, 10, 4), scored(params, 10, 10)
+    for report, _ in (first, again, whole):
+        report['separated'].pop('seconds_per_case')
+    assert first[0] == again[0]
+    assert first[0]['separated']['matched'] == whole[0]['separated']['matched']
+    np.testing.assert_allclose(first[0]['map']['mse'], whole[0]['map']['mse'], rtol=1e-4)
+    np.testing.assert_allclose(first[1].examples.positions, whole[1].examples.positions)
+
+
+def test_report_counts_are_consistent(params):
+    report, shown = scored(params, 10, 4)
+    assert report['cases'] == 10 and report['atoms'] == 30
+    assert sum(report['separated']['histogram']['counts']) == report['separated']['matched'] <= 30
+    assert 0 <= report['random']['recall'] <= 1
+    assert shown.examples.positions.shape == (3, 3, 3)
+    assert shown.solutions.density.shape == (3, 12, 12, 12)

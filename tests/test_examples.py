@@ -1,0 +1,112 @@
+"""Examples: each belongs to its seed, stream, set and index alone, and its maps are what the paper says they are."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from patterson_jax.simulation.density import render
+from patterson_jax.simulation.examples import (
+    STREAMS,
+    example_key,
+    invert_map,
+    make_batch,
+    make_example,
+    network_input,
+    stream_key,
+    target_map,
+)
+from patterson_jax.simulation.patterson import patterson_map
+from patterson_jax.simulation.problem import Problem
+
+PROBLEM = Problem(grid_size=16, num_atoms=4, box_edge=6.0)
+
+batch_of = jax.jit(functools.partial(make_batch, problem=PROBLEM))
+
+
+@functools.cache
+def one_batch():
+    return jax.tree.map(np.asarray, batch_of(stream_key(0, 'training'), 3, jnp.array([5, 0, 9])))
+
+
+def test_an_example_is_the_same_bit_for_bit_in_any_batch():
+    batch = one_batch()
+    stream = stream_key(0, 'training')
+    for indices, here, there in (([9, 2, 5], [2, 0], [0, 2]), ([5, 5, 1], [0, 1], [0, 0]), ([7, 0], [1], [1])):
+        other = batch_of(stream, 3, jnp.array(indices))
+        for name in batch._fields:
+            np.testing.assert_array_equal(getattr(other, name)[np.array(here)], getattr(batch, name)[np.array(there)])
+    alone = jax.jit(functools.partial(make_example, problem=PROBLEM))(example_key(stream, 3, 9))
+    for name in batch._fields:
+        np.testing.assert_array_equal(getattr(alone, name), getattr(batch, name)[2])
+
+
+def test_seed_stream_set_and_index_each_make_another_example():
+    cases = itertools.product((0, 1, 2**32 - 1), STREAMS, (0, 1, 2), [jnp.arange(4)])
+    batches = [batch_of(stream_key(seed, stream), number, indices) for seed, stream, number, indices in cases]
+    positions = np.concatenate([batch.positions for batch in batches])
+    assert positions.shape == (3 * len(STREAMS) * 3 * 4, 4, 3)
+    assert len(np.unique(positions, axis=0)) == len(positions)
+
+
+def test_streams_are_told_apart_by_numbers_of_their_own():
+    assert len(set(STREAMS.values())) == len(STREAMS)
+    assert {'training', 'validation', 'calibration', 'evaluation'} <= STREAMS.keys()
+
+
+def test_the_patterson_map_is_that_of_the_atoms_alone():
+    batch = one_batch()
+    for positions, patterson in zip(batch.positions, batch.patterson, strict=True):
+        expected = patterson_map(render(positions, PROBLEM.grid_size, PROBLEM.atom_radius))
+        np.testing.assert_allclose(patterson, expected, atol=1e-5)
+
+
+def test_the_target_is_the_mean_of_the_structure_and_its_inverse():
+    batch = one_batch()
+    np.testing.assert_array_equal(invert_map(batch.target), batch.target)
+    for positions, target in zip(batch.positions, batch.target, strict=True):
+        first, second = (render(sign * positions, PROBLEM.grid_size, PROBLEM.atom_radius) for sign in (1, -1))
+        np.testing.assert_allclose(target, (first + second) / 2, atol=1e-5)  # measured 1e-6
+        assert 0 <= target.min() and target.max() <= 1
+        assert target.sum() == pytest.approx(PROBLEM.num_atoms * PROBLEM.atom_volume, rel=1e-5)
+
+
+def test_the_original_target_is_half_the_structure():
+    problem = dataclasses.replace(PROBLEM, target='original')
+    batch = one_batch()
+    other = make_example(example_key(stream_key(0, 'training'), 3, 5), problem)
+    np.testing.assert_array_equal(other.positions, batch.positions[0])
+    expected = render(other.positions, problem.grid_size, problem.atom_radius) / 2
+    np.testing.assert_allclose(other.target, expected, atol=1e-6)
+    np.testing.assert_allclose((other.target + invert_map(other.target)), batch.target[0], atol=1e-6)
+    assert not np.allclose(other.target, invert_map(other.target), atol=0.1)
+
+
+def test_inversion_takes_each_voxel_to_its_mirror_image_and_back():
+    density = np.arange(2 * 8**3, dtype=np.float32).reshape(2, 8, 8, 8)
+    inverted = invert_map(jnp.asarray(density))
+    np.testing.assert_array_equal(inverted[:, 0, 2, 7], density[:, 7, 5, 0])
+    np.testing.assert_array_equal(invert_map(inverted), density)
+    np.testing.assert_array_equal(target_map(jnp.asarray(density), PROBLEM)[0], np.full((8, 8, 8), (8**3 - 1) / 2))
+
+
+@pytest.mark.parametrize('input_scale', [0.7, 2.0])
+def test_the_networks_input_does_not_depend_on_the_scale_of_the_map(input_scale):
+    problem = dataclasses.replace(PROBLEM, input_scale=input_scale)
+    patterson = one_batch().patterson
+    given = network_input(patterson, problem)
+    np.testing.assert_allclose(given[:, 8, 8, 8], input_scale * problem.num_atoms, rtol=1e-6)
+    assert set(np.argmax(np.reshape(given, (3, -1)), axis=1)) == {8 * 16**2 + 8 * 16 + 8}
+    np.testing.assert_allclose(
+        np.fft.ifftshift(given, (1, 2, 3))[1],
+        patterson[1] * (given[1, 8, 8, 8] / patterson[1, 0, 0, 0]),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    for scale in (1e-3, 37.0):
+        np.testing.assert_allclose(network_input(scale * patterson, problem), given, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(network_input(patterson[0], problem), given[0], rtol=1e-6, atol=1e-6)

@@ -1,0 +1,349 @@
+"""Maps and atoms in files, held against gemmi, a CCP4 writer of the test's own, and a disk that is full."""
+
+import contextlib
+import resource
+import struct
+
+import gemmi
+import numpy as np
+import pytest
+
+from patterson_jax.errors import InputError
+from patterson_jax.files import file_positions, read_map, read_xyz, voxel_positions, write_map, write_text, write_xyz
+from patterson_jax.simulation.density import render
+from patterson_jax.simulation.patterson import patterson_map
+from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.solver import check_patterson, origin_distances
+
+TYPE_OF_MODE = {0: 'i1', 1: 'i2', 2: 'f4', 6: 'u2'}
+
+
+def ccp4_bytes(
+    block, sampling, cell, axes=(1, 2, 3), start=(0, 0, 0), mode=2, byte_order='<', spacegroup=1, symmetry=b''
+):
+    """A CCP4 file, written from the format's description. `block` and `start` are in x, y, z; `axes` in file order."""
+    order = [axis - 1 for axis in axes]
+    stamp = b'\x44\x44\x00\x00' if byte_order == '<' else b'\x11\x11\x00\x00'
+    header = struct.pack(
+        f'{byte_order}10i6f3i3f2i',
+        *(block.shape[axis] for axis in order),
+        mode,
+        *(start[axis] for axis in order),
+        *sampling,
+        *cell,
+        *axes,
+        *(block.min(), block.max(), block.mean()),
+        spacegroup,
+        len(symmetry),
+    )
+    header = header.ljust(208, b'\0') + b'MAP ' + stamp
+    columns_fastest = np.transpose(block, order[::-1]).astype(byte_order + TYPE_OF_MODE[mode])
+    return header.ljust(1024, b'\0') + symmetry + columns_fastest.tobytes()
+
+
+def cubic_bytes(values, edge=4.0, **changes):
+    return ccp4_bytes(values, **({'sampling': values.shape, 'cell': (edge, edge, edge, 90, 90, 90)} | changes))
+
+
+def whole_numbers(*shape):
+    """Values that every mode holds exactly and no two axes share."""
+    return np.random.default_rng(0).integers(0, 100, shape).astype(np.float32)
+
+
+def refusal(function, *arguments):
+    """The one line with which InputError refuses."""
+    with pytest.raises(InputError) as caught:
+        function(*arguments)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def test_a_written_map_is_read_back_exactly(tmp_path):
+    values = np.random.default_rng(0).normal(size=(10, 10, 10)).astype(np.float32)
+    for written in (values, values.astype(float).transpose(2, 0, 1), values[::-1]):
+        write_map(tmp_path / 'map.ccp4', written, 0.37)
+        read = read_map(tmp_path / 'map.ccp4')
+        np.testing.assert_array_equal(read.values, written.astype(np.float32), strict=True)
+        assert read.voxel_size == pytest.approx(0.37, rel=1e-6)
+    assert [path.name for path in tmp_path.iterdir()] == ['map.ccp4']
+
+
+def test_gemmi_finds_the_whole_cell_in_a_written_map(tmp_path):
+    values = np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32)
+    write_map(tmp_path / 'map.ccp4', values, 0.5)
+    ccp4 = gemmi.read_ccp4_map(str(tmp_path / 'map.ccp4'))
+    words = [ccp4.header_i32(word) for word in range(1, 11)]
+    assert words == [8, 8, 8, 2, 0, 0, 0, 8, 8, 8]  # shape, float32, start, sampling
+    assert [ccp4.header_i32(word) for word in (17, 18, 19, 23)] == [1, 2, 3, 1]  # axes, space group
+    statistics = [ccp4.header_float(word) for word in (20, 21, 22)]
+    assert statistics == pytest.approx([values.min(), values.max(), values.mean()], abs=1e-6)
+    assert ccp4.grid.unit_cell.parameters == (4, 4, 4, 90, 90, 90)
+    np.testing.assert_array_equal(np.array(ccp4.grid), values)
+
+
+def test_written_atoms_lie_on_the_written_density(tmp_path):
+    rng, grid_size, voxel_size = np.random.default_rng(0), 16, 0.7
+    for position in rng.uniform(-3, 3, (4, 1, 3)).astype(np.float32):
+        write_map(tmp_path / 'atom.ccp4', np.asarray(render(position, grid_size, 1.0)), voxel_size)
+        write_xyz(tmp_path / 'atom.xyz', file_positions(position, grid_size, voxel_size), 'C', 'one atom')
+
+        grid = gemmi.read_ccp4_map(str(tmp_path / 'atom.ccp4'), setup=True).grid
+        atom = read_xyz(tmp_path / 'atom.xyz')[0]
+        points = [(point.value, grid.point_to_position(point).tolist()) for point in grid]
+        weights, places = (np.array(each) for each in zip(*points, strict=True))
+        centre_of_mass = weights @ places / weights.sum()
+        # A sphere's mass, put at the centres of its voxels, has its centre up to 0.024 voxel off the sphere's.
+        np.testing.assert_allclose(centre_of_mass, atom, atol=0.03 * voxel_size)
+        assert grid.interpolate_value(gemmi.Position(*atom)) > 0.9 * weights.max()
+
+
+@pytest.mark.parametrize(
+    ('axes', 'start', 'mode', 'byte_order'),
+    [
+        ((3, 2, 1), (0, 0, 0), 2, '<'),
+        ((2, 3, 1), (-3, 5, 8), 2, '>'),
+        ((3, 1, 2), (0, -16, 1), 1, '<'),
+        ((1, 3, 2), (2, 2, 2), 0, '<'),
+        ((2, 1, 3), (0, 0, -1), 6, '>'),
+    ],
+)
+def test_a_map_reads_the_same_in_any_order_start_and_mode(tmp_path, axes, start, mode, byte_order):
+    values = whole_numbers(8, 8, 8)
+    block = np.roll(values, [-each for each in start], axis=(0, 1, 2))  # its first value is the one at `start`
+    (tmp_path / 'map.ccp4').write_bytes(cubic_bytes(block, axes=axes, start=start, mode=mode, byte_order=byte_order))
+    read = read_map(tmp_path / 'map.ccp4')
+    np.testing.assert_array_equal(read.values, values, strict=True)
+    assert read.voxel_size == 0.5
+
+
+def test_half_a_cell_with_an_inversion_centre_reads_as_the_whole(tmp_path):
+    values = whole_numbers(8, 8, 8)
+    values = values + np.roll(np.flip(values), 1, axis=(0, 1, 2))
+    operators = b''.join(line.ljust(80) for line in (b'X,Y,Z', b'-X,-Y,-Z'))
+    half = cubic_bytes(values[:5], sampling=(8, 8, 8), spacegroup=2, symmetry=operators)
+    (tmp_path / 'half.ccp4').write_bytes(half)
+    np.testing.assert_array_equal(read_map(tmp_path / 'half.ccp4').values, values)
+
+
+def with_value(value):
+    values = whole_numbers(8, 8, 8)
+    values[1, 2, 3] = values[3, 2, 1] = value
+    return cubic_bytes(values)
+
+
+CUBE = whole_numbers(8, 8, 8)
+WHOLE = cubic_bytes(CUBE)
+PARTIAL = 'only part of the cell; the whole cell is needed'
+NOT_CUBIC = 'only cubic grids in cubic cells'
+NO_MAPS = {
+    'missing': (None, 'no such file'),
+    'empty': (b'', 'is empty'),
+    'text': (b'3\n', 'not a CCP4 map', '2 bytes', '1024'),
+    'random bytes': (np.random.default_rng(0).bytes(5000), 'not a CCP4 map'),
+    'another format': (b'PK' * 4000, 'not a CCP4 map'),
+    'header only': (WHOLE[:1024], 'cut short', '1024 bytes', '3072'),
+    'truncated': (WHOLE[:-1], 'cut short', '3071 bytes', '3072'),
+    'no values': (bytes(4) + WHOLE[4:], 'not a CCP4 map', '[0, 8, 8]'),
+    'complex values': (cubic_bytes(CUBE, mode=2).replace(b'\2\0\0\0', b'\4\0\0\0', 1), 'not a CCP4 map', 'mode 4'),
+    'one axis twice': (WHOLE[:64] + struct.pack('<3i', 1, 1, 2) + WHOLE[76:], 'not a CCP4 map'),
+    'NaN': (with_value(np.nan), '2 of its values are NaN or infinite'),
+    'infinite': (with_value(-np.inf), '2 of its values are NaN or infinite'),
+    'grid not cubic': (cubic_bytes(whole_numbers(8, 8, 10)), '8 x 8 x 10 voxels', NOT_CUBIC),
+    'cell not cubic': (cubic_bytes(CUBE, cell=(4, 4, 4.1, 90, 90, 90)), '4, 4, 4.1, 90, 90, 90', NOT_CUBIC),
+    'cell oblique': (cubic_bytes(CUBE, cell=(4, 4, 4, 90, 100, 90)), '4, 4, 4, 90, 100, 90', NOT_CUBIC),
+    'cell of no size': (cubic_bytes(CUBE, cell=(0, 0, 0, 90, 90, 90)), 'cell', '0, 0, 0, 90, 90, 90'),
+    'cell left out': (cubic_bytes(CUBE, cell=(0, 0, 0, 0, 0, 0)), 'cell', '0, 0, 0, 0, 0, 0'),
+    'cell not a number': (cubic_bytes(CUBE, cell=(np.nan, np.nan, np.nan, 90, 90, 90)), 'cell', 'nan, nan, nan'),
+    'part of the cell': (cubic_bytes(CUBE[:7], sampling=(8, 8, 8)), PARTIAL),
+    'speck of a vast cell': (cubic_bytes(CUBE, sampling=(65536, 65536, 65536)), PARTIAL),
+    'sampling negative': (cubic_bytes(CUBE, sampling=(-8, 8, 8)), 'not a CCP4 map', '-8, 8, 8'),
+    'sampling zero': (cubic_bytes(CUBE, sampling=(8, 8, 0)), 'not a CCP4 map', '8, 8, 0'),
+}
+
+
+@pytest.mark.parametrize(('content', 'fragments'), [(case[0], case[1:]) for case in NO_MAPS.values()], ids=NO_MAPS)
+def test_what_is_no_whole_cubic_map_is_refused_by_name(tmp_path, content, fragments):
+    path = tmp_path / 'map.ccp4'
+    if content is not None:
+        path.write_bytes(content)
+    message = refusal(read_map, path)
+    assert message.startswith(f'{path}: ')
+    for fragment in fragments:
+        assert fragment in message.removeprefix(f'{path}: ')
+
+
+def test_positions_come_back_from_xyz_as_they_went(tmp_path):
+    positions = np.random.default_rng(0).uniform(-1000, 1000, (7, 3))
+    path = tmp_path / 'atoms.xyz'
+    for element, comment in (('C', 'map.ccp4: R1 0.1'), ('Fe', 'one\ntwo\r\n\n\tthree\u2028four'), ('X', '')):
+        write_xyz(path, positions, element, comment)
+        lines = path.read_text(encoding='utf-8').split('\n')
+        assert len(lines) == 10
+        assert [lines[0], lines[1], lines[9]] == ['7', ' '.join(comment.split()), '']
+        assert {line.split()[0] for line in lines[2:9]} == {element}
+        np.testing.assert_allclose(read_xyz(path), positions, rtol=0, atol=5.1e-7)
+
+
+def test_xyz_of_other_programs_is_read(tmp_path):
+    (tmp_path / 'atoms.xyz').write_bytes(b' 3 \r\n\r\nc\t-1.5 2 3e-1 0.25\r\nCL 0 0 0 # no charge\r\n X .5 -.5 +.5\r\n \r\n\r\n')
+    np.testing.assert_array_equal(read_xyz(tmp_path / 'atoms.xyz'), [[-1.5, 2, 0.3], [0, 0, 0], [0.5, -0.5, 0.5]])
+
+
+def xyz_with(line):
+    return f'3\n\nC 0 0 0\n{line}\nC 2 2 2\n'
+
+
+NO_XYZ = {
+    'missing': (None, 'no such file'),
+    'empty': ('', 'is empty'),
+    'binary': (WHOLE, 'line 1'),
+    'not UTF-8': (b'1\n1 \xc5\nC 0 0 0\n', 'not a text file'),
+    'count a word': ('C 0 0 0\n', 'line 1', "'C 0 0 0'", 'the number of atoms'),
+    'count zero': ('0\n\n', 'line 1', "'0'", 'the number of atoms'),
+    'count negative': ('-1\n\n', 'line 1', "'-1'", 'the number of atoms'),
+    'count a fraction': ('1.0\n\nC 0 0 0\n', 'line 1', "'1.0'", 'the number of atoms'),
+    'count of no end': ('9' * 5000 + '\n\nC 0 0 0\n', 'line 1', "'999", 'the number of atoms'),
+    'short': ('3\n\nC 0 0 0\nC 1 1 1\n', '2 atoms', 'line 1 announces 3'),
+    'count alone': ('3\n', '0 atoms', 'line 1 announces 3'),
+    'over-long': ('1\n\nC 0 0 0\n\nC 1 1 1\n', 'line 5', "'C 1 1 1' after the last of 1 atoms"),
+    'unknown element': (xyz_with('Qq 1 1 1'), 'line 4', "'Qq 1 1 1'", 'a chemical symbol'),
+    'element in full': (xyz_with('Carbon 1 1 1'), 'line 4', "'Carbon 1 1 1'", 'a chemical symbol'),
+    'no element': (xyz_with('1 1 1'), 'line 4', "'1 1 1'", 'a chemical symbol'),
+    'too few columns': (xyz_with('C 1 1'), 'line 4', "'C 1 1'", 'three coordinates'),
+    'blank line': (xyz_with(''), 'line 4', "''", 'three coordinates'),
+    'not a number': (xyz_with('C 1 one 1'), 'line 4', "'C 1 one 1'", 'three coordinates'),
+    'NaN': (xyz_with('C 1 nan 1'), 'line 4', "'C 1 nan 1'", 'three coordinates'),
+    'infinite': (xyz_with('C 1 1 1e999'), 'line 4', "'C 1 1 1e999'", 'three coordinates'),
+    'very long line': (xyz_with('C 1 1 ' + 'x' * 10**6), 'line 4', "'C 1 1 xxx", 'three coordinates'),
+}
+
+
+@pytest.mark.parametrize(('content', 'fragments'), [(case[0], case[1:]) for case in NO_XYZ.values()], ids=NO_XYZ)
+def test_what_is_no_xyz_is_refused_by_file_and_line(tmp_path, content, fragments):
+    path = tmp_path / 'atoms.xyz'
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    message = refusal(read_xyz, path)
+    assert message.startswith(str(path))
+    assert len(message) < len(str(path)) + 200
+    for fragment in fragments:
+        assert fragment in message.removeprefix(str(path))
+
+
+def test_voxel_positions_have_their_mean_at_the_centre_whatever_the_file_puts_there():
+    positions = np.random.default_rng(0).normal(size=(5, 3))
+    centred = positions - positions.mean(axis=0)
+    for shift in (0.0, 100.0):
+        np.testing.assert_allclose(voxel_positions(0.4 * positions + shift, 0.4), centred, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(file_positions(np.zeros((1, 3)), 16, 0.5), np.full((1, 3), 3.75))
+
+
+@contextlib.contextmanager
+def full_disk(num_bytes):
+    """Lets no file grow beyond so many bytes: a write of more fails, as on a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+WRITERS = {
+    'small map': lambda path: write_map(path, np.ones((8, 8, 8)), 0.5),  # as long as a write buffer is not
+    'map': lambda path: write_map(path, np.ones((16, 16, 16)), 0.5),
+    'xyz': lambda path: write_xyz(path, np.ones((100, 3)), 'C', 'comment'),
+    'text': lambda path: write_text(path, 10_000 * 'long '),
+    'text that cannot be encoded': lambda path: write_text(path, 'half a pair: \ud800'),
+}
+
+
+@pytest.mark.parametrize('write', WRITERS.values(), ids=WRITERS)
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, write):
+    (tmp_path / 'old').write_text('what an earlier run left')
+    with pytest.raises((OSError, RuntimeError, UnicodeEncodeError)), full_disk(1500):
+        write(tmp_path / 'old')
+    with pytest.raises((OSError, RuntimeError, UnicodeEncodeError)), full_disk(1500):
+        write(tmp_path / 'new')
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {'old': 'what an earlier run left'}
+
+
+PROBLEM = Problem(grid_size=16, num_atoms=3, min_separation=2.4, box_edge=5.5)
+POSITIONS = np.float32([[-2.1, 0.3, 1.2], [1.7, -1.6, 0.4], [0.2, 2.2, -1.9]])
+
+
+@pytest.fixture(scope='module')
+def patterson():
+    return np.asarray(patterson_map(render(POSITIONS, PROBLEM.grid_size, PROBLEM.atom_radius)))
+
+
+def with_spectrum(patterson, change):
+    spectrum = np.fft.rfftn(patterson).real
+    return np.fft.irfftn(change(spectrum), patterson.shape).astype(np.float32)
+
+
+def without_high_frequencies(spectrum):
+    frequencies = np.meshgrid(*([np.fft.fftfreq(16) * 16] * 2), np.arange(9), indexing='ij')
+    return np.where(sum(each**2 for each in frequencies) <= 25, spectrum, 0)
+
+
+def with_noise(spectrum):
+    return spectrum * np.random.default_rng(0).uniform(0.6, 1.4, spectrum.shape)
+
+
+def one_negative(spectrum):
+    spectrum[1, 2, 3] = -0.05 * np.max(spectrum.ravel()[1:])
+    return spectrum
+
+
+def test_patterson_maps_of_any_scale_cut_and_noisy_ones_too_are_taken(patterson, tmp_path):
+    for scale in (1e-12, 0.01, 1, 1e12):
+        check_patterson(patterson * np.float32(scale), PROBLEM)
+    check_patterson(with_spectrum(patterson, without_high_frequencies), PROBLEM)
+    noisy = with_spectrum(patterson, with_noise)
+    check_patterson((noisy + np.roll(np.flip(noisy), 1, axis=(0, 1, 2))) / 2, PROBLEM)
+    write_map(tmp_path / 'patterson.ccp4', patterson, 0.5)
+    check_patterson(read_map(tmp_path / 'patterson.ccp4').values, PROBLEM)
+
+
+NO_PATTERSONS = {
+    'wrong grid': (lambda patterson: np.pad(patterson, (0, 4)), '20 voxels along each edge', 'trained on 16'),
+    'constant': (np.ones_like, 'the same everywhere'),
+    'nothing': (np.zeros_like, 'the same everywhere'),
+    'origin in the centre': (np.fft.fftshift, 'origin is in the centre', 'shift it by half a cell along each axis'),
+    'origin elsewhere': (lambda patterson: np.roll(patterson, (3, 1, 0), (0, 1, 2)), 'not its own inverse'),
+    'one value wrong': (lambda patterson: patterson + 0.01 * np.max(patterson) * one_at(2, 3, 4), 'not its own inverse'),
+    'a density': (lambda patterson: np.asarray(render(POSITIONS, 16, 1.0)), 'not its own inverse'),
+    'origin peak taken out': (
+        lambda patterson: np.where(origin_distances(16) <= 2, 0, patterson),
+        'highest value is not at the origin',
+        'origin peak been taken out',
+        'needed',
+    ),
+    'too low': (lambda patterson: patterson - np.float32(0.1) * np.max(patterson), 'its sum', 'add the constant'),
+    'mean zero': (lambda patterson: patterson - np.mean(patterson), 'its sum', 'add the constant'),
+    'mean just above zero': (
+        lambda patterson: patterson - np.float32(0.999) * np.mean(patterson),
+        'its sum',
+        'add the constant',
+    ),
+    'negative coefficients': (lambda patterson: with_spectrum(patterson, one_negative), '|F|²', '-0.05 of the highest'),
+}
+
+
+def one_at(*voxel):
+    values = np.zeros((16, 16, 16), np.float32)
+    values[voxel] = 1
+    return values
+
+
+@pytest.mark.parametrize(
+    ('change', 'fragments'), [(case[0], case[1:]) for case in NO_PATTERSONS.values()], ids=NO_PATTERSONS
+)
+def test_what_is_no_patterson_map_is_refused_with_the_fault(patterson, change, fragments):
+    for scale in (1, 1e-6):
+        message = refusal(check_patterson, change(patterson) * np.float32(scale), PROBLEM)
+        assert message.startswith('no Patterson map that can be solved: ')
+        for fragment in fragments:
+            assert fragment in message

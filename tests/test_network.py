@@ -1,0 +1,113 @@
+"""The network: the paper's count of weights, its initialisation, its reach, and the same numbers by either method."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from patterson_jax.errors import InputError
+from patterson_jax.learning.network import Convolution, PattersonNet, max_pool, upsample
+
+SMALL = {'features': 4, 'encoder_depth': 1, 'inner_depth': 2}
+
+
+@functools.cache
+def small_parameters():
+    """Parameters of a small network, its biases made other than zero, and its input."""
+    image = np.random.default_rng(0).normal(size=(2, 12, 12, 12)).astype(np.float32)
+    parameters = jax.jit(PattersonNet(**SMALL).init)(jax.random.key(0), image)
+    return jax.tree.map(lambda leaf: leaf + 0.05, parameters), image
+
+
+def test_the_default_network_has_the_papers_layers_and_weights():
+    image = jax.ShapeDtypeStruct((1, 40, 40, 40), jnp.float32)
+    parameters = jax.eval_shape(PattersonNet().init, jax.random.key(0), image)['params']
+    assert sum(leaf.size for leaf in jax.tree.leaves(parameters)) == 1_202_821
+    kernels = [layer['kernel'].shape for layer in parameters.values()]
+    assert len(kernels) == 12
+    assert sorted(kernel[0] for kernel in kernels) == 4 * [5] + 8 * [7]
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(parameters))
+    output = jax.eval_shape(PattersonNet().apply, {'params': parameters}, image)
+    assert output.shape == image.shape
+
+
+def test_weights_start_he_normal_and_biases_at_zero():
+    layer = Convolution(features=20, kernel_size=7, method='direct')
+    parameters = jax.jit(layer.init)(jax.random.key(1), jnp.zeros((1, 20, 2, 2, 2)))['params']
+    kernel = np.asarray(parameters['kernel'])
+    assert kernel.shape == (7, 7, 7, 20, 20)
+    assert kernel.std() == pytest.approx(np.sqrt(2 / (7**3 * 20)), rel=0.01)  # one sigma is 0.002
+    assert abs(kernel.mean()) < 4 * kernel.std() / np.sqrt(kernel.size)
+    np.testing.assert_array_equal(parameters['bias'], np.zeros(20))
+
+
+def test_spectral_and_direct_networks_give_the_same_map_from_the_same_weights():
+    parameters, image = small_parameters()
+    maps = {}
+    for method in ('spectral', 'direct', 'auto'):
+        maps[method] = jax.jit(PattersonNet(**SMALL, convolution=method).apply)(parameters, image)
+    assert maps['direct'].shape == image.shape
+    assert np.abs(maps['direct']).max() < 1
+    assert np.std(maps['direct']) > 0.01
+    np.testing.assert_allclose(maps['spectral'], maps['direct'], atol=1e-5)
+    np.testing.assert_allclose(maps['auto'], maps['direct'], atol=1e-5)
+
+
+def test_pooling_takes_the_largest_of_each_block_of_eight():
+    image = np.random.default_rng(2).normal(size=(2, 3, 4, 6, 8)).astype(np.float32)
+    expected = image.reshape(2, 3, 2, 2, 3, 2, 4, 2).max(axis=(3, 5, 7))
+    np.testing.assert_array_equal(max_pool(jnp.asarray(image)), expected)
+    gradient = jax.grad(lambda each: jnp.sum(max_pool(each)))(jnp.asarray(image))
+    largest = image == np.kron(expected, np.ones((2, 2, 2), np.float32))
+    np.testing.assert_array_equal(gradient, largest)
+
+
+def test_up_sampling_repeats_each_value_over_a_block_of_eight():
+    image = np.random.default_rng(3).normal(size=(2, 3, 2, 3, 4)).astype(np.float32)
+    np.testing.assert_array_equal(upsample(jnp.asarray(image)), np.kron(image, np.ones((2, 2, 2), np.float32)))
+
+
+@pytest.mark.parametrize(('outer', 'inner', 'depths', 'voxel'), [(3, 3, (1, 1, 0), 7), (5, 3, (1, 2, 1), 12)])
+def test_an_output_voxel_sees_just_as_far_as_the_layers_reach(outer, inner, depths, voxel):
+    grid = 24
+    low = high = voxel
+    for _ in range(1 + depths[2]):  # output layer and decoder
+        low, high = low - outer // 2, high + outer // 2
+    low, high = low // 2, high // 2  # up-sampling
+    low, high = low - depths[1] * (inner // 2), high + depths[1] * (inner // 2)
+    low, high = 2 * low, 2 * high + 1  # pool
+    low, high = low - depths[0] * (outer // 2), high + depths[0] * (outer // 2)
+    assert low >= 0 and high < grid
+
+    net = PattersonNet(1, outer, inner, *depths, convolution='direct')
+    # Weights all positive keep every unit alive; the pool passes one voxel of eight, another one for each input.
+    images = np.random.default_rng(4).uniform(1, 2, (48, grid, grid, grid)).astype(np.float32)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), images[:1])
+    parameters = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 1 / max(leaf.size, 2)), shapes)
+    gradient = jax.jit(jax.grad(lambda image: jnp.sum(net.apply(parameters, image)[:, voxel, voxel, voxel])))(images)
+    seen = np.any(np.asarray(gradient) != 0, axis=0)
+    expected = np.zeros((grid,) * 3, bool)
+    expected[low : high + 1, low : high + 1, low : high + 1] = True
+    np.testing.assert_array_equal(seen, expected)
+
+
+@pytest.mark.parametrize(
+    ('field', 'value'),
+    [
+        ('features', 0),
+        ('outer_kernel_size', 4),
+        ('outer_kernel_size', -1),
+        ('inner_kernel_size', 0),
+        ('inner_kernel_size', 6),
+        ('encoder_depth', -1),
+        ('inner_depth', -2),
+        ('decoder_depth', -1),
+        ('convolution', 'fft'),
+    ],
+)
+def test_a_bad_size_is_refused_by_name_and_value(field, value):
+    with pytest.raises(InputError) as refusal:
+        PattersonNet(**{field: value})
+    assert str(refusal.value).startswith(f'{field} is {value!r}; it must be ')
