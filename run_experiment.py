@@ -8,7 +8,7 @@ python run_experiment.py --config=configs/quick.py --mode=solve --input=maps/mol
 
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from patterson_jax import experiment
@@ -40,6 +40,8 @@ def parse_flags(arguments: list[str]) -> list[str]:
 
 def main(_: list[str]) -> None:
     """Runs the mode that the flags ask for."""
+    if not flags.FLAGS['verbosity'].present:
+        logging.set_verbosity(logging.ERROR)  # Orbax tells at length what it does
     file, _, variant = _config_name()
     run_name = '-'.join(filter(None, (Path(file).stem, variant)))
     with exit_on_errors():

@@ -14,7 +14,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     """The configuration: base with a smaller problem, network and run."""
     config = base.get_config(variant)
     config.problem.update(grid_size=16, num_atoms=3, min_separation=2.4, box_edge=5.5)
-    config.model.update(features=12, inner_kernel_size=5, encoder_depth=1, inner_depth=4)
+    config.model.update(features=12, encoder_depth=1, inner_depth=4)
     config.train.update(num_steps=4000, batch_size=4, learning_rate=1e-3, warmup_steps=100)
     config.train.update(num_validation=64, log_every=50, validate_every=200)
     config.checkpoint.update(every_steps=1000, keep=1)

@@ -20,8 +20,8 @@ from patterson_jax.files import (
     read_map,
     read_xyz,
     voxel_positions,
+    write_json,
     write_map,
-    write_text,
     write_xyz,
 )
 from patterson_jax.learning.checkpoints import Checkpoints, find_checkpoints
@@ -82,7 +82,7 @@ def train_experiment(experiment: Experiment, config: ConfigDict, workdir: Path, 
             raise InputError(
                 f'{workdir} holds a run of another config: {"; ".join(differing)}. Name another --workdir, or remove it'
             )
-    write_text(record, json.dumps({'overrides': overrides, 'config': resolved}, indent=2) + '\n')
+    write_json(record, {'overrides': overrides, 'config': resolved})
     train(
         experiment.model,
         experiment.problem,
@@ -105,7 +105,7 @@ def evaluate_experiment(
     report, shown = evaluate(
         experiment.model, params, experiment.problem, experiment.separate, experiment.evaluate, experiment.seed
     )
-    write_text(workdir / 'evaluation.json', json.dumps(report, indent=2) + '\n')
+    write_json(workdir / 'evaluation.json', report)
     figures, scores = workdir / 'figures', report['separated']
     draw_maps(figures / 'maps.png', shown, experiment.problem)
     draw_errors(figures / 'errors.png', scores['histogram'], scores, report['atoms'])
@@ -157,13 +157,21 @@ def solve_files(
     output = _prepare_output(inputs, output)
     params = load_weights(experiment, config, checkpoint or workdir)
 
-    @jax.jit
-    def solve(params, key, patterson):
+    _for_each(inputs, functools.partial(_solve_file, experiment, _compiled_solver(experiment, params), output))
+
+
+def _compiled_solver(experiment, params):
+    """A function from a Patterson map to its solution, compiled, so that its first use takes no longer than others."""
+    problem = experiment.problem
+    key = example_key(stream_key(experiment.seed, 'separation'), 0, 0)
+
+    def solve(params, patterson):
         predict = functools.partial(experiment.model.apply, params)
-        solutions = solve_batch(key[None], patterson[None], predict, experiment.problem, experiment.separate)
+        solutions = solve_batch(key[None], patterson[None], predict, problem, experiment.separate)
         return jax.tree.map(lambda each: each[0], solutions)
 
-    _for_each(inputs, functools.partial(_solve_file, experiment, functools.partial(solve, params), output))
+    shape = jax.ShapeDtypeStruct((problem.grid_size,) * 3, np.float32)
+    return functools.partial(jax.jit(solve).lower(params, shape).compile(), params)
 
 
 def _solve_file(experiment, solve, output, path):
@@ -174,8 +182,7 @@ def _solve_file(experiment, solve, output, path):
     except InputError as error:
         raise InputError(f'{path}: {error}') from error
     began = time.perf_counter()
-    key = example_key(stream_key(experiment.seed, 'separation'), 0, 0)
-    solution = jax.tree.map(np.asarray, solve(key, values))
+    solution = jax.tree.map(np.asarray, solve(values))
     seconds = time.perf_counter() - began
     positions = file_positions(solution.positions, problem.grid_size, voxel_size)
     report = {
@@ -199,7 +206,7 @@ def _solve_file(experiment, solve, output, path):
     write_xyz(output / f'{name}.xyz', positions, experiment.files.element, f'{path.name}: {merit}')
     title = f'{path.name}: predicted map and {problem.num_atoms} atoms\n{merit}'
     draw_solution(output / f'{name}.png', solution.density, solution.positions, problem, title)
-    write_text(output / f'{name}.json', json.dumps(report, indent=2) + '\n')
+    write_json(output / f'{name}.json', report)
     print(f'{path}: {problem.num_atoms} atoms, {merit}; {output / name}.json, .xyz, .png, _density.ccp4')
 
 

@@ -96,8 +96,8 @@ def draw_solution(path: Path, density: np.ndarray, positions: np.ndarray, proble
 
 def _draw_voxels(axes, density, positions, problem, box):
     """Voxels of a map, on a scale where a single atom fills 1/2, shaded by density."""
-    original = np.asarray(render(positions, problem.grid_size, problem.atom_radius))[box] > LEAST_SHOWN
-    inverse = np.asarray(render(-positions, problem.grid_size, problem.atom_radius))[box] > LEAST_SHOWN
+    original = np.asarray(render(positions, problem.grid_size, problem.atom_radius))[box] >= LEAST_SHOWN / 2
+    inverse = np.asarray(render(-positions, problem.grid_size, problem.atom_radius))[box] >= LEAST_SHOWN / 2
     values = density[box]
     colours = np.empty((*values.shape, 4))
     colours[..., :3] = to_rgb(UNEXPLAINED)

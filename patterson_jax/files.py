@@ -5,7 +5,9 @@ further. Atoms are written at (r + grid/2 − 1/2) · voxel_size, so that in any
 """
 
 import dataclasses
+import json
 import math
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -143,8 +145,14 @@ def write_xyz(path: Path, positions: np.ndarray, element: str, comment: str) -> 
     _write_whole(path, lambda part: part.write_text(text, encoding='utf-8'))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
+def write_json(path: Path, content: dict) -> None:
+    """Writes a JSON file, indented, with lists of numbers on one line; whole or not at all.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON does not have.
+    """
+    text = json.dumps(content, indent=2, allow_nan=False)
+    text = re.sub(r'\[[^][{}"]*\]', lambda match: ' '.join(match[0].split()), text) + '\n'
     _write_whole(path, lambda part: part.write_text(text, encoding='utf-8'))
 
 

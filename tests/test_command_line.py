@@ -1,0 +1,311 @@
+"""The command line: a person's mistake is one line on stderr and exit status 2, and costs nothing already written.
+
+Most commands run in this process, for speed, and a few in one of their own, where stderr is all that a person sees.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+
+import run_experiment
+from configs import quick
+from patterson_jax.config import validate
+from patterson_jax.files import read_map, write_map, write_xyz
+from patterson_jax.learning.checkpoints import Checkpoints
+from patterson_jax.learning.training import init_state
+
+# config_flags loads a config by an old way of importlib's.
+pytestmark = pytest.mark.filterwarnings('ignore:.*load_module:DeprecationWarning')
+
+REPOSITORY = Path(__file__).parents[1]
+QUICK = f'--config={REPOSITORY / "configs" / "quick.py"}'
+# Solving with weights that were never trained, by as little work as there can be.
+TINY = (
+    '--config.model.features=2',
+    '--config.model.inner_kernel_size=3',
+    '--config.model.inner_depth=1',
+    '--config.separate.num_swaps=5',
+    '--config.separate.num_chains=1',
+)
+TRIANGLE = np.array([[0.0, 0, 0], [1.5, 0, 0], [0, 1.5, 0.4]])
+
+
+class Result(NamedTuple):
+    """What a command leaves behind: exit status, stdout and stderr."""
+
+    status: int
+    output: str
+    errors: str
+
+    def error(self):
+        """The one line that tells a mistake."""
+        assert self.status == 2, self
+        assert self.output == ''
+        return self.lines()[0]
+
+    def lines(self):
+        """The lines on stderr, of which there are only those of mistakes."""
+        lines = self.errors.splitlines()
+        assert lines
+        assert all(re.match(r'error: \S', line) for line in lines), self.errors
+        assert 'Traceback' not in self.errors
+        return [line.removeprefix('error: ') for line in lines]
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Runs the program in this process, in an empty directory; an error that it does not catch fails the test."""
+
+    def run(*arguments):
+        arguments = ['run_experiment.py', *map(str, arguments)]
+        monkeypatch.setattr(sys, 'argv', arguments)  # where config_flags looks for --config.section.field
+        capsys.readouterr()
+        status = 0
+        with flagsaver.flagsaver():
+            try:
+                run_experiment.main(run_experiment.parse_flags(arguments))
+            except SystemExit as stop:
+                status = stop.code
+        return Result(status, *capsys.readouterr())
+
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+@pytest.fixture
+def process(tmp_path):
+    """Runs the program in a process of its own, in an empty directory."""
+
+    def run(*arguments, **environment):
+        line = [sys.executable, REPOSITORY / 'run_experiment.py', *map(str, arguments)]
+        done = subprocess.run(
+            line, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+    """A run's directory with a checkpoint of weights as they are before training, for the config QUICK and TINY."""
+    config = quick.get_config()
+    for override in TINY:
+        field, value = override.removeprefix('--config.').split('=')
+        config.update_from_flattened_dict({field: int(value)})
+    experiment = validate(config)
+    state = init_state(experiment.model, experiment.problem, experiment.train, experiment.seed)
+    directory = tmp_path_factory.mktemp('run')
+    with Checkpoints(directory / 'checkpoints') as checkpoints:
+        checkpoints.save(1, state.params, state.optimizer, config.to_dict(), {'step': 1, 'seconds': 0.0}, 1.0)
+    return directory
+
+
+def files_in(directory):
+    return {path.relative_to(directory): path.read_bytes() for path in directory.rglob('*') if path.is_file()}
+
+
+def write_molecule(path, positions=TRIANGLE):
+    write_xyz(path, positions, 'O', '')
+    return path
+
+
+WRONG_FLAGS = {
+    'no config': ([], '--config is missing', '--config=configs/quick.py'),
+    'empty config': (['--config='], '--config'),
+    'no such config': (['--config=configs/quik.py'], "--config is 'configs/quik.py'", 'no such file'),
+    'directory for a config': (['--config=.'], "--config is '.'"),
+    'map for a config': (['--config=map.ccp4'], "'map.ccp4'"),
+    'unknown variant': ([f'{QUICK}:orignal_only'], "'orignal_only' is no variant", 'it has original_only'),
+    'unknown field': ([QUICK, '--config.problem.num_atms=3'], 'num_atms', 'num_atoms'),
+    'unknown section': ([QUICK, '--config.problems.num_atoms=3'], 'problems', 'problem'),
+    'field of a field': ([QUICK, '--config.seed.number=3'], 'seed'),
+    'field before the config': (['--config.seed=3', QUICK], '--config.seed', 'before'),
+    'no value': ([QUICK, '--config.seed'], 'config.seed', 'Missing value'),
+    'word for a number': ([QUICK, '--config.train.num_steps=many'], 'config.train.num_steps', "'many'"),
+    'number for a section': ([QUICK, '--config.train=3'], 'config.train', "'3'"),
+    'not a boolean': ([QUICK, '--config.problem.centred=maybe'], 'config.problem.centred', 'maybe'),
+    'out of range': ([QUICK, '--config.train.batch_size=0'], 'train.batch_size is 0; it must be 1 or more'),
+    'not a number': ([QUICK, '--config.train.learning_rate=nan'], 'train.learning_rate is nan', 'positive number'),
+    'unknown mode': ([QUICK, '--mode=slove'], "--mode is 'slove'", 'train, evaluate, simulate, solve'),
+    'stray argument': ([QUICK, 'map.ccp4'], "'map.ccp4' is no flag"),
+    'config without flag': (['configs/quick.py'], "'configs/quick.py' is no flag", '--config=configs/quick.py'),
+    'unknown flag': ([QUICK, '--inputs=map.ccp4'], "'inputs'", "'input'"),
+    'workdir a file': ([QUICK, '--workdir=map.ccp4'], '--workdir is map.ccp4', 'must be a directory'),
+    'workdir below a file': ([QUICK, '--workdir=map.ccp4/run'], '--workdir is map.ccp4/run', 'must be a directory'),
+    'nothing to evaluate': ([QUICK, '--mode=evaluate'], 'runs/quick: no checkpoint there', '--checkpoint'),
+    'nothing to evaluate of a variant': (
+        [f'{QUICK}:original_only', '--mode=evaluate'],
+        'runs/quick-original_only: no checkpoint there',
+    ),
+    'no checkpoint in what is named': (
+        [QUICK, '--mode=evaluate', '--checkpoint=numbers'],
+        'numbers: no checkpoint there',
+    ),
+    'solve nothing': ([QUICK, '--mode=solve', '--output=new'], '--input is missing'),
+    'solve to nowhere': ([QUICK, '--mode=solve', '--input=map.ccp4'], '--output is missing'),
+    'solve without weights': (
+        [QUICK, '--mode=solve', '--input=map.ccp4', '--output=new', '--workdir=none'],
+        'none: no checkpoint there',
+    ),
+    'simulate nothing': ([QUICK, '--mode=simulate', '--output=new'], '--input is missing'),
+    'simulate to nowhere': ([QUICK, '--mode=simulate', '--input=map.ccp4'], '--output is missing'),
+    'simulate what is missing': ([QUICK, '--mode=simulate', '--input=a.xyz', '--output=new'], 'a.xyz: no such file'),
+    'simulate a map': ([QUICK, '--mode=simulate', '--input=map.ccp4', '--output=new'], 'map.ccp4'),
+    'output a file': (
+        [QUICK, '--mode=simulate', '--input=map.ccp4', '--output=map.ccp4'],
+        '--output is map.ccp4',
+        'must be a directory',
+    ),
+    'two inputs of one name': (
+        [QUICK, '--mode=simulate', '--input=a/water.xyz', '--input=b/water.xyz', '--output=new'],
+        '--input has water more than once',
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'fragments'), [(each[0], each[1:]) for each in WRONG_FLAGS.values()], ids=WRONG_FLAGS
+)
+def test_a_mistake_is_one_line_and_nothing_is_written(command, tmp_path, arguments, fragments):
+    write_map(tmp_path / 'map.ccp4', np.ones((16, 16, 16)), 0.5)
+    (tmp_path / 'numbers' / '2024').mkdir(parents=True)
+    (tmp_path / 'numbers' / '2024' / 'notes.txt').write_text('no checkpoint')
+    before = files_in(tmp_path)
+    result = command(*arguments)
+    for fragment in fragments:
+        assert fragment in result.error()
+    assert len(result.lines()) == 1
+    assert files_in(tmp_path) == before
+
+
+def test_a_process_with_a_mistake_prints_one_line_and_nothing_else(process, workdir, tmp_path):
+    variant = process(f'{QUICK}:orignal_only')
+    assert variant.lines() == [variant.error()]
+    assert "'orignal_only' is no variant of configs/base.py; it has original_only" in variant.error()
+
+    batch = process(QUICK, '--config.train.batch_size=3', JAX_PLATFORMS='cpu', JAX_NUM_CPU_DEVICES='2')
+    assert batch.lines() == [batch.error()] == ['train.batch_size is 3; it must be a multiple of the 2 devices']
+
+    missing = process(QUICK, *TINY, '--mode=solve', '--input=map.ccp4', '--output=new', f'--workdir={workdir}')
+    assert missing.lines() == [missing.error()] == ['map.ccp4: no such file']
+    assert files_in(tmp_path) == {}
+
+
+def test_simulate_writes_what_it_can_and_names_what_it_cannot(process, tmp_path):
+    write_molecule(tmp_path / 'good.xyz')
+    (tmp_path / 'bad.xyz').write_text('3\n\nO 0 0 0\nO 1 nan 0\nO 0 1 0\n')
+    result = process(
+        QUICK, '--mode=simulate', '--input=bad.xyz', '--input=good.xyz', '--input=none.xyz', '--output=maps/new'
+    )
+    assert result.status == 2
+    assert [line.partition(';')[0] for line in result.lines()] == [
+        "bad.xyz, line 4: 'O 1 nan 0'",
+        'none.xyz: no such file',
+    ]
+    written = ['maps/new/good_patterson.ccp4', 'maps/new/good_density.ccp4']
+    assert result.output.split() == written
+    assert {str(path) for path in files_in(tmp_path)} == {'good.xyz', 'bad.xyz', *written}
+    patterson, density = (read_map(tmp_path / name) for name in written)
+    assert patterson.voxel_size == density.voxel_size == 0.5
+    assert np.sum(density.values) == pytest.approx(3 * 4 / 3 * np.pi, rel=1e-5)
+    assert np.sum(patterson.values) == pytest.approx(np.sum(density.values) ** 2, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('positions', 'fragments'),
+    {
+        '5 atoms': (np.diag([0, 1.5, 3, 0, 0])[:, :3] + np.eye(5, 3), ['5 atoms', 'the problem has 3']),
+        '12 atoms': (np.stack(np.meshgrid([0, 1.5], [0, 1.5], [0, 1.5, 3]), axis=-1).reshape(12, 3), ['12 atoms']),
+        '3.62 Å': (TRIANGLE * [3.62 / 1.5, 1, 1], ['3.62 Å across', '3.00 Å']),  # needs a voxel_size of 0.6033…
+        '9 Å': (TRIANGLE * 6, ['9.00 Å across', '3.00 Å']),
+    }.values(),
+    ids=lambda value: None,
+)
+def test_a_molecule_that_does_not_fit_the_config_is_refused_with_a_cure_that_works(
+    command, tmp_path, positions, fragments
+):
+    arguments = (
+        QUICK,
+        '--mode=simulate',
+        f'--input={write_molecule(tmp_path / "large.xyz", positions)}',
+        '--output=new',
+    )
+    result = command(*arguments)
+    assert result.lines() == [result.error()]
+    for fragment in ('large.xyz: ', *fragments):
+        assert fragment in result.error()
+    assert not any(path.suffix == '.ccp4' for path in files_in(tmp_path))
+
+    cure = re.findall(r'--config\.[a-z_.]+=[0-9.]+', result.error())
+    assert cure
+    cured = command(*arguments, *cure)
+    assert (cured.status, cured.errors) == (0, '')
+    assert len(cured.output.split()) == 2
+
+
+def test_solve_solves_what_it_can_and_names_what_it_cannot(command, workdir, tmp_path):
+    write_molecule(tmp_path / 'good.xyz')
+    assert command(QUICK, '--mode=simulate', '--input=good.xyz', '--output=maps').status == 0
+    good = read_map(tmp_path / 'maps' / 'good_patterson.ccp4').values
+    write_map(tmp_path / 'centred.ccp4', np.fft.fftshift(good), 0.5)
+    write_map(tmp_path / 'small.ccp4', good[:8, :8, :8], 0.5)
+    bad = ('none.ccp4', 'centred.ccp4', 'small.ccp4', 'good.xyz')
+    inputs = [f'--input={each}' for each in (*bad, 'maps/good_patterson.ccp4')]
+    result = command(QUICK, *TINY, '--mode=solve', *inputs, '--output=solved', f'--workdir={workdir}')
+    assert result.status == 2
+    lines = result.lines()
+    assert [line.partition(':')[0] for line in lines] == list(bad)
+    for line, reason in zip(
+        lines, ('no such file', 'shift it by half a cell', 'trained on 16', 'not a CCP4'), strict=True
+    ):
+        assert reason in line
+    names = {path.name for path in (tmp_path / 'solved').iterdir()}
+    assert names == {f'good_patterson{end}' for end in ('.json', '.xyz', '.png', '_density.ccp4')}
+
+
+def test_weights_of_another_network_are_refused(command, workdir, tmp_path):
+    arguments = (QUICK, '--mode=evaluate', f'--checkpoint={workdir}', '--workdir=new')
+    result = command(*arguments, *TINY[1:])
+    assert result.lines() == [result.error()]
+    assert result.error() == f'{workdir}: these weights are for another config: model.features was 2 and is 12'
+    assert files_in(tmp_path) == {}
+
+
+def test_train_leaves_the_workdir_of_another_config_as_it_is(command, tmp_path):
+    config = quick.get_config()
+    config.seed = 7
+    config.train.learning_rate = 0.5
+    config.evaluate.num_cases = 1  # which a run may change
+    run = tmp_path / 'run'
+    run.mkdir()
+    (run / 'config.json').write_text(json.dumps({'overrides': {}, 'config': config.to_dict()}))
+    (run / 'metrics.jsonl').write_text('{"step": 1}\n')
+    before = files_in(tmp_path)
+    result = command(QUICK, '--workdir=run')
+    assert result.lines() == [result.error()]
+    assert result.error() == (
+        'run holds a run of another config: seed was 7 and is 0; train.learning_rate was 0.5 and is 0.001. '
+        'Name another --workdir, or remove it'
+    )
+    assert files_in(tmp_path) == before
+
+
+@pytest.mark.parametrize('content', ['', '{"config": {"se', '[]', '{"overrides": {}}', '{"config": 3}', '\udcff'])
+def test_train_leaves_a_workdir_with_a_damaged_record_as_it_is(command, tmp_path, content):
+    run = tmp_path / 'run'
+    run.mkdir()
+    (run / 'config.json').write_text(content, encoding='utf-8', errors='surrogateescape')
+    before = files_in(tmp_path)
+    result = command(QUICK, '--workdir=run')
+    assert result.lines() == [result.error()]
+    assert 'run/config.json' in result.error()
+    assert files_in(tmp_path) == before

@@ -1,0 +1,198 @@
+"""Every config loads, and every field refuses what it cannot be, in words."""
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from ml_collections import ConfigDict
+
+from configs import base, quick
+from patterson_jax.config import SECTIONS, differences, validate
+from patterson_jax.errors import InputError
+
+CONFIGS = sorted(path.stem for path in (Path(__file__).parents[1] / 'configs').glob('*.py') if path.stem[0] != '_')
+
+
+def quick_with(changes, removed=()):
+    """The quick config with some fields, named as on the command line, set to anything or removed."""
+    config = quick.get_config()
+    for field in (*changes, *removed):
+        section, _, name = field.rpartition('.')
+        owner = config[section] if section else config
+        if name in owner:
+            del owner[name]  # and with it the type that a ConfigDict would hold a new value to
+        if field in changes:
+            owner[name] = changes[field]
+    return config
+
+
+def refusal(config):
+    """The one line with which a config is refused."""
+    with pytest.raises(InputError) as caught:
+        validate(config)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_every_config_and_variant_is_valid_and_survives_json(name):
+    module = importlib.import_module(f'configs.{name}')
+    for variant in getattr(module, 'VARIANTS', base.VARIANTS):
+        config = module.get_config(variant)
+        experiment = validate(config)
+        resolved = config.to_dict()
+        assert experiment.seed == resolved['seed']
+        for section in SECTIONS:
+            for field, value in resolved[section].items():
+                assert getattr(getattr(experiment, section), field) == value
+        assert differences(json.loads(json.dumps(resolved)), resolved, ('seed', *SECTIONS)) == []
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_the_variant_original_only_changes_the_target_alone(name):
+    module = importlib.import_module(f'configs.{name}')
+    plain, variant = (module.get_config(*argument).to_dict() for argument in ((), ('original_only',)))
+    found = differences(plain, variant, ('seed', *SECTIONS))
+    assert found == ["problem.target was 'both' and is 'original'"]
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_an_unknown_variant_is_refused_with_those_there_are(name):
+    with pytest.raises(ValueError, match=r"'orignal_only' is no variant .* it has original_only$"):
+        importlib.import_module(f'configs.{name}').get_config('orignal_only')
+
+
+def test_the_base_config_is_the_papers_experiment():
+    experiment = validate(base.get_config())
+    assert dataclasses.asdict(experiment.problem) == {
+        'grid_size': 40,
+        'num_atoms': 10,
+        'atom_radius': 1.0,
+        'min_separation': 3.0,
+        'box_edge': 12.25,
+        'centred': True,
+        'target': 'both',
+        'input_scale': 0.7,
+    }
+    maps = jax.ShapeDtypeStruct((1, 40, 40, 40), jnp.float32)
+    weights = jax.tree.leaves(jax.eval_shape(experiment.model.init, jax.random.key(0), maps))
+    kernels = [leaf.shape for leaf in weights if leaf.ndim == 5]
+    assert len(kernels) == 12
+    assert sorted(set(kernels)) == [(5, 5, 5, 1, 20), (5, 5, 5, 20, 1), (5, 5, 5, 20, 20), (7, 7, 7, 20, 20)]
+    assert sum(leaf.size for leaf in weights) == 1_202_821
+    assert experiment.train.num_steps * experiment.train.batch_size == 12_800_000
+
+
+def test_a_whole_number_will_do_for_a_number():
+    rate = validate(quick_with({'train.learning_rate': 1, 'train.warmup_steps': 0})).train.learning_rate
+    assert isinstance(rate, float)
+    assert rate == 1
+
+
+NAN, INFINITE = float('nan'), float('inf')
+WRONG_VALUES = [
+    ('train.num_steps', '4000', 'a whole number'),
+    ('train.num_steps', 4000.0, 'a whole number'),
+    ('seed', True, 'a whole number'),
+    ('problem.num_atoms', None, 'a whole number'),
+    ('train.learning_rate', '1e-3', 'a number'),
+    ('train.learning_rate', True, 'a number'),
+    ('problem.centred', 1, 'True or False'),
+    ('problem.target', 0, 'a word'),
+    ('seed', -1, 'from 0 to 4294967295'),
+    ('seed', 2**32, 'from 0 to 4294967295'),
+    ('problem.grid_size', 15, 'an even number, 8 or more'),
+    ('problem.grid_size', 6, 'an even number, 8 or more'),
+    ('problem.num_atoms', 0, '1 or more'),
+    ('problem.atom_radius', 0.0, 'a positive number of voxels'),
+    ('problem.min_separation', NAN, 'a number of voxels, 0 or more'),
+    ('problem.box_edge', 14.5, 'more than 0 and at most grid_size - 2 * atom_radius = 14 voxels'),
+    ('problem.target', 'inverse', 'one of both, original'),
+    ('problem.input_scale', INFINITE, 'a positive number'),
+    ('model.features', 0, '1 or more'),
+    ('model.outer_kernel_size', 4, 'an odd number, 1 or more'),
+    ('model.inner_kernel_size', -3, 'an odd number, 1 or more'),
+    ('model.inner_depth', -1, '0 or more'),
+    ('model.convolution', 'fft', 'one of auto, spectral, direct'),
+    ('train.num_steps', -1, '1 or more'),
+    ('train.batch_size', 0, '1 or more'),
+    ('train.learning_rate', NAN, 'a positive number'),
+    ('train.learning_rate', INFINITE, 'a positive number'),
+    ('train.learning_rate', 0.0, 'a positive number'),
+    ('train.warmup_steps', 4000, '0 or more and less than num_steps, 4000'),
+    ('train.schedule', 'linear', 'one of cosine, constant'),
+    ('train.num_validation', 0, '1 or more'),
+    ('checkpoint.every_steps', 0, '1 or more'),
+    ('checkpoint.keep', 0, '1 or more'),
+    ('separate.method', 'random', 'one of annealed, greedy'),
+    ('separate.num_swaps', 0, '1 or more'),
+    ('separate.num_peaks', 2, 'problem.num_atoms, 3, or more'),
+    ('separate.num_peaks', 4097, 'at most 4096, a voxel each'),
+    ('separate.resolution', 0.5, 'a number, 1 or more'),
+    ('separate.resolution', 8.5, 'at most half the grid, 8'),
+    ('separate.last_threshold', -0.1, 'a number, 0 or more'),
+    ('evaluate.num_cases', 0, '1 or more'),
+    ('files.voxel_size', NAN, 'a positive number of Å'),
+    ('files.element', 'Qq', "a chemical symbol, or 'X'"),
+    ('files.element', 'Carbon', "a chemical symbol, or 'X'"),
+]
+
+
+@pytest.mark.parametrize(
+    ('field', 'value', 'allowed'), WRONG_VALUES, ids=[f'{each[0]}={each[1]}' for each in WRONG_VALUES]
+)
+def test_a_wrong_value_is_refused_with_field_value_and_what_is_allowed(field, value, allowed):
+    assert refusal(quick_with({field: value})) == f'{field} is {value!r}; it must be {allowed}'
+
+
+@pytest.mark.parametrize(
+    ('num_atoms', 'reason'),
+    [
+        (27, 'spheres 2.4 voxels wide .* in a box of edge 5.5 jam .* take a larger box_edge'),
+        (26, 'in none of 256 trials'),
+    ],
+)
+def test_more_atoms_than_find_room_are_refused(num_atoms, reason):
+    config = quick_with({'problem.num_atoms': num_atoms, 'separate.num_peaks': 30})
+    with pytest.raises(InputError, match=rf'^problem\.num_atoms is {num_atoms}; it must be smaller: .*{reason}'):
+        validate(config)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'problem.num_atms': 3}, 'problem has no field num_atms; did you mean num_atoms?'),
+        ({'separate.swaps': 3}, 'separate has no field swaps; did you mean num_swaps?'),
+        ({'files.unit': 'nm'}, 'files has no field unit; its fields are voxel_size, element'),
+        ({'sed': 3}, 'config has no field sed; did you mean seed?'),
+        ({'training': ConfigDict()}, 'config has no field training; did you mean train?'),
+        ({'problem': 3}, 'problem is 3; it must be a section of fields'),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest_one(changes, message):
+    assert refusal(quick_with(changes)) == message
+
+
+def test_a_missing_field_or_section_is_refused():
+    assert refusal(quick_with({}, removed=['train.batch_size'])) == 'train lacks the field batch_size'
+    assert refusal(quick_with({}, removed=['train'])) == 'config lacks the field train'
+    assert refusal(quick_with({}, removed=['seed'])) == 'config lacks the field seed'
+
+
+def test_differences_name_each_field_with_both_values():
+    before = {'seed': 0, 'train': {'num_steps': 10, 'batch_size': 4}, 'files': {'element': 'X'}}
+    now = {'seed': 1, 'train': {'num_steps': 20, 'schedule': 'cosine'}, 'files': {'element': 'C'}}
+    assert differences(before, now, ('seed', 'train')) == [
+        'seed was 0 and is 1',
+        'train.batch_size was 4 and is None',
+        'train.num_steps was 10 and is 20',
+        "train.schedule was None and is 'cosine'",
+    ]
+    assert differences(before, now, ('model',)) == []
+    assert differences({}, now, ('files',)) == ["files was None and is {'element': 'C'}"]
+    assert differences(before, before, ('seed', 'train', 'files')) == []

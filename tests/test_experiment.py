@@ -1,0 +1,122 @@
+"""The whole experiment: a short run of the quick config, from random atoms to a real molecule found in a file."""
+
+import json
+from pathlib import Path
+
+import jax
+import matplotlib.image
+import numpy as np
+import pytest
+
+from configs import quick
+from patterson_jax.errors import InputError
+from patterson_jax.experiment import run
+from patterson_jax.files import read_map, read_xyz
+from patterson_jax.learning.training import read_metrics
+
+OZONE = Path(__file__).parent.parent / 'docs' / 'ozone.xyz'
+
+
+@pytest.fixture(scope='module', autouse=True)
+def optax_promotes_types():
+    """Optax multiplies floats by an integer count, which the strict mode of the other tests forbids."""
+    with jax.numpy_dtype_promotion('standard'):
+        yield
+
+
+def short_config():
+    config = quick.get_config()
+    config.train.update(num_steps=600, log_every=100, validate_every=300)
+    config.checkpoint.every_steps = 300
+    config.evaluate.update(num_cases=50, batch_size=25)
+    return config
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('runs') / 'short'
+    run('train', short_config(), workdir, overrides={'train.num_steps': 600})
+    return workdir
+
+
+def report_of(workdir):
+    report = json.loads((workdir / 'evaluation.json').read_text())
+    report['separated'].pop('seconds_per_case')
+    return report
+
+
+def test_a_short_training_finds_most_atoms_of_unseen_cases(workdir):
+    report = report_of(workdir)
+    assert (report['cases'], report['atoms']) == (50, 150)
+    assert report['map']['correlation'] > 0.7
+    assert report['separated']['recall'] > 0.95
+    assert report['separated']['mean_error'] < 0.45
+    assert report['random']['recall'] < 0.7
+
+
+def test_training_leaves_what_it_promises(workdir):
+    record = json.loads((workdir / 'config.json').read_text())
+    assert record == {'overrides': {'train.num_steps': 600}, 'config': short_config().to_dict()}
+    assert [row['step'] for row in read_metrics(workdir / 'metrics.jsonl')] == list(range(100, 601, 100))
+    for name in ('losses', 'maps', 'errors'):
+        picture = matplotlib.image.imread(workdir / 'figures' / f'{name}.png')
+        assert min(picture.shape[:2]) > 500
+        assert len(np.unique(picture[..., :3].reshape(-1, 3), axis=0)) > 20
+
+
+def test_finished_run_started_again_only_evaluates_and_gives_the_same(workdir):
+    metrics, report = (workdir / 'metrics.jsonl').read_text(), report_of(workdir)
+    run('train', short_config(), workdir)
+    assert (workdir / 'metrics.jsonl').read_text() == metrics
+    assert report_of(workdir) == report
+
+
+def test_evaluation_of_another_runs_checkpoint_gives_the_same(workdir, tmp_path):
+    run('evaluate', short_config(), tmp_path, checkpoint=workdir)
+    assert report_of(tmp_path) == report_of(workdir)
+
+
+def test_ozone_is_solved_from_its_patterson_map_in_a_file(workdir, tmp_path):
+    run('simulate', short_config(), workdir, inputs=(OZONE,), output=tmp_path)
+    patterson = tmp_path / 'ozone_patterson.ccp4'
+    assert read_map(patterson).voxel_size == 0.5
+    run('solve', short_config(), workdir, inputs=(patterson,), output=tmp_path / 'solved')
+    solved = tmp_path / 'solved' / 'ozone_patterson'
+    found = read_xyz(solved.with_suffix('.xyz'))
+    np.testing.assert_allclose(_distances(found), _distances(read_xyz(OZONE)), atol=0.3)  # Å; a voxel is 0.5 Å
+    report = json.loads(solved.with_suffix('.json').read_text())
+    np.testing.assert_allclose(report['positions'], found, atol=1e-3)
+    assert report['r_factor'] < 0.3
+    assert read_map(tmp_path / 'solved' / 'ozone_patterson_density.ccp4').values.shape == (16, 16, 16)
+    assert (tmp_path / 'solved' / 'ozone_patterson.png').stat().st_size > 10_000
+
+
+def test_one_bad_map_does_not_stop_the_others(workdir, tmp_path):
+    run('simulate', short_config(), workdir, inputs=(OZONE,), output=tmp_path)
+    bad = tmp_path / 'bad.ccp4'
+    bad.write_bytes(b'not a map' * 200)
+    inputs = (bad, tmp_path / 'ozone_patterson.ccp4')
+    with pytest.raises(InputError, match=r'bad\.ccp4'):
+        run('solve', short_config(), workdir, inputs=inputs, output=tmp_path / 'solved')
+    assert (tmp_path / 'solved' / 'ozone_patterson.json').exists()
+
+
+def test_weights_of_another_network_are_refused(workdir, tmp_path):
+    config = short_config()
+    config.model.features = 8
+    with pytest.raises(InputError, match=r'model\.features was 12 and is 8'):
+        run('evaluate', config, tmp_path, checkpoint=workdir)
+
+
+def test_run_of_another_config_is_refused_and_left_alone(workdir):
+    config = short_config()
+    config.problem.box_edge = 5.0
+    before = (workdir / 'config.json').read_text()
+    with pytest.raises(InputError, match=r'problem\.box_edge was 5\.5 and is 5\.0'):
+        run('train', config, workdir)
+    assert (workdir / 'config.json').read_text() == before
+
+
+def _distances(positions):
+    first, second = np.triu_indices(len(positions), 1)
+    return np.sort(np.linalg.norm(positions[first] - positions[second], axis=1))
