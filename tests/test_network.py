@@ -1,7 +1,5 @@
 """The network: the paper's count of weights, its initialisation, its reach, and the same numbers by either method."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,15 +8,20 @@ import pytest
 from patterson_jax.errors import InputError
 from patterson_jax.learning.network import Convolution, PattersonNet, max_pool, upsample
 
-SMALL = {'features': 4, 'encoder_depth': 1, 'inner_depth': 2}
+SMALL = {'features': 3, 'encoder_depth': 1, 'inner_depth': 1}
 
 
-@functools.cache
 def small_parameters():
-    """Parameters of a small network, its biases made other than zero, and its input."""
-    image = np.random.default_rng(0).normal(size=(2, 12, 12, 12)).astype(np.float32)
-    parameters = jax.jit(PattersonNet(**SMALL).init)(jax.random.key(0), image)
-    return jax.tree.map(lambda leaf: leaf + 0.05, parameters), image
+    """Parameters of a small network, its biases other than zero, and an input for it."""
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(2, 12, 12, 12)).astype(np.float32)
+    shapes = jax.eval_shape(PattersonNet(**SMALL).init, jax.random.key(0), image)
+    deviations = jax.tree.map(lambda leaf: 0.1 if leaf.ndim == 1 else np.sqrt(2 / np.prod(leaf.shape[:-1])), shapes)
+
+    def draw(leaf, deviation):
+        return rng.normal(0, deviation, leaf.shape).astype(np.float32)
+
+    return jax.tree.map(draw, shapes, deviations), image
 
 
 def test_the_default_network_has_the_papers_layers_and_weights():
@@ -45,28 +48,27 @@ def test_weights_start_he_normal_and_biases_at_zero():
 
 def test_spectral_and_direct_networks_give_the_same_map_from_the_same_weights():
     parameters, image = small_parameters()
-    maps = {}
-    for method in ('spectral', 'direct', 'auto'):
-        maps[method] = jax.jit(PattersonNet(**SMALL, convolution=method).apply)(parameters, image)
-    assert maps['direct'].shape == image.shape
-    assert np.abs(maps['direct']).max() < 1
-    assert np.std(maps['direct']) > 0.01
-    np.testing.assert_allclose(maps['spectral'], maps['direct'], atol=1e-5)
-    np.testing.assert_allclose(maps['auto'], maps['direct'], atol=1e-5)
+    spectral, direct = (
+        jax.jit(PattersonNet(**SMALL, convolution=method).apply)(parameters, image) for method in ('spectral', 'direct')
+    )
+    assert direct.shape == image.shape
+    assert np.abs(direct).max() < 1
+    assert np.std(direct) > 0.1
+    np.testing.assert_allclose(spectral, direct, atol=1e-5)  # measured 1e-6
 
 
 def test_pooling_takes_the_largest_of_each_block_of_eight():
     image = np.random.default_rng(2).normal(size=(2, 3, 4, 6, 8)).astype(np.float32)
     expected = image.reshape(2, 3, 2, 2, 3, 2, 4, 2).max(axis=(3, 5, 7))
-    np.testing.assert_array_equal(max_pool(jnp.asarray(image)), expected)
-    gradient = jax.grad(lambda each: jnp.sum(max_pool(each)))(jnp.asarray(image))
+    pooled, gradient = jax.jit(lambda each: (max_pool(each), jax.grad(lambda x: jnp.sum(max_pool(x)))(each)))(image)
+    np.testing.assert_array_equal(pooled, expected)
     largest = image == np.kron(expected, np.ones((2, 2, 2), np.float32))
     np.testing.assert_array_equal(gradient, largest)
 
 
 def test_up_sampling_repeats_each_value_over_a_block_of_eight():
     image = np.random.default_rng(3).normal(size=(2, 3, 2, 3, 4)).astype(np.float32)
-    np.testing.assert_array_equal(upsample(jnp.asarray(image)), np.kron(image, np.ones((2, 2, 2), np.float32)))
+    np.testing.assert_array_equal(jax.jit(upsample)(image), np.kron(image, np.ones((2, 2, 2), np.float32)))
 
 
 @pytest.mark.parametrize(('outer', 'inner', 'depths', 'voxel'), [(3, 3, (1, 1, 0), 7), (5, 3, (1, 2, 1), 12)])
@@ -82,8 +84,11 @@ def test_an_output_voxel_sees_just_as_far_as_the_layers_reach(outer, inner, dept
     assert low >= 0 and high < grid
 
     net = PattersonNet(1, outer, inner, *depths, convolution='direct')
-    # Weights all positive keep every unit alive; the pool passes one voxel of eight, another one for each input.
-    images = np.random.default_rng(4).uniform(1, 2, (48, grid, grid, grid)).astype(np.float32)
+    # Positive weights keep every unit alive. The pool passes one voxel of eight, another one for each of the images.
+    images = np.ones((2, 2, 2, grid, grid, grid), np.float32)
+    for x, y, z in np.ndindex(2, 2, 2):
+        images[x, y, z, x::2, y::2, z::2] = 2
+    images = images.reshape(8, grid, grid, grid)
     shapes = jax.eval_shape(net.init, jax.random.key(0), images[:1])
     parameters = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 1 / max(leaf.size, 2)), shapes)
     gradient = jax.jit(jax.grad(lambda image: jnp.sum(net.apply(parameters, image)[:, voxel, voxel, voxel])))(images)

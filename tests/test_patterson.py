@@ -5,7 +5,6 @@ import itertools
 from collections import Counter
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -112,7 +111,7 @@ def test_low_frequencies_hold_each_pair_of_opposites_in_the_sphere_once(grid_siz
     assert np.sum(chosen**2, axis=-1).max() <= resolution**2
 
 
-@pytest.mark.parametrize('radius', [0.6, 1.0, 1.7])
+@pytest.mark.parametrize('radius', [1.0, 1.7])
 def test_the_factors_of_an_atom_are_those_of_its_rendered_map(radius):
     grid_size = 12
     chosen = frequencies(grid_size).reshape(-1, 3)
@@ -126,15 +125,19 @@ def test_the_factors_of_an_atom_are_those_of_its_rendered_map(radius):
     rendered, direct = jax.vmap(both)(positions)
     tolerance = 1e-5 * 4 / 3 * np.pi * radius**3
     np.testing.assert_allclose(direct, rendered, atol=tolerance)
-    together = structure_factors(render(positions, grid_size, radius)).ravel()
+    together = jax.jit(lambda atoms: structure_factors(render(atoms, grid_size, radius)).ravel())(positions)
     np.testing.assert_allclose(np.sum(direct, axis=0), together, atol=len(positions) * tolerance)
 
 
 def test_the_factors_of_an_atom_come_in_the_order_asked_for():
     chosen = low_frequencies(GRID, 2.5)
     order = np.random.default_rng(4).permutation(len(chosen))
-    factors = atom_factors(jnp.asarray(POSITIONS[0]), chosen, GRID, 1.0)
-    shuffled = atom_factors(jnp.asarray(POSITIONS[0]), chosen[order], GRID, 1.0)
+
+    @jax.jit
+    def both(position):
+        return atom_factors(position, chosen, GRID, 1.0), atom_factors(position, chosen[order], GRID, 1.0)
+
+    factors, shuffled = both(POSITIONS[0])
     np.testing.assert_array_equal(shuffled, factors[order])
 
 

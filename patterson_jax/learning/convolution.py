@@ -78,7 +78,7 @@ def _backward(saved, cotangent):
 
 def _transform_shape(shape, half):
     """Sizes that keep what wraps around out of the output: what reaches only the padding may wrap."""
-    return tuple(fast_size(size + half) for size in shape)
+    return tuple(fast_size(max(size, half + 1) + half) for size in shape)
 
 
 @functools.cache

@@ -33,7 +33,7 @@ class Convolution(nn.Module):
 class PattersonNet(nn.Module):
     """From Patterson maps as `simulation.examples.network_input` makes them to density maps.
 
-    Both are `(batch, grid, grid, grid)`, grid even; the output lies in (−1, 1). Raises InputError if a size is none.
+    Both are `(batch, grid, grid, grid)`, grid even; the output lies in [−1, 1]. Raises InputError if a size is none.
 
     Attributes:
         features: channels of every hidden layer.

@@ -48,7 +48,8 @@ def atom_block(position: Array, atom_radius: float) -> tuple[Array, Array]:
     faces = (start[:, None] + jnp.arange(block + 1, dtype=position.dtype)[None] - position[:, None]) / atom_radius
     corners = corner_volume(faces[0, :, None, None], faces[1, None, :, None], faces[2, None, None, :])
     volumes = jnp.diff(jnp.diff(jnp.diff(corners, axis=0), axis=1), axis=2) * atom_radius**3
-    return jnp.maximum(volumes, 0), start.astype(jnp.int32)
+    fractions = volumes - jax.lax.stop_gradient(jnp.minimum(volumes, 0))  # rounding is cut off, the slope stays
+    return fractions, start.astype(jnp.int32)
 
 
 @jax.custom_jvp
@@ -108,7 +109,12 @@ def _safe_sqrt(value):
 
 def map_correlation(first: Array, second: Array) -> Array:
     """Pearson correlation of maps over the last three axes, 0 where a map is constant."""
-    first, second = (each - jnp.mean(each, axis=(-3, -2, -1), keepdims=True) for each in (first, second))
-    covariance = jnp.sum(first * second, axis=(-3, -2, -1))
-    variances = jnp.sum(first**2, axis=(-3, -2, -1)) * jnp.sum(second**2, axis=(-3, -2, -1))
-    return covariance / jnp.sqrt(jnp.maximum(variances, jnp.finfo(variances.dtype).tiny))
+
+    def standardised(each):
+        low, high = (reduce(each, axis=(-3, -2, -1), keepdims=True) for reduce in (jnp.min, jnp.max))
+        each = (each - low) / jnp.where(high > low, high - low, 1)
+        each = each - jnp.mean(each, axis=(-3, -2, -1), keepdims=True)
+        squared = jnp.sum(each**2, axis=(-3, -2, -1), keepdims=True)
+        return each / jnp.sqrt(jnp.where(squared > 0, squared, 1))
+
+    return jnp.sum(standardised(first) * standardised(second), axis=(-3, -2, -1))

@@ -57,7 +57,8 @@ def low_frequencies(grid_size: int, resolution: float) -> np.ndarray:
     every = frequencies(grid_size).reshape(-1, 3)
     squared = np.sum(every**2, axis=-1)
     x, y, z = every.T
-    twin = (z == 0) & ((y < 0) | ((y == 0) & (x < 0)))  # h and −h both lie in the plane h_z = 0
+    number, opposite = (sign * y % grid_size * grid_size + sign * x % grid_size for sign in (1, -1))
+    twin = ((z == 0) | (z == grid_size // 2)) & (number > opposite)  # h and −h both lie in these two planes
     return every[(squared > 0) & (squared <= resolution**2) & ~twin]
 
 

@@ -48,7 +48,8 @@ class Problem:
 
         check('grid_size', self.grid_size >= 8 and self.grid_size % 2 == 0, 'an even number, 8 or more')
         check('num_atoms', self.num_atoms >= 1, '1 or more')
-        check('atom_radius', positive(self.atom_radius), 'a positive number of voxels')
+        fits = positive(self.atom_radius) and 2 * self.atom_radius < self.grid_size
+        check('atom_radius', fits, f'more than 0 and less than half of grid_size, {self.grid_size / 2:g} voxels')
         not_negative = math.isfinite(self.min_separation) and self.min_separation >= 0
         check('min_separation', not_negative, 'a number of voxels, 0 or more')
         widest = self.grid_size - 2 * self.atom_radius
