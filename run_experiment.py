@@ -6,6 +6,7 @@ python run_experiment.py --config=configs/quick.py --mode=simulate --input=molec
 python run_experiment.py --config=configs/quick.py --mode=solve --input=maps/molecule_patterson.ccp4 --output=solved
 """
 
+import re
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -25,16 +26,17 @@ OUTPUT = flags.DEFINE_string('output', None, 'Directory for what simulate and so
 def parse_flags(arguments: list[str]) -> list[str]:
     """Reads the flags and through them the config; ends the program with one line if one is wrong."""
     with exit_on_errors():
+        file = next((each.partition('=')[2] for each in arguments if re.match('--?config=', each)), None)
+        if file is not None and not Path(file.partition(':')[0]).is_file():
+            raise InputError(f'--config is {file!r}; there is no such file')
         try:
             rest = flags.FLAGS(arguments)[1:]
-        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-            raise InputError(_reason(error)) from error
+        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
+            raise InputError(_reason(error, file)) from error
         if rest:
             raise InputError(f'{rest[0]!r} is no flag; flags begin with --, as in --config={rest[0]}')
         if CONFIG.value is None:
             raise InputError('--config is missing; it names a config file, as in --config=configs/quick.py')
-        if not Path(_config_name()[0]).is_file():
-            raise InputError(_reason(None))
     return rest
 
 
@@ -61,11 +63,13 @@ def _config_name():
     return (config_flags.get_config_filename(flags.FLAGS['config']) or '').partition(':')
 
 
-def _reason(error):
-    file = _config_name()[0]
-    if file and not Path(file).is_file():
-        return f'--config is {file!r}; there is no such file'
-    return ' '.join(str(error).split())
+def _reason(error, file):
+    if isinstance(error, SyntaxError):
+        return f'--config is {file!r}; it must be a config file in Python: {error}'
+    if 'Traceback' in str(error):  # of what the config's own function raised
+        while error.__context__ is not None:
+            error = error.__context__
+    return ' '.join(str(error.args[0] if isinstance(error, KeyError | AttributeError) else error).split())
 
 
 if __name__ == '__main__':

@@ -30,7 +30,8 @@ class NonFiniteError(ArithmeticError):
 def exit_on_errors() -> Iterator[None]:
     """Turns the errors that a person can mend into one line each on stderr and an exit status.
 
-    2 for a mistake in what was given, 1 for a training that diverged, 130 for an interrupt from the keyboard.
+    2 for a mistake in what was given; 1 for a training that diverged, or a file that the system does not let us read
+    or write; 130 for an interrupt from the keyboard.
     """
     try:
         yield
@@ -38,6 +39,8 @@ def exit_on_errors() -> Iterator[None]:
         _exit(error, 2)
     except NonFiniteError as error:
         _exit(error, 1)
+    except OSError as error:
+        _exit(f'{error.filename or ""}: {error.strerror or error}'.removeprefix(': '), 1)
     except KeyboardInterrupt:
         _exit('interrupted', 130)
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -77,7 +78,7 @@ def train_experiment(experiment: Experiment, config: ConfigDict, workdir: Path, 
     resolved = config.to_dict()
     record = workdir / 'config.json'
     if record.exists():
-        differing = differences(json.loads(record.read_text())['config'], resolved, TRAINING_SECTIONS)
+        differing = differences(_recorded_config(record), resolved, TRAINING_SECTIONS)
         if differing:
             raise InputError(
                 f'{workdir} holds a run of another config: {"; ".join(differing)}. Name another --workdir, or remove it'
@@ -94,6 +95,13 @@ def train_experiment(experiment: Experiment, config: ConfigDict, workdir: Path, 
     )
     evaluate_experiment(experiment, config, workdir)
     draw_losses(workdir / 'figures' / 'losses.png', read_metrics(workdir / 'metrics.jsonl'))
+
+
+def _recorded_config(record):
+    try:
+        return dict(json.loads(record.read_text(encoding='utf-8'))['config'])
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f'{record}: not the record of a run; name another --workdir, or remove this one') from error
 
 
 def evaluate_experiment(
@@ -124,22 +132,39 @@ def simulate_files(experiment: Experiment, inputs: tuple[Path, ...], output: Pat
     _for_each(inputs, functools.partial(_simulate_file, experiment, output))
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def _simulated_maps(positions, problem):
+    density = render(positions, problem.grid_size, problem.atom_radius)
+    return patterson_map(density), density
+
+
 def _simulate_file(experiment, output, path):
     problem, voxel_size = experiment.problem, experiment.files.voxel_size
     positions = voxel_positions(read_xyz(path), voxel_size)
     if len(positions) != problem.num_atoms:
+        cure = [f'--config.problem.num_atoms={len(positions)}']
+        if len(positions) > experiment.separate.num_peaks:
+            cure.append(f'--config.separate.num_peaks={2 * len(positions)}')
         raise InputError(
-            f'{path}: {len(positions)} atoms; the problem has {problem.num_atoms} '
-            f'(--config.problem.num_atoms={len(positions)} changes it)'
+            f'{path}: {len(positions)} atoms; the problem has {problem.num_atoms} ({" ".join(cure)} changes it)'
         )
     extent, room = np.max(np.ptp(positions, axis=0)), problem.grid_size / 2 - 2 * problem.atom_radius
     if extent > room:
+        enough = math.ceil(100 * voxel_size * extent / room) / 100
         raise InputError(
             f'{path}: {extent * voxel_size:.2f} Å across; its vectors overlap in the cell beyond '
-            f'{room * voxel_size:.2f} Å (--config.files.voxel_size={voxel_size * extent / room:.2f} makes room)'
+            f'{room * voxel_size:.2f} Å (--config.files.voxel_size={enough:.2f} makes room)'
         )
-    density = render(positions.astype(np.float32), problem.grid_size, problem.atom_radius)
-    for name, values in (('patterson', patterson_map(density)), ('density', density)):
+    distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1) + np.diag(np.full(len(positions), np.inf))
+    nearest = np.min(distances)
+    if nearest < 2 * problem.atom_radius:
+        first, second = np.argwhere(distances == nearest)[0] + 1
+        raise InputError(
+            f'{path}: atoms {first} and {second} are {nearest * voxel_size:.3f} Å apart; their spheres overlap below '
+            f'{2 * problem.atom_radius * voxel_size:.3f} Å'
+        )
+    maps = _simulated_maps(positions.astype(np.float32), problem)
+    for name, values in zip(('patterson', 'density'), maps, strict=True):
         target = output / f'{path.stem}_{name}.ccp4'
         write_map(target, np.asarray(values), voxel_size)
         print(target)
@@ -157,7 +182,8 @@ def solve_files(
     output = _prepare_output(inputs, output)
     params = load_weights(experiment, config, checkpoint or workdir)
 
-    _for_each(inputs, functools.partial(_solve_file, experiment, _compiled_solver(experiment, params), output))
+    solver = functools.cache(lambda: _compiled_solver(experiment, params))  # compiled for the first good map
+    _for_each(inputs, functools.partial(_solve_file, experiment, solver, output))
 
 
 def _compiled_solver(experiment, params):
@@ -174,13 +200,15 @@ def _compiled_solver(experiment, params):
     return functools.partial(jax.jit(solve).lower(params, shape).compile(), params)
 
 
-def _solve_file(experiment, solve, output, path):
+def _solve_file(experiment, solver, output, path):
     problem = experiment.problem
     values, voxel_size = read_map(path)
     try:
         check_patterson(values, problem)
     except InputError as error:
         raise InputError(f'{path}: {error}') from error
+    _refuse_to_overwrite(output, path.stem)
+    solve = solver()
     began = time.perf_counter()
     solution = jax.tree.map(np.asarray, solve(values))
     seconds = time.perf_counter() - began
@@ -208,6 +236,13 @@ def _solve_file(experiment, solve, output, path):
     draw_solution(output / f'{name}.png', solution.density, solution.positions, problem, title)
     write_json(output / f'{name}.json', report)
     print(f'{path}: {problem.num_atoms} atoms, {merit}; {output / name}.json, .xyz, .png, _density.ccp4')
+
+
+def _refuse_to_overwrite(output, name):
+    """Results of an earlier solution may be replaced, nothing else: those have a JSON file beside them."""
+    for ending in ('.xyz', '.png', '_density.ccp4'):
+        if (output / f'{name}{ending}').exists() and not (output / f'{name}.json').exists():
+            raise InputError(f'{output / name}{ending} exists and is no earlier result; name another --output')
 
 
 def load_weights(experiment: Experiment, config: ConfigDict, directory: Path) -> Any:

@@ -18,6 +18,7 @@ from patterson_jax.errors import InputError, require
 
 BYTES_OF_MODE = {0: 1, 1: 2, 2: 4, 6: 2}
 HEADER_BYTES = 1024
+MOST_SYMMETRY_OPERATORS = 192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Map(NamedTuple):
 
 def is_element(symbol: str) -> bool:
     """Whether gemmi knows the chemical symbol; 'X' is an atom of unknown kind."""
-    return symbol == 'X' or gemmi.Element(symbol).atomic_number > 0
+    element = gemmi.Element(symbol)  # which takes the first letters of a longer word
+    return symbol == 'X' or (element.atomic_number > 0 and element.name.upper() == symbol.upper())
 
 
 def write_map(path: Path, values: np.ndarray, voxel_size: float) -> None:
@@ -53,7 +55,13 @@ def write_map(path: Path, values: np.ndarray, voxel_size: float) -> None:
     ccp4 = gemmi.Ccp4Map()
     ccp4.grid = grid
     ccp4.update_ccp4_header(2, True)
-    _write_whole(path, lambda part: ccp4.write_ccp4_map(str(part)))
+
+    def write(part):
+        ccp4.write_ccp4_map(str(part))
+        if part.stat().st_size < HEADER_BYTES + 4 * values.size:  # gemmi does not see that the last buffer fails
+            raise OSError(f'{path}: could not be written whole; is the disk full?')
+
+    _write_whole(path, write)
 
 
 def read_map(path: Path) -> Map:
@@ -95,6 +103,14 @@ def _read_ccp4(path):
         expected = HEADER_BYTES + symmetry_bytes + math.prod(shape) * BYTES_OF_MODE[mode]
         if path.stat().st_size < expected:
             raise InputError(f'{path}: cut short, {path.stat().st_size} bytes where its header announces {expected}')
+        sampling = [header.header_i32(word) for word in (8, 9, 10)]
+        if min(sampling) < 1:
+            raise InputError(f'{not_a_map}: its header divides the cell into {sampling} voxels')
+        if math.prod(sampling) > MOST_SYMMETRY_OPERATORS * math.prod(shape):
+            raise InputError(f'{path}: the map covers only part of the cell; the whole cell is needed')
+        cell = [header.header_float(word) for word in range(11, 17)]
+        if not all(math.isfinite(value) and value > 0 for value in cell):
+            raise InputError(f'{path}: its header gives the cell as {", ".join(f"{value:g}" for value in cell)}')
         return gemmi.read_ccp4_map(str(path))
     except (RuntimeError, ValueError, OSError) as error:
         if isinstance(error, InputError):
@@ -115,7 +131,7 @@ def read_xyz(path: Path) -> np.ndarray:
     except UnicodeDecodeError as error:
         raise InputError(f'{path}: not a text file') from error
     count = lines[0].strip()
-    if not (count.isascii() and count.isdigit() and int(count) > 0):
+    if not (count.isascii() and count.isdigit() and len(count) < 10 and int(count) > 0):
         raise InputError(f'{path}, line 1: {_shortened(count)!r}; it must be the number of atoms')
     count = int(count)
     if len(lines) < count + 2:
@@ -152,7 +168,7 @@ def write_json(path: Path, content: dict) -> None:
         ValueError: a number is NaN or infinite, which JSON does not have.
     """
     text = json.dumps(content, indent=2, allow_nan=False)
-    text = re.sub(r'\[[^][{}"]*\]', lambda match: ' '.join(match[0].split()), text) + '\n'
+    text = re.sub(r'\[[^][{}"]*\]', lambda match: re.sub(r'\s*\n\s*', ' ', match[0]), text) + '\n'
     _write_whole(path, lambda part: part.write_text(text, encoding='utf-8'))
 
 
@@ -170,8 +186,12 @@ def voxel_positions(positions: np.ndarray, voxel_size: float) -> np.ndarray:
 def _write_whole(path, write):
     """Writes beside the file and renames, so that a file never stands there half written."""
     part = path.with_name(f'.{path.name}.part')
-    write(part)
-    part.replace(path)
+    try:
+        write(part)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def _require_content(path):

@@ -123,6 +123,8 @@ def find_checkpoints(directory: Path) -> Path:
     """
     directory = Path(directory)
     for candidate in (directory / 'checkpoints', directory):
-        if candidate.is_dir() and any(entry.name.isdigit() for entry in candidate.iterdir()):
+        if candidate.is_dir() and any(
+            entry.name.isdigit() and (entry / 'params').is_dir() for entry in candidate.iterdir()
+        ):
             return candidate
     raise InputError(f'{directory}: no checkpoint there; train first, or name a run with --checkpoint')

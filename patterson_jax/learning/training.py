@@ -53,6 +53,8 @@ class TrainingSettings:
     def __post_init__(self):
         for field in ('num_steps', 'batch_size', 'num_validation', 'log_every', 'validate_every'):
             require(getattr(self, field) >= 1, field, getattr(self, field), '1 or more')
+        most = (2**31 - 1) // self.batch_size  # the examples are counted in 32 bits
+        require(self.num_steps <= most, 'num_steps', self.num_steps, f'at most {most} with {self.batch_size} a batch')
         rate = self.learning_rate
         require(math.isfinite(rate) and rate > 0, 'learning_rate', rate, 'a positive number')
         enough = 0 <= self.warmup_steps < self.num_steps

@@ -145,8 +145,11 @@ def check_patterson(patterson: np.ndarray, problem: Problem) -> None:
         refuse('it is not its own inverse through the origin')
     if patterson[0, 0, 0] < patterson[highest]:
         refuse('its highest value is not at the origin; has the origin peak been taken out? It is needed')
-    if np.sum(patterson) <= 0:
-        refuse('its sum, F(000)², is not positive; add the constant that makes the empty parts of the map zero')
     spectrum = np.fft.rfftn(patterson).real.ravel()[1:]
+    if np.sum(patterson) < 0.1 * np.max(spectrum):
+        refuse(
+            'its sum, F(000)², is less than a tenth of the highest |F|²; '
+            'add the constant that makes the empty parts of the map zero'
+        )
     if np.min(spectrum) < -SPECTRUM_TOLERANCE * np.max(spectrum):
         refuse(f'its Fourier coefficients, |F|², go down to {np.min(spectrum) / np.max(spectrum):.2g} of the highest')
