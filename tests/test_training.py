@@ -52,6 +52,11 @@ def optax_promotes_types():
         yield
 
 
+def with_biases(state):
+    """Without biases the sign of rounding errors in the empty parts of a map would decide which units are active."""
+    return state.replace(params=jax.tree.map(lambda weights: weights + 0.01, state.params))
+
+
 def take_steps(count):
     """Losses of the first steps and a hash of the cases they saw; run with one device and with several."""
 
@@ -61,7 +66,7 @@ def take_steps(count):
         return jax.lax.all_gather(positions, 'devices', tiled=True)
 
     step, see = parallelize(make_train_step(NETWORK, PROBLEM, SETTINGS, SEED), donate=True), parallelize(cases)
-    state = replicate(init_state(NETWORK, PROBLEM, SETTINGS, SEED))
+    state = replicate(with_biases(init_state(NETWORK, PROBLEM, SETTINGS, SEED)))
     losses, digest = [], hashlib.sha256()
     for number in range(count):
         digest.update(np.asarray(see(np.int32(number))).tobytes())
@@ -88,9 +93,7 @@ def test_eight_devices_see_the_same_cases_and_losses_as_one():
 def test_step_is_adam_on_the_gradient_of_the_mean_squared_error():
     """Without warm-up Adam's first step moves every weight by the learning rate against the sign of its gradient."""
     settings = dataclasses.replace(SETTINGS, warmup_steps=0, schedule='constant', learning_rate=1e-3)
-    before = init_state(NETWORK, PROBLEM, settings, SEED)
-    # Without biases the sign of rounding errors in the empty parts of a map would decide which units are active.
-    before = before.replace(params=jax.tree.map(lambda weights: weights + 0.01, before.params))
+    before = with_biases(init_state(NETWORK, PROBLEM, settings, SEED))
     batch = make_batch(stream_key(SEED, 'training'), 0, jnp.arange(8), PROBLEM)
 
     @jax.jit
