@@ -6,7 +6,7 @@ python run_experiment.py --config=configs/quick.py --mode=simulate --input=molec
 python run_experiment.py --config=configs/quick.py --mode=solve --input=maps/molecule_patterson.ccp4 --output=solved
 """
 
-import re
+import itertools
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -26,7 +26,7 @@ OUTPUT = flags.DEFINE_string('output', None, 'Directory for what simulate and so
 def parse_flags(arguments: list[str]) -> list[str]:
     """Reads the flags and through them the config; ends the program with one line if one is wrong."""
     with exit_on_errors():
-        file = next((each.partition('=')[2] for each in arguments if re.match('--?config=', each)), None)
+        file = _config_argument(arguments)
         if file is not None and not Path(file.partition(':')[0]).is_file():
             raise InputError(f'--config is {file!r}; there is no such file')
         try:
@@ -56,6 +56,16 @@ def main(_: list[str]) -> None:
             OUTPUT.value and Path(OUTPUT.value),
             config_flags.get_override_values(flags.FLAGS['config']),
         )
+
+
+def _config_argument(arguments):
+    """What follows --config, known before the flags are parsed, because their parsing loads the file."""
+    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
+        if argument in ('--config', '-config'):
+            return following
+        if argument.startswith(('--config=', '-config=')):
+            return argument.partition('=')[2]
+    return None
 
 
 def _config_name():

@@ -62,6 +62,12 @@ def validate(config: ConfigDict) -> Experiment:
     return experiment
 
 
+def check_devices(experiment: Experiment) -> None:
+    """Raises InputError if the devices of this machine cannot share a training batch equally."""
+    batch_size, devices = experiment.train.batch_size, jax.device_count()
+    require(batch_size % devices == 0, 'train.batch_size', batch_size, f'a multiple of the {devices} devices')
+
+
 def differences(before: dict, now: dict, sections: tuple[str, ...]) -> list[str]:
     """Fields of two resolved configs that differ in some sections, each as "field: before, now"."""
     found = []
@@ -119,8 +125,6 @@ def _check_together(experiment):
         check_drawable(problem)
     except InputError as error:
         raise InputError(f'problem.{error}') from error
-    batch_size, devices = experiment.train.batch_size, jax.device_count()
-    require(batch_size % devices == 0, 'train.batch_size', batch_size, f'a multiple of the {devices} devices')
     half = problem.grid_size // 2
     require(separate.resolution <= half, 'separate.resolution', separate.resolution, f'at most half the grid, {half}')
     enough = separate.num_peaks >= problem.num_atoms

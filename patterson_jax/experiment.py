@@ -6,13 +6,13 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from patterson_jax.config import Experiment, differences, validate
+from patterson_jax.config import Experiment, check_devices, differences, validate
 from patterson_jax.errors import InputError
 from patterson_jax.evaluation import evaluate
 from patterson_jax.figures import draw_errors, draw_losses, draw_maps, draw_solution
@@ -25,7 +25,7 @@ from patterson_jax.files import (
     write_map,
     write_xyz,
 )
-from patterson_jax.learning.checkpoints import Checkpoints, find_checkpoints
+from patterson_jax.learning.checkpoints import Checkpoints, find_checkpoints, has_checkpoint
 from patterson_jax.learning.training import init_state, read_metrics, train
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.examples import example_key, stream_key
@@ -33,6 +33,7 @@ from patterson_jax.simulation.patterson import patterson_map
 from patterson_jax.solving.solver import check_patterson, solve_batch
 
 TRAINING_SECTIONS = ('seed', 'problem', 'model', 'train')
+WEIGHT_FIELDS = ('grid_size', 'atom_radius', 'input_scale', 'target')
 MODES = ('train', 'evaluate', 'simulate', 'solve')
 
 
@@ -74,11 +75,12 @@ def run(
 
 def train_experiment(experiment: Experiment, config: ConfigDict, workdir: Path, overrides: dict[str, Any]) -> None:
     """Trains in the workdir, going on from what it holds; then evaluates the best weights and draws the figures."""
+    check_devices(experiment)
     _make_directory(workdir, '--workdir')
     resolved = config.to_dict()
     record = workdir / 'config.json'
-    if record.exists():
-        differing = differences(_recorded_config(record), resolved, TRAINING_SECTIONS)
+    for before in _earlier_configs(workdir, record):
+        differing = differences(before, resolved, TRAINING_SECTIONS)
         if differing:
             raise InputError(
                 f'{workdir} holds a run of another config: {"; ".join(differing)}. Name another --workdir, or remove it'
@@ -97,26 +99,34 @@ def train_experiment(experiment: Experiment, config: ConfigDict, workdir: Path, 
     draw_losses(workdir / 'figures' / 'losses.png', read_metrics(workdir / 'metrics.jsonl'))
 
 
-def _recorded_config(record):
-    try:
-        return dict(json.loads(record.read_text(encoding='utf-8'))['config'])
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f'{record}: not the record of a run; name another --workdir, or remove this one') from error
+def _earlier_configs(workdir, record):
+    """The configs of the run that a workdir holds: in its record, and in its latest checkpoint."""
+    if record.exists():
+        try:
+            yield dict(json.loads(record.read_text(encoding='utf-8'))['config'])
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f'{record}: not the record of a run; name another --workdir') from error
+    if has_checkpoint(workdir / 'checkpoints'):
+        with Checkpoints(workdir / 'checkpoints', read_only=True) as checkpoints:
+            yield checkpoints.restore(checkpoints.latest_step, config=None)['config']
 
 
 def evaluate_experiment(
     experiment: Experiment, config: ConfigDict, workdir: Path, checkpoint: Path | None = None
 ) -> None:
     """Scores a run's best weights on unseen cases; writes `evaluation.json` and figures in the workdir."""
-    params = load_weights(experiment, config, checkpoint or workdir)
+    weights = load_weights(experiment, config, checkpoint or workdir)
     _make_directory(workdir, '--workdir')
     report, shown = evaluate(
-        experiment.model, params, experiment.problem, experiment.separate, experiment.evaluate, experiment.seed
+        experiment.model, weights.params, experiment.problem, experiment.separate, experiment.evaluate, experiment.seed
     )
+    report |= {'weights': {'step': weights.step, 'trained_on': weights.config['problem']}}
     write_json(workdir / 'evaluation.json', report)
     figures, scores = workdir / 'figures', report['separated']
     draw_maps(figures / 'maps.png', shown, experiment.problem)
-    draw_errors(figures / 'errors.png', scores['histogram'], scores, report['atoms'])
+    draw_errors(figures / 'errors.png', report)
+    for difference in differences(weights.config, config.to_dict(), ('problem',)):
+        print(f'note: in the training of these weights {difference}')
     print(
         f'{report["cases"]} unseen cases: {scores["recall"]:.1%} of {report["atoms"]} atoms within 1 voxel, '
         f'{scores["solved"]} cases with every atom; mean error {scores["mean_error"]:.3f} voxel; '
@@ -180,7 +190,7 @@ def solve_files(
 ) -> None:
     """Solves Patterson maps in CCP4 files with a run's best weights: `NAME.json`, `.xyz`, `.png`, `_density.ccp4`."""
     output = _prepare_output(inputs, output)
-    params = load_weights(experiment, config, checkpoint or workdir)
+    params = load_weights(experiment, config, checkpoint or workdir).params
 
     solver = functools.cache(lambda: _compiled_solver(experiment, params))  # compiled for the first good map
     _for_each(inputs, functools.partial(_solve_file, experiment, solver, output))
@@ -216,15 +226,15 @@ def _solve_file(experiment, solver, output, path):
     report = {
         'input': str(path),
         'method': 'network',
-        'positions': np.round(positions, 4).tolist(),
-        'positions_voxels': np.round(solution.positions, 4).tolist(),
+        'positions': _rounded(positions),
+        'positions_voxels': _rounded(solution.positions),
         'voxel_size': voxel_size,
         'enantiomorph': 'one of two: the inverse of these positions has the same Patterson map',
         'r_factor': float(solution.r_factor),
         'r_factor_resolution': experiment.separate.resolution,
         'patterson_correlation': float(solution.patterson_correlation),
-        'candidates_voxels': np.round(solution.candidates, 4).tolist(),
-        'peak_heights': np.round(solution.heights, 4).tolist(),
+        'candidates_voxels': _rounded(solution.candidates),
+        'peak_heights': _rounded(solution.heights),
         'seed': experiment.seed,
         'seconds': round(seconds, 3),
     }
@@ -238,36 +248,57 @@ def _solve_file(experiment, solver, output, path):
     print(f'{path}: {problem.num_atoms} atoms, {merit}; {output / name}.json, .xyz, .png, _density.ccp4')
 
 
+def _rounded(values):
+    return np.round(np.asarray(values, np.float64), 4).tolist()
+
+
 def _refuse_to_overwrite(output, name):
-    """Results of an earlier solution may be replaced, nothing else: those have a JSON file beside them."""
-    for ending in ('.xyz', '.png', '_density.ccp4'):
-        if (output / f'{name}{ending}').exists() and not (output / f'{name}.json').exists():
+    """Results of an earlier solution may be replaced, nothing else; they have its JSON file beside them."""
+    for ending in ('.json', '.xyz', '.png', '_density.ccp4'):
+        if (output / f'{name}{ending}').exists() and not _is_solution(output / f'{name}.json'):
             raise InputError(f'{output / name}{ending} exists and is no earlier result; name another --output')
 
 
-def load_weights(experiment: Experiment, config: ConfigDict, directory: Path) -> Any:
+def _is_solution(path):
+    try:
+        return {'input', 'method', 'r_factor'} <= json.loads(path.read_text(encoding='utf-8')).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+class Weights(NamedTuple):
+    """Trained weights, the step at which they were saved, and the config of their training."""
+
+    params: Any
+    step: int
+    config: dict
+
+
+def load_weights(experiment: Experiment, config: ConfigDict, directory: Path) -> Weights:
     """The weights of a run with the lowest validation loss.
 
     Raises:
-        InputError: no checkpoint there, or one of a network or input that the config does not describe.
+        InputError: no checkpoint there, a damaged one, or one of another network, grid, atom, input or target than the
+            config's. The number of atoms and where they are may differ.
     """
     template = jax.eval_shape(
         functools.partial(init_state, experiment.model, experiment.problem, experiment.train, experiment.seed)
     ).params
     with Checkpoints(find_checkpoints(directory), read_only=True) as checkpoints:
-        trained = checkpoints.restore(checkpoints.best_step, config=None)['config']
+        step = checkpoints.best_step
+        trained = checkpoints.restore(step, config=None)['config']
         differing = _weight_differences(trained, config.to_dict())
         if differing:
             raise InputError(f'{directory}: these weights are for another config: {"; ".join(differing)}')
-        return checkpoints.restore(checkpoints.best_step, params=template)['params']
+        return Weights(checkpoints.restore(step, params=template)['params'], step, trained)
 
 
 def _weight_differences(trained, now):
-    """Differences in what weights depend on: the network, but not how it convolves, and its input."""
+    """Differences in what weights depend on: the network, but not how it convolves, its input and its target."""
 
     def relevant(config):
         model = {field: value for field, value in config['model'].items() if field != 'convolution'}
-        return {'model': model, 'problem': {field: config['problem'][field] for field in ('grid_size', 'input_scale')}}
+        return {'model': model, 'problem': {field: config['problem'][field] for field in WEIGHT_FIELDS}}
 
     return differences(relevant(trained), relevant(now), ('model', 'problem'))
 
@@ -293,6 +324,8 @@ def _for_each(inputs: tuple[Path, ...], work: Callable[[Path], None]) -> None:
             work(path)
         except InputError as error:
             failures.append(str(error))
+        except OSError as error:
+            failures.append(f'{error.filename or path}: {error.strerror or error}')
     if failures:
         raise InputError('\n'.join(failures))
 

@@ -54,7 +54,7 @@ def draw_maps(path: Path, cases: Evaluated, problem: Problem) -> None:
             f'predicted map, correlation {cases.correlation[row]:.2f}; {found} of {problem.num_atoms} atoms found',
         )
         maps = (cases.examples.target[row], cases.solutions.density[row])
-        atoms = (cases.examples.positions[row], cases.match.aligned[row])
+        atoms = (cases.examples.positions[row], cases.match_in_place.aligned[row])
         for column in range(2):
             axes = figure.add_subplot(count, 2, 2 * row + column + 1, projection='3d')
             _draw_voxels(axes, maps[column], atoms[column], problem, box)
@@ -63,24 +63,33 @@ def draw_maps(path: Path, cases: Evaluated, problem: Problem) -> None:
     _save(figure, path)
 
 
-def draw_errors(path: Path, histogram: dict, scores: dict, atoms: int) -> None:
-    """Figure 12: histogram of the distance between found and true atoms, over mutually nearest pairs."""
-    figure = Figure(figsize=(6, 4), layout='constrained')
+def draw_errors(path: Path, report: dict) -> None:
+    """Figure 12: histogram of the distance between found and true atoms, over mutually nearest pairs.
+
+    Filled, at the best translation; outlined, where the network put them, as in the paper. `report` is the content of
+    `evaluation.json`.
+    """
+    figure = Figure(figsize=(6.5, 4.2), layout='constrained')
     axes = figure.subplots()
-    edges, counts = np.array(histogram['edges']), np.array(histogram['counts'])
-    width = edges[1] - edges[0]
-    axes.bar(edges, counts, width=width, align='edge', color=INVERSE, edgecolor='white', linewidth=0.5)
+    width = report['separated']['histogram']['bin_width']
+    bins = width * np.arange(len(report['separated']['histogram']['counts']) + 1)
+    styles = {
+        'separated': (INVERSE, 'stepfilled', 'at the best translation'),
+        'separated_in_place': (ORIGINAL, 'step', 'as the network placed them'),
+    }
+    for stage, (colour, kind, label) in styles.items():
+        scores = report[stage]
+        label = (
+            f'{label}: {scores["matched"]} of {report["atoms"]} paired,\n'
+            f'mean {scores["mean_error"]:.3f} voxel, {scores["recall"]:.1%} of all within {MATCH_DISTANCE:g}'
+        )
+        axes.hist(bins[:-1], bins, weights=scores['histogram']['counts'], histtype=kind, color=colour, label=label)
     axes.axvline(MATCH_DISTANCE, color=UNEXPLAINED, linestyle='--', linewidth=1)
-    axes.text(MATCH_DISTANCE, axes.get_ylim()[1], ' counted as found', va='top', ha='right', rotation=90, fontsize=8)
-    axes.set_xticks(np.append(np.arange(0, edges[-1], 0.5), edges[-1] + width / 2))
-    axes.set_xticklabels([f'{value:g}' for value in np.arange(0, edges[-1], 0.5)] + [f'> {edges[-1]:g}'])
+    ticks = np.arange(0, bins[-1], 0.5)[:-1]
+    axes.set_xticks([*ticks, bins[-1] - width / 2], [*(f'{value:g}' for value in ticks), f'≥ {bins[-2]:g}'])
     axes.set_xlabel('distance between found and true atom, voxels')
     axes.set_ylabel('atoms')
-    axes.set_title(
-        f'{scores["matched"]} of {atoms} atoms paired, mean error {scores["mean_error"]:.3f} voxel;\n'
-        f'{scores["recall"]:.1%} of all within {MATCH_DISTANCE:g} voxel',
-        fontsize=10,
-    )
+    axes.legend(frameon=False, fontsize=8, loc='upper right')
     _save(figure, path)
 
 

@@ -95,6 +95,9 @@ def _read_ccp4(path):
     not_a_map = f'{path}: not a CCP4 map'
     if path.stat().st_size < HEADER_BYTES:
         raise InputError(f'{not_a_map}: {path.stat().st_size} bytes, and the header alone has {HEADER_BYTES}')
+    with path.open('rb') as file:
+        if file.read(2) == b'\x1f\x8b':
+            raise InputError(f'{not_a_map}, but a file compressed by gzip; uncompress it first')
     try:
         header = gemmi.read_ccp4_header(str(path))
         shape, mode, symmetry_bytes = [header.header_i32(word) for word in (1, 2, 3)], *map(header.header_i32, (4, 24))

@@ -19,8 +19,9 @@ class ProgressReport:
     """
 
     def __init__(self, task: str, total: int, done: int = 0):
-        self.task, self.total, self.done, self.started_at = task, total, done, done
-        self.started = self.last_line = time.perf_counter()
+        self.task, self.total, self.done = task, total, done
+        self.last_line = time.perf_counter()
+        self.restart(done)
         console = Console(stderr=True)
         self.bar = None
         if console.is_terminal:
@@ -36,6 +37,10 @@ class ProgressReport:
     def __exit__(self, *error):
         if self.bar:
             self.bar.stop()
+
+    def restart(self, done: int) -> None:
+        """Measures the pace from here on, as after compilation, when `done` units are complete."""
+        self.started, self.started_at = time.perf_counter(), done
 
     def update(self, done: int, note: str = '') -> None:
         """Tells that `done` units are complete, with a note such as the current loss."""

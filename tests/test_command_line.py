@@ -121,6 +121,7 @@ MISTAKES = {
     'no config': ([], '--config is missing', '--config=configs/quick.py'),
     'empty config': (['--config='], '--config is '),
     'no such config': (['--config=configs/quik.py'], "--config is 'configs/quik.py'", 'no such file'),
+    'no such config, in two words': (['--config', 'quik.py'], "--config is 'quik.py'", 'no such file'),
     'field of no config': (['--config=quik.py', '--config.seed=3'], "--config is 'quik.py'", 'no such file'),
     'directory for a config': (['--config=.'], "--config is '.'"),
     'map for a config': (['--config=map.ccp4'], "'map.ccp4'"),

@@ -1,6 +1,9 @@
 """The whole experiment: a short run of the quick config, from random atoms to a real molecule found in a file."""
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -14,7 +17,8 @@ from patterson_jax.experiment import run
 from patterson_jax.files import read_map, read_xyz
 from patterson_jax.learning.training import read_metrics
 
-OZONE = Path(__file__).parent.parent / 'docs' / 'ozone.xyz'
+ROOT = Path(__file__).parent.parent
+OZONE = ROOT / 'docs' / 'ozone.xyz'
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -106,6 +110,67 @@ def test_weights_of_another_network_are_refused(workdir, tmp_path):
     config.model.features = 8
     with pytest.raises(InputError, match=r'model\.features was 12 and is 8'):
         run('evaluate', config, tmp_path, checkpoint=workdir)
+
+
+@pytest.mark.parametrize(('field', 'value'), [('target', 'original'), ('atom_radius', 0.9)])
+def test_weights_for_other_maps_are_refused(workdir, tmp_path, field, value):
+    config = short_config()
+    config.problem[field] = value
+    with pytest.raises(InputError, match=rf'problem\.{field} was'):
+        run('evaluate', config, tmp_path, checkpoint=workdir)
+
+
+def test_weights_may_meet_other_cases_and_the_report_says_so(workdir, tmp_path, capsys):
+    config = short_config()
+    config.problem.num_atoms = 2
+    config.evaluate.update(num_cases=4, batch_size=4)
+    run('evaluate', config, tmp_path, checkpoint=workdir)
+    assert 'problem.num_atoms was 3 and is 2' in capsys.readouterr().out
+    report = report_of(tmp_path)
+    assert report['weights']['trained_on']['num_atoms'] == 3 and report['atoms'] == 8
+
+
+def test_checkpoint_of_another_config_is_refused_without_its_record_too(workdir, tmp_path):
+    copy = tmp_path / 'copy'
+    shutil.copytree(workdir, copy)
+    (copy / 'config.json').unlink()
+    config = short_config()
+    config.seed = 1
+    with pytest.raises(InputError, match=r'seed was 0 and is 1'):
+        run('train', config, copy)
+
+
+def test_damaged_checkpoint_is_named(workdir, tmp_path):
+    """In a process of its own, because Orbax leaves failed tasks behind that complain later."""
+    copy = tmp_path / 'copy'
+    shutil.copytree(workdir, copy)
+    for file in (copy / 'checkpoints' / '600' / 'params').rglob('*'):
+        if file.is_file() and 'd' in file.parent.name:
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    program, config = ROOT / 'run_experiment.py', ROOT / 'configs' / 'quick.py'
+    command = [sys.executable, program, f'--config={config}', '--mode=evaluate', f'--workdir={copy}']
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert f'error: {copy}/checkpoints/600: the checkpoint cannot be read' in result.stderr
+
+
+def test_file_that_the_system_refuses_does_not_stop_the_others(workdir, tmp_path):
+    unreadable = Path('x' * 300 + '.xyz')
+    with pytest.raises(InputError, match=r'File name too long(.|\n)*none\.xyz: no such file'):
+        run('simulate', short_config(), workdir, inputs=(unreadable, Path('none.xyz'), OZONE), output=tmp_path)
+    assert (tmp_path / 'ozone_patterson.ccp4').exists()
+
+
+def test_only_results_of_its_own_are_overwritten(workdir, tmp_path):
+    run('simulate', short_config(), workdir, inputs=(OZONE,), output=tmp_path)
+    patterson, mine = tmp_path / 'ozone_patterson.ccp4', tmp_path / 'ozone_patterson.xyz'
+    mine.write_text('mine')
+    with pytest.raises(InputError, match=r'ozone_patterson\.xyz exists and is no earlier result'):
+        run('solve', short_config(), workdir, inputs=(patterson,), output=tmp_path)
+    assert mine.read_text() == 'mine'
+    mine.unlink()
+    for _ in range(2):
+        run('solve', short_config(), workdir, inputs=(patterson,), output=tmp_path)
 
 
 def test_run_of_another_config_is_refused_and_left_alone(workdir):

@@ -15,7 +15,6 @@ from patterson_jax.simulation.patterson import (
     frequencies,
     intensities,
     low_frequencies,
-    multiplicities,
     patterson_intensities,
     patterson_map,
     structure_factors,
@@ -86,13 +85,6 @@ def test_the_spectrum_of_a_patterson_map_is_the_intensities_of_its_density():
     expected = np.abs(np.fft.rfftn(np.asarray(density, np.float64))) ** 2
     np.testing.assert_allclose(intensities(density), expected, atol=1e-5 * expected.max())
     np.testing.assert_allclose(patterson_intensities(patterson_map(density)), expected, atol=1e-5 * expected.max())
-
-
-def test_the_multiplicities_make_the_half_space_count_as_the_whole():
-    density = np.random.default_rng(2).normal(size=(GRID,) * 3).astype(np.float32)
-    total = np.sum(multiplicities(GRID) * np.asarray(intensities(density)))
-    assert total / GRID**3 == pytest.approx(np.sum(density**2), rel=1e-6)
-    assert np.sum(multiplicities(GRID)) * GRID**2 == GRID**3
 
 
 @pytest.mark.parametrize('grid_size', [8, 10])

@@ -215,5 +215,6 @@ def test_diverging_run_stops_with_metric_and_step_and_keeps_its_checkpoint(tmp_p
 
 def test_cut_last_line_of_the_log_is_left_out(tmp_path):
     path = tmp_path / 'metrics.jsonl'
-    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
-    assert read_metrics(path) == [{'step': 1}, {'step': 2}]
+    for damage in ('{"st', '{"loss": 1}\n{"step": 3}\n', '[3]\n', '\x00\x00'):
+        path.write_text('{"step": 1}\n{"step": 2}\n' + damage)
+        assert read_metrics(path) == [{'step': 1}, {'step': 2}]

@@ -101,6 +101,9 @@ class Checkpoints:
 
         Returns:
             The items; arrays are replicated over all devices of this run, however many there were at saving.
+
+        Raises:
+            InputError: the checkpoint is damaged, or is not of these shapes.
         """
 
         def restore_of(item, template):
@@ -112,7 +115,21 @@ class Checkpoints:
             return ocp.args.StandardRestore(abstract)
 
         wanted = {item: restore_of(item, template) for item, template in templates.items()}
-        return dict(self.manager.restore(step, args=ocp.args.Composite(**wanted)))
+        try:
+            return dict(self.manager.restore(step, args=ocp.args.Composite(**wanted)))
+        except (ValueError, OSError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0][:200]
+            raise InputError(
+                f'{self.directory / str(step)}: the checkpoint cannot be read ({reason}); remove that directory to use '
+                'the one before it'
+            ) from error
+
+
+def has_checkpoint(directory: Path) -> bool:
+    """Whether there is a directory that holds at least one checkpoint."""
+    return directory.is_dir() and any(
+        entry.name.isdigit() and (entry / 'params').is_dir() for entry in directory.iterdir()
+    )
 
 
 def find_checkpoints(directory: Path) -> Path:
@@ -121,10 +138,7 @@ def find_checkpoints(directory: Path) -> Path:
     Raises:
         InputError: neither holds a checkpoint.
     """
-    directory = Path(directory)
-    for candidate in (directory / 'checkpoints', directory):
-        if candidate.is_dir() and any(
-            entry.name.isdigit() and (entry / 'params').is_dir() for entry in candidate.iterdir()
-        ):
+    for candidate in (Path(directory) / 'checkpoints', Path(directory)):
+        if has_checkpoint(candidate):
             return candidate
     raise InputError(f'{directory}: no checkpoint there; train first, or name a run with --checkpoint')

@@ -89,7 +89,7 @@ def learning_rate_schedule(settings: TrainingSettings) -> optax.Schedule:
 def init_state(network: nn.Module, problem: Problem, settings: TrainingSettings, seed: int) -> TrainState:
     """The state before the first step; weights from the seed alone."""
     maps = jnp.zeros((1,) + (problem.grid_size,) * 3)
-    params = network.init(jax.random.key(seed), maps)
+    params = jax.jit(network.init)(jax.random.key(seed), maps)
     return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(settings).init(params))
 
 
@@ -199,18 +199,24 @@ def train(
             for step in range(first_step + 1, settings.num_steps + 1):
                 state, metrics = train_step(state)
                 recent.append(metrics)
+                examples = step * settings.batch_size
+                if step == first_step + 1:  # the step that was compiled
+                    jax.block_until_ready(metrics)
+                    clock.skip(examples)
+                    progress.restart(step)
                 last = step == settings.num_steps
                 save = last or step % checkpointing.every_steps == 0
                 measure = save or step % settings.validate_every == 0
                 if not (measure or step % settings.log_every == 0):
                     continue
                 row = _mean_of(recent)
-                pace = clock.lap(len(recent) * settings.batch_size)
+                pace = clock.lap(examples)
                 recent = []
                 if measure:
                     row |= validate(state.params)
+                    clock.skip(examples)
                 _require_finite(row, step)
-                log.write({'step': step, 'examples': step * settings.batch_size} | row | pace)
+                log.write({'step': step, 'examples': examples} | row | pace)
                 progress.update(step, f'loss {row["loss"]:.3g}, {pace["examples_per_second"]:.0f} examples/s')
                 if save:
                     counters = {'step': step, 'seconds': pace['seconds']}
@@ -219,17 +225,22 @@ def train(
 
 
 class Clock:
-    """Seconds of training, those of earlier runs included, and the pace since the last look at it."""
+    """Seconds of training, those of earlier runs included, and its pace without compilation and validation."""
 
     def __init__(self, seconds_before: float):
         self.seconds_before = seconds_before
-        self.started = self.last = time.perf_counter()
+        self.started = time.perf_counter()
+        self.skip(0)
+
+    def skip(self, examples: int) -> None:
+        """Measures the pace from here on, where `examples` have been used in all."""
+        self.last, self.examples = time.perf_counter(), examples
 
     def lap(self, examples: int) -> dict[str, float]:
-        """Seconds in all, and examples per second since the last lap, in which `examples` were used."""
+        """Seconds in all, and examples per second since the last lap or skip."""
         now = time.perf_counter()
-        pace = examples / (now - self.last)
-        self.last = now
+        pace = (examples - self.examples) / (now - self.last)
+        self.skip(examples)
         return {
             'seconds': round(self.seconds_before + now - self.started, 3),
             'examples_per_second': round(pace, 2),
@@ -244,11 +255,13 @@ class MetricsLog:
 
     def __init__(self, path: Path, step: int):
         self.path = path
-        kept = [row for row in read_metrics(path) if row['step'] <= step]
+        kept = ''.join(json.dumps(row) + '\n' for row in read_metrics(path) if row['step'] <= step)
         self.is_writer = jax.process_index() == 0
         self.events = None
         if self.is_writer:
-            path.write_text(''.join(json.dumps(row) + '\n' for row in kept))
+            part = path.with_name(f'.{path.name}.part')
+            part.write_text(kept)
+            part.replace(path)
             self.events = _event_writer(path.parent / 'tensorboard', step)
 
     def write(self, row: dict) -> None:
@@ -272,15 +285,18 @@ def _event_writer(directory, step):
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The rows of a metrics.jsonl, none if there is no such file; a last line cut short is left out."""
+    """The rows of a metrics.jsonl up to the first that is none, such as a last line cut short; no file, no rows."""
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors='replace').splitlines():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
             break
+        if not (isinstance(row, dict) and isinstance(row.get('step'), int)):
+            break
+        rows.append(row)
     return rows
 
 

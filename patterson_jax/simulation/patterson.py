@@ -46,12 +46,6 @@ def frequencies(grid_size: int) -> np.ndarray:
     return np.stack(np.meshgrid(whole, whole, half, indexing='ij'), axis=-1)
 
 
-def multiplicities(grid_size: int) -> np.ndarray:
-    """How many frequencies of the whole space each one of the half space stands for, `(grid // 2 + 1,)`: 1 or 2."""
-    half = np.arange(grid_size // 2 + 1)
-    return np.where((half == 0) | (half == grid_size // 2), 1, 2)
-
-
 def low_frequencies(grid_size: int, resolution: float) -> np.ndarray:
     """Frequencies of the half space with 0 < |h| ≤ resolution, one of each Friedel pair, `(num_frequencies, 3)`."""
     every = frequencies(grid_size).reshape(-1, 3)

@@ -46,7 +46,7 @@ class Separation(NamedTuple):
     """What a separation found.
 
     Attributes:
-        chosen: `(num_atoms,)`, indices of the chosen candidates.
+        chosen: `(num_atoms,)`, indices of the chosen candidates, the best set that was met.
         misfit: squared difference of intensities relative to the squared measured ones, of the chosen set.
         history: `(num_swaps,)`, the best chain's misfit after each swap tried.
     """
@@ -98,20 +98,20 @@ def _swap_chain(key, factors, intensities, num_atoms, thresholds):
         return jnp.sum((total.real**2 + total.imag**2 - intensities) ** 2) / norm
 
     def swap(state, step):
-        order, total, misfit = state
+        order, total, misfit, best_order, best_misfit = state
         member, other, threshold = step
         leaving, entering = order[member], order[other]
         new_total = total - factors[leaving] + factors[entering]
         new_misfit = misfit_of(new_total)
         keep = new_misfit < misfit + threshold
         new_order = order.at[member].set(entering).at[other].set(leaving)
-        state = (
-            jnp.where(keep, new_order, order),
-            jnp.where(keep, new_total, total),
-            jnp.where(keep, new_misfit, misfit),
-        )
-        return state, state[2]
+        order = jnp.where(keep, new_order, order)
+        total = jnp.where(keep, new_total, total)
+        misfit = jnp.where(keep, new_misfit, misfit)
+        best_order = jnp.where(misfit < best_misfit, order, best_order)
+        return (order, total, misfit, best_order, jnp.minimum(misfit, best_misfit)), misfit
 
     total = jnp.sum(factors[order[:num_atoms]], axis=0)
-    (order, _, misfit), history = jax.lax.scan(swap, (order, total, misfit_of(total)), (members, others, thresholds))
+    start = (order, total, misfit_of(total), order, misfit_of(total))
+    (_, _, _, order, misfit), history = jax.lax.scan(swap, start, (members, others, thresholds))
     return Separation(order[:num_atoms], misfit, history)
