@@ -94,11 +94,11 @@ def test_step_is_adam_on_the_gradient_of_the_mean_squared_error():
     """Without warm-up Adam's first step moves every weight by the learning rate against the sign of its gradient."""
     settings = dataclasses.replace(SETTINGS, warmup_steps=0, schedule='constant', learning_rate=1e-3)
     before = with_biases(init_state(NETWORK, PROBLEM, settings, SEED))
-    batch = make_batch(stream_key(SEED, 'training'), 0, jnp.arange(8), PROBLEM)
 
     @jax.jit
     @jax.value_and_grad
     def loss(params):
+        batch = make_batch(stream_key(SEED, 'training'), 0, jnp.arange(8), PROBLEM)
         return jnp.mean(squared_errors(NETWORK, params, batch, PROBLEM)[0])
 
     error, gradients = loss(before.params)
@@ -115,8 +115,13 @@ def test_step_is_adam_on_the_gradient_of_the_mean_squared_error():
 def test_validation_is_the_mean_over_exactly_the_validation_cases():
     params = init_state(NETWORK, PROBLEM, SETTINGS, SEED).params
     measured = make_validation(NETWORK, PROBLEM, SETTINGS, SEED)(replicate(params))
-    batch = make_batch(stream_key(SEED, 'validation'), 0, jnp.arange(10), PROBLEM)
-    errors, correlations = jax.jit(lambda params: squared_errors(NETWORK, params, batch, PROBLEM))(params)
+
+    @jax.jit
+    def scores(params):
+        batch = make_batch(stream_key(SEED, 'validation'), 0, jnp.arange(10), PROBLEM)
+        return squared_errors(NETWORK, params, batch, PROBLEM)
+
+    errors, correlations = scores(params)
     np.testing.assert_allclose(measured['validation_loss'], np.mean(errors), rtol=1e-5)
     np.testing.assert_allclose(measured['validation_correlation'], np.mean(correlations), rtol=1e-4)
 
