@@ -4,9 +4,11 @@ python run_experiment.py --config=configs/quick.py
 python run_experiment.py --config=configs/quick.py --mode=evaluate --config.evaluate.num_cases=1000
 python run_experiment.py --config=configs/quick.py --mode=simulate --input=molecule.xyz --output=maps
 python run_experiment.py --config=configs/quick.py --mode=solve --input=maps/molecule_patterson.ccp4 --output=solved
+python run_experiment.py --config=configs/quick.py --mode=inspect
 """
 
 import itertools
+import runpy
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -14,13 +16,18 @@ from ml_collections import config_flags
 
 from patterson_jax import experiment
 from patterson_jax.errors import InputError, exit_on_errors
+from patterson_jax.learning.parallel import start_distributed
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, with an optional :variant.')
 MODE = flags.DEFINE_string('mode', 'train', f'What to do: {", ".join(experiment.MODES)}.')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run; default runs/CONFIG.')
 CHECKPOINT = flags.DEFINE_string('checkpoint', None, "Directory of a run whose weights to use; default the workdir's.")
 INPUT = flags.DEFINE_multi_string('input', [], 'File to simulate (.xyz) or solve (.ccp4); may be repeated.')
-OUTPUT = flags.DEFINE_string('output', None, 'Directory for what simulate and solve write.')
+SWEEP = flags.DEFINE_integer('sweep', None, "Which of the changes that the config file's sweep() lists to make.")
+DISTRIBUTED = flags.DEFINE_boolean('distributed', False, 'Work with other processes: one a host, or one a GPU.')
+OUTPUT = flags.DEFINE_string(
+    'output', None, 'Directory for what simulate, solve and inspect write; for inspect, default WORKDIR/figures.'
+)
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
@@ -44,17 +51,18 @@ def main(_: list[str]) -> None:
     """Runs the mode that the flags ask for."""
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.ERROR)  # Orbax tells at length what it does
-    file, _, variant = _config_name()
-    run_name = '-'.join(filter(None, (Path(file).stem, variant)))
     with exit_on_errors():
+        if DISTRIBUTED.value:
+            start_distributed()
+        overrides = config_flags.get_override_values(flags.FLAGS['config']) | _apply_sweep()
         experiment.run(
             MODE.value,
             CONFIG.value,
-            Path(WORKDIR.value or Path('runs') / run_name),
+            Path(WORKDIR.value or Path('runs') / _run_name()),
             CHECKPOINT.value and Path(CHECKPOINT.value),
             tuple(map(Path, INPUT.value)),
             OUTPUT.value and Path(OUTPUT.value),
-            config_flags.get_override_values(flags.FLAGS['config']),
+            overrides,
         )
 
 
@@ -71,6 +79,33 @@ def _config_argument(arguments):
 def _config_name():
     """(file, ':', variant) of the --config flag."""
     return (config_flags.get_config_filename(flags.FLAGS['config']) or '').partition(':')
+
+
+def _run_name():
+    """Default name of the run; comparisons share theirs, as they share runs."""
+    file, _, variant = _config_name()
+    parts = [Path(file).stem]
+    if 'ablation' not in CONFIG.value:
+        parts += [variant] if variant else []
+        parts += [f'sweep-{SWEEP.value}'] if SWEEP.value is not None else []
+    return '-'.join(parts)
+
+
+def _apply_sweep():
+    """Makes the changes that --sweep asks for, and returns them."""
+    if SWEEP.value is None:
+        return {}
+    file, _, variant = _config_name()
+    sweep = runpy.run_path(file).get('sweep')
+    if sweep is None:
+        raise InputError(f'--sweep is {SWEEP.value}; {file} has no sweep()')
+    choices = sweep(variant) if variant else sweep()
+    if not 0 <= SWEEP.value < len(choices):
+        raise InputError(
+            f'--sweep is {SWEEP.value}; it must be from 0 to {len(choices) - 1}, {file} has {len(choices)}'
+        )
+    CONFIG.value.update_from_flattened_dict(choices[SWEEP.value])
+    return choices[SWEEP.value]
 
 
 def _reason(error, file):

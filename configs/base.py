@@ -33,6 +33,9 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.problem.centred = True  # move the mean of the positions to the box centre (2.4.1)
     config.problem.target = 'both'  # 'both': (A + B) / 2; 'original': A / 2 (2.4.2)
     config.problem.input_scale = 0.7  # height of one atom's self-vector peak in the network's input
+    config.problem.origin = 'centre'  # of the Patterson map in the network's input; or 'corner', as in files
+    config.problem.empty_corner = 0.0  # edge of a corner kept empty in training, filled in evaluation; 0: none
+    config.problem.filled_corner = 0.0  # edge of a corner in which every case has an atom; 0: none
 
     # The network: the paper's twelve layers and 1,202,821 weights (2.3).
     config.model = ml_collections.ConfigDict()
@@ -43,14 +46,19 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.model.inner_depth = 8  # hidden layers on the half grid
     config.model.decoder_depth = 1  # hidden layers on the full grid after the up-sampling
     config.model.convolution = 'auto'  # 'spectral', 'direct', or by platform
+    config.model.batch_norm = 'none'  # 'early': layers before the max-pool; 'all': every hidden layer
 
-    # Training by Adam on fresh cases (3.1).
+    # Training by Adam (3.1).
     config.train = ml_collections.ConfigDict()
     config.train.num_steps = 1_600_000  # of 8 cases: the paper's 13 million examples
     config.train.batch_size = 8  # over all devices together; small batches learn more from an example
     config.train.learning_rate = 3e-4  # the highest one
     config.train.warmup_steps = 1000  # from 0 to learning_rate
     config.train.schedule = 'cosine'  # down to 1 % at the last step; or 'constant'
+    config.train.set_size = 3000  # cases in a training set, an epoch
+    config.train.epochs_per_set = 1  # before the next set: fresh cases always; the paper's 3 made data cheaper
+    config.train.init_from = ''  # directory of a run to begin with the weights of, with a schedule of its own
+    config.train.max_minutes = 0.0  # save and stop after so long, with exit status 75; 0: no limit
     config.train.num_validation = 96  # cases, always the same
     config.train.log_every = 100  # steps
     config.train.validate_every = 1000  # steps

@@ -68,16 +68,16 @@ def check_devices(experiment: Experiment) -> None:
     require(batch_size % devices == 0, 'train.batch_size', batch_size, f'a multiple of the {devices} devices')
 
 
-def differences(before: dict, now: dict, sections: tuple[str, ...]) -> list[str]:
-    """Fields of two resolved configs that differ in some sections, each as "field: before, now"."""
+def differences(before: dict, now: dict, sections: tuple[str, ...], ignored: tuple[str, ...] = ()) -> list[str]:
+    """Fields of two resolved configs that differ in some sections, and are not ignored, in words."""
     found = []
     for section in sections:
         first, second = before.get(section), now.get(section)
         if not (isinstance(first, dict) and isinstance(second, dict)):
             first, second = {'': first}, {'': second}
         for field in sorted(first.keys() | second.keys()):
-            if first.get(field) != second.get(field):
-                name = f'{section}.{field}' if field else section
+            name = f'{section}.{field}' if field else section
+            if first.get(field) != second.get(field) and name not in ignored:
                 found.append(f'{name} was {first.get(field)!r} and is {second.get(field)!r}')
     return found
 

@@ -26,12 +26,16 @@ class NonFiniteError(ArithmeticError):
     """Training has diverged: a metric is not a number; the message names metric and step."""
 
 
+class Unfinished(Exception):  # noqa: N818
+    """A run was stopped before its end and has saved all it needs to go on; the message says where and why."""
+
+
 @contextlib.contextmanager
 def exit_on_errors() -> Iterator[None]:
     """Turns the errors that a person can mend into one line each on stderr and an exit status.
 
     2 for a mistake in what was given; 1 for a training that diverged, or a file that the system does not let us read
-    or write; 130 for an interrupt from the keyboard.
+    or write; 75 for a run that was stopped and can go on; 130 for an interrupt from the keyboard.
     """
     try:
         yield
@@ -41,6 +45,9 @@ def exit_on_errors() -> Iterator[None]:
         _exit(error, 1)
     except OSError as error:
         _exit(f'{error.filename or ""}: {error.strerror or error}'.removeprefix(': '), 1)
+    except Unfinished as unfinished:
+        print(unfinished, file=sys.stderr)
+        sys.exit(75)
     except KeyboardInterrupt:
         _exit('interrupted', 130)
 

@@ -20,7 +20,7 @@ from jax import Array
 
 from patterson_jax.errors import require
 from patterson_jax.progress import ProgressReport
-from patterson_jax.simulation.atoms import draw_positions
+from patterson_jax.simulation.atoms import draw_positions, in_corner
 from patterson_jax.simulation.density import map_correlation
 from patterson_jax.simulation.examples import Example, example_key, make_batch, stream_key
 from patterson_jax.simulation.problem import Problem
@@ -72,6 +72,7 @@ class Evaluated(NamedTuple):
     match_in_place: Match
     random_match: Match
     squared_error: Array
+    empty_squared_error: Array
     correlation: Array
 
 
@@ -120,14 +121,14 @@ def evaluate(
     separation: SeparationSettings,
     settings: EvaluationSettings,
     seed: int,
-    num_shown: int = 3,
+    num_shown: int = 7,
 ) -> tuple[dict, Evaluated]:
     """Solves the cases of the evaluation stream with a trained network and scores the answers.
 
     Args:
         network: what `params` belong to.
         params: trained weights.
-        problem: what the cases are.
+        problem: what the cases are; a corner that it leaves empty in training is filled in them.
         separation: how to separate.
         settings: how many cases, how many at once; the scores do not depend on the latter.
         seed: fixes the cases.
@@ -136,6 +137,7 @@ def evaluate(
     Returns:
         The contents of `evaluation.json`, and the first cases, for figures.
     """
+    problem = problem.testing
     chunk = functools.partial(_evaluate_chunk, network, problem, separation, settings.batch_size, seed)
     params = jax.device_put(params, jax.devices()[0])  # one device solves; copies would repeat its work
     run = jax.jit(chunk).lower(params, np.int32(0)).compile()
@@ -154,7 +156,10 @@ def evaluate(
             progress.update(start + kept)
     scores = jax.tree.map(lambda *each: np.concatenate(each), *parts)
     first = jax.tree.map(lambda *each: np.concatenate(each)[:num_shown], *shown)
-    return _report(scores, seed, seconds / (len(starts) * settings.batch_size)), first
+    report = _report(scores, seed, seconds / (len(starts) * settings.batch_size))
+    if problem.filled_corner:
+        report['corner'] = _corner_scores(scores, problem)
+    return report, first
 
 
 def _evaluate_chunk(network, problem, separation, batch_size, seed, params, start):
@@ -175,6 +180,7 @@ def _evaluate_chunk(network, problem, separation, batch_size, seed, params, star
         jax.vmap(functools.partial(match_atoms, translate=False))(solutions.positions, examples.positions),
         jax.vmap(match_atoms)(random_positions, examples.positions),
         jnp.mean((solutions.density - examples.target) ** 2, axis=(1, 2, 3)),
+        jnp.mean(examples.target**2, axis=(1, 2, 3)),
         map_correlation(solutions.density, examples.target),
     )
 
@@ -186,7 +192,9 @@ def _small(evaluated):
         'match_in_place': evaluated.match_in_place,
         'random_match': evaluated.random_match,
         'r_factor': evaluated.solutions.r_factor,
+        'positions': evaluated.examples.positions,
         'squared_error': evaluated.squared_error,
+        'empty_squared_error': evaluated.empty_squared_error,
         'correlation': evaluated.correlation,
     }
 
@@ -200,6 +208,7 @@ def _report(scores, seed, seconds_per_case):
         'device': jax.devices()[0].device_kind,
         'map': {
             'mse': float(np.mean(scores['squared_error'])),
+            'mse_of_empty_map': float(np.mean(scores['empty_squared_error'])),
             'correlation': float(np.mean(scores['correlation'])),
         },
         'separated': _scores(match)
@@ -207,6 +216,21 @@ def _report(scores, seed, seconds_per_case):
         'separated_in_place': _scores(scores['match_in_place']),
         'random': _scores(scores['random_match']),
     }
+
+
+def _corner_scores(scores, problem):
+    """How the atoms in the filled corner fare beside the others of the same cases, where the network put them."""
+    inside = np.asarray(in_corner(scores['positions'], problem.filled_corner, problem))
+    match = scores['match_in_place']
+
+    def of(atoms):
+        return {
+            'atoms': int(np.sum(atoms)),
+            'recall': float(np.mean(match.within[atoms])),
+            'mean_error': float(np.mean(match.errors[atoms & match.paired])),
+        }
+
+    return {'inside': of(inside), 'elsewhere': of(~inside)}
 
 
 def _scores(match):

@@ -1,4 +1,4 @@
-"""The modes of `run_experiment.py`: train, evaluate, simulate, solve. Here the wings meet the files."""
+"""The modes of `run_experiment.py`: train, evaluate, simulate, solve, inspect. Here the wings meet the files."""
 
 import functools
 import json
@@ -6,18 +6,19 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from patterson_jax.config import Experiment, check_devices, differences, validate
-from patterson_jax.errors import InputError
-from patterson_jax.evaluation import evaluate
-from patterson_jax.figures import draw_errors, draw_losses, draw_maps, draw_solution
+from patterson_jax.ablations import compare
+from patterson_jax.config import Experiment, validate
+from patterson_jax.errors import InputError, require
+from patterson_jax.figures import draw_example, draw_solution
 from patterson_jax.files import (
     file_positions,
+    make_directory,
     read_map,
     read_xyz,
     voxel_positions,
@@ -25,16 +26,14 @@ from patterson_jax.files import (
     write_map,
     write_xyz,
 )
-from patterson_jax.learning.checkpoints import Checkpoints, find_checkpoints, has_checkpoint
-from patterson_jax.learning.training import init_state, read_metrics, train
+from patterson_jax.inspection import describe_example, describe_network
+from patterson_jax.runs import evaluate_experiment, load_weights, train_experiment
 from patterson_jax.simulation.density import render
-from patterson_jax.simulation.examples import example_key, stream_key
+from patterson_jax.simulation.examples import example_key, make_example, stream_key
 from patterson_jax.simulation.patterson import patterson_map
 from patterson_jax.solving.solver import check_patterson, solve_batch
 
-TRAINING_SECTIONS = ('seed', 'problem', 'model', 'train')
-WEIGHT_FIELDS = ('grid_size', 'atom_radius', 'input_scale', 'target')
-MODES = ('train', 'evaluate', 'simulate', 'solve')
+MODES = ('train', 'evaluate', 'simulate', 'solve', 'inspect')
 
 
 def run(
@@ -54,7 +53,7 @@ def run(
         workdir: directory of the training run.
         checkpoint: another run's directory whose weights to use in place of the workdir's.
         inputs: files to simulate or solve.
-        output: directory for what these give.
+        output: directory for what these give, or for the figure of an inspection in place of `figures` in the workdir.
         overrides: what the user changed of the config, for the record.
 
     Raises:
@@ -62,6 +61,10 @@ def run(
     """
     if mode not in MODES:
         raise InputError(f'--mode is {mode!r}; it must be one of {", ".join(MODES)}')
+    if 'ablation' in config:
+        require(mode == 'train', '--mode', mode, 'train for a comparison of runs')
+        compare(config, workdir)
+        return
     experiment = validate(config)
     if mode == 'train':
         train_experiment(experiment, config, workdir, overrides or {})
@@ -69,71 +72,22 @@ def run(
         evaluate_experiment(experiment, config, workdir, checkpoint)
     elif mode == 'simulate':
         simulate_files(experiment, inputs, output)
+    elif mode == 'inspect':
+        inspect_experiment(experiment, output or workdir / 'figures')
     else:
         solve_files(experiment, config, workdir, checkpoint, inputs, output)
 
 
-def train_experiment(experiment: Experiment, config: ConfigDict, workdir: Path, overrides: dict[str, Any]) -> None:
-    """Trains in the workdir, going on from what it holds; then evaluates the best weights and draws the figures."""
-    check_devices(experiment)
-    _make_directory(workdir, '--workdir')
-    resolved = config.to_dict()
-    record = workdir / 'config.json'
-    for before in _earlier_configs(workdir, record):
-        differing = differences(before, resolved, TRAINING_SECTIONS)
-        if differing:
-            raise InputError(
-                f'{workdir} holds a run of another config: {"; ".join(differing)}. Name another --workdir, or remove it'
-            )
-    write_json(record, {'overrides': overrides, 'config': resolved})
-    train(
-        experiment.model,
-        experiment.problem,
-        experiment.train,
-        experiment.checkpoint,
-        experiment.seed,
-        workdir,
-        resolved,
-    )
-    evaluate_experiment(experiment, config, workdir)
-    draw_losses(workdir / 'figures' / 'losses.png', read_metrics(workdir / 'metrics.jsonl'))
-
-
-def _earlier_configs(workdir, record):
-    """The configs of the run that a workdir holds: in its record, and in its latest checkpoint."""
-    if record.exists():
-        try:
-            yield dict(json.loads(record.read_text(encoding='utf-8'))['config'])
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f'{record}: not the record of a run; name another --workdir') from error
-    if has_checkpoint(workdir / 'checkpoints'):
-        with Checkpoints(workdir / 'checkpoints', read_only=True) as checkpoints:
-            yield checkpoints.restore(checkpoints.latest_step, config=None)['config']
-
-
-def evaluate_experiment(
-    experiment: Experiment, config: ConfigDict, workdir: Path, checkpoint: Path | None = None
-) -> None:
-    """Scores a run's best weights on unseen cases; writes `evaluation.json` and figures in the workdir."""
-    weights = load_weights(experiment, config, checkpoint or workdir)
-    _make_directory(workdir, '--workdir')
-    report, shown = evaluate(
-        experiment.model, weights.params, experiment.problem, experiment.separate, experiment.evaluate, experiment.seed
-    )
-    report |= {'weights': {'step': weights.step, 'trained_on': weights.config['problem']}}
-    write_json(workdir / 'evaluation.json', report)
-    figures, scores = workdir / 'figures', report['separated']
-    draw_maps(figures / 'maps.png', shown, experiment.problem)
-    draw_errors(figures / 'errors.png', report)
-    for difference in differences(weights.config, config.to_dict(), ('problem',)):
-        print(f'note: in the training of these weights {difference}')
-    print(
-        f'{report["cases"]} unseen cases: {scores["recall"]:.1%} of {report["atoms"]} atoms within 1 voxel, '
-        f'{scores["solved"]} cases with every atom; mean error {scores["mean_error"]:.3f} voxel; '
-        f'map correlation {report["map"]["correlation"]:.3f}; '
-        f'atoms at random would score {report["random"]["recall"]:.1%}\n'
-        f'{workdir / "evaluation.json"}, {figures}'
-    )
+def inspect_experiment(experiment: Experiment, output: Path) -> None:
+    """Prints what the network and the first training example are like; draws the latter as `example.png`."""
+    make_directory(output, '--output')
+    problem, figure = experiment.problem, output / 'example.png'
+    key = example_key(stream_key(experiment.seed, 'training'), 0, 0)
+    example = jax.jit(make_example, static_argnums=1)(key, problem)
+    print(describe_network(experiment.model, problem.grid_size))
+    print(f'\nThe first training example:\n{describe_example(example, problem)}')
+    draw_example(figure, example, problem)
+    print(f'\n{figure}')
 
 
 def simulate_files(experiment: Experiment, inputs: tuple[Path, ...], output: Path | None) -> None:
@@ -266,43 +220,6 @@ def _is_solution(path):
         return False
 
 
-class Weights(NamedTuple):
-    """Trained weights, the step at which they were saved, and the config of their training."""
-
-    params: Any
-    step: int
-    config: dict
-
-
-def load_weights(experiment: Experiment, config: ConfigDict, directory: Path) -> Weights:
-    """The weights of a run with the lowest validation loss.
-
-    Raises:
-        InputError: no checkpoint there, a damaged one, or one of another network, grid, atom, input or target than the
-            config's. The number of atoms and where they are may differ.
-    """
-    template = jax.eval_shape(
-        functools.partial(init_state, experiment.model, experiment.problem, experiment.train, experiment.seed)
-    ).params
-    with Checkpoints(find_checkpoints(directory), read_only=True) as checkpoints:
-        step = checkpoints.best_step
-        trained = checkpoints.restore(step, config=None)['config']
-        differing = _weight_differences(trained, config.to_dict())
-        if differing:
-            raise InputError(f'{directory}: these weights are for another config: {"; ".join(differing)}')
-        return Weights(checkpoints.restore(step, params=template)['params'], step, trained)
-
-
-def _weight_differences(trained, now):
-    """Differences in what weights depend on: the network, but not how it convolves, its input and its target."""
-
-    def relevant(config):
-        model = {field: value for field, value in config['model'].items() if field != 'convolution'}
-        return {'model': model, 'problem': {field: config['problem'][field] for field in WEIGHT_FIELDS}}
-
-    return differences(relevant(trained), relevant(now), ('model', 'problem'))
-
-
 def _prepare_output(inputs, output):
     if not inputs:
         raise InputError('--input is missing; it names the file to read and may be repeated')
@@ -312,7 +229,7 @@ def _prepare_output(inputs, output):
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise InputError(f'--input has {repeated[0]} more than once; the results would overwrite each other')
-    _make_directory(output, '--output')
+    make_directory(output, '--output')
     return output
 
 
@@ -328,12 +245,3 @@ def _for_each(inputs: tuple[Path, ...], work: Callable[[Path], None]) -> None:
             failures.append(f'{error.filename or path}: {error.strerror or error}')
     if failures:
         raise InputError('\n'.join(failures))
-
-
-def _make_directory(path, flag):
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f'{flag} is {path}; it must be a directory that can be made or written: {error.strerror}'
-        ) from error

@@ -1,22 +1,68 @@
-"""The paper's figures from a run of ours: losses (7), maps (10), positional accuracy (12); and a solved map."""
+"""The paper's figures from a run of ours, and a solved map.
+
+An example (figure 3), losses (7), maps (10), separation (11), positional accuracy (12).
+"""
 
 from pathlib import Path
 
+import jax
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
+from matplotlib.colors import TwoSlopeNorm, to_rgb
 from matplotlib.figure import Figure
 
 from patterson_jax.evaluation import MATCH_DISTANCE, Evaluated
 from patterson_jax.simulation.density import render
+from patterson_jax.simulation.examples import Example, network_input
 from patterson_jax.simulation.problem import Problem
 
 ORIGINAL, INVERSE, CLASH, UNEXPLAINED = '#c8322f', '#2f5fc8', '#2f9e44', '#8a8a8a'
+COMPARED = ('#c8322f', '#e08a1e', '#2f5fc8', '#2f9e44', '#7b3fa0', '#1a9c9c')
 LEAST_SHOWN = 0.1  # voxels with less density are left empty, as in the paper's Figure 10
+LEAST_MISFIT = 1e-12  # none is drawn lower, for the logarithm's sake
 DOTS_PER_INCH = 150
 
+_render = jax.jit(render, static_argnums=(1, 2))
+
 matplotlib.rcParams.update({'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False})
+
+
+def draw_example(path: Path, example: Example, problem: Problem) -> None:
+    """Figure 3: the atoms A, their inverses B, the target made of them; and the Patterson map as the network takes it.
+
+    Of the Patterson map the maximum along z is shown, half of the colours being those of a single vector's peak, so
+    that the vectors between atoms are seen beside the origin peak.
+    """
+    figure = Figure(figsize=(9, 9), layout='constrained')
+    original, inverse = (_density(sign * example.positions, problem) / 2 for sign in (1, -1))
+    target, both = np.asarray(example.target), problem.target == 'both'
+    panels = (
+        ('the atoms, A', original, (1,)),
+        ('their inverses, B', inverse, (-1,)),
+        (f'target, {"(A + B) / 2" if both else "A / 2"}', target, (1, -1) if both else (1,)),
+    )
+    box = _occupied_box(np.stack([original, inverse]))
+    for number, (title, density, signs) in enumerate(panels, 1):
+        axes = figure.add_subplot(2, 2, number, projection='3d')
+        _draw_voxels(axes, density, example.positions, problem, box, signs)
+        axes.set_title(title, fontsize=10)
+    patterson = np.asarray(network_input(example.patterson, problem))
+    _draw_patterson(figure.add_subplot(2, 2, 4), patterson, problem.input_scale)
+    _legend(figure, ('original', 'inverse', 'both') if both else ('original', 'inverse'))
+    _save(figure, path)
+
+
+def _draw_patterson(axes, patterson, vector_peak):
+    """The maximum along z of a Patterson map; half of the colours go up to `vector_peak`."""
+    highest, grid_size = np.max(patterson, axis=2), len(patterson)
+    scale = TwoSlopeNorm(vector_peak, 0, max(np.max(highest), 2 * vector_peak))
+    extent = (0, grid_size, 0, grid_size)
+    image = axes.imshow(highest.T, norm=scale, cmap='magma', origin='lower', extent=extent)
+    axes.set_title('Patterson map as the network takes it', fontsize=10)
+    axes.set_xlabel('x, voxels')
+    axes.set_ylabel('y, voxels')
+    axes.figure.colorbar(image, ax=axes, shrink=0.75, label='maximum along z')
 
 
 def draw_losses(path: Path, rows: list[dict]) -> None:
@@ -26,7 +72,7 @@ def draw_losses(path: Path, rows: list[dict]) -> None:
     for axes, name in ((loss_axes, 'loss'), (correlation_axes, 'correlation')):
         for key, colour, label in ((name, ORIGINAL, 'training'), (f'validation_{name}', INVERSE, 'validation')):
             points = [(row['examples'], row[key]) for row in rows if key in row]
-            axes.plot(*np.transpose(points), color=colour, label=label, linewidth=1.2, alpha=0.9)
+            axes.plot(*np.reshape(points, (-1, 2)).T, color=colour, label=label, linewidth=1.2, alpha=0.9)
         axes.set_xlabel('examples seen')
         axes.grid(alpha=0.25)
         axes.set_xlim(left=0)
@@ -38,12 +84,42 @@ def draw_losses(path: Path, rows: list[dict]) -> None:
     _save(figure, path)
 
 
-def draw_maps(path: Path, cases: Evaluated, problem: Problem) -> None:
-    """Figure 10: true maps on the left, predicted maps on the right, one case a row.
+def draw_comparison(path: Path, curves: dict[str, tuple[list[dict], list[dict]]]) -> None:
+    """Figures 8 and 9, and their like: training solid, validation dashed, one colour a run, against epochs.
+
+    Args:
+        path: of the picture.
+        curves: for each run's label its training and its validation curve, rows of `epoch`, `error` (relative to that
+            of an empty map) and `correlation`.
+    """
+    figure = Figure(figsize=(9, 4.6), layout='constrained')
+    error_axes, correlation_axes = figure.subplots(1, 2)
+    for axes, name in ((error_axes, 'error'), (correlation_axes, 'correlation')):
+        for colour, (label, (training, validation)) in zip(COMPARED, curves.items(), strict=False):
+            for rows, line, width in ((training, '-', 0.8), (validation, '--', 1.6)):
+                points = np.reshape([(row['epoch'], row[name]) for row in rows], (-1, 2)).T
+                name_shown = label if line == '--' else None
+                axes.plot(*points, line, color=colour, linewidth=width, label=name_shown)
+        axes.set_xlabel('epoch')
+        axes.set_xlim(left=0)
+        axes.grid(alpha=0.25)
+    error_axes.set_yscale('log')
+    error_axes.set_ylabel('mean squared error / that of an empty map')
+    correlation_axes.set_ylabel('correlation with the true map')
+    correlation_axes.set_ylim(top=1)
+    figure.suptitle('training solid, validation dashed', fontsize=10)
+    handles, labels = error_axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside lower center', ncols=2, frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def draw_maps(path: Path, cases: Evaluated, problem: Problem, num_shown: int = 3) -> None:
+    """Figure 10: true maps on the left, predicted maps on the right, one of the first `num_shown` cases a row.
 
     Voxels are coloured by the atoms that fill them, true ones on the left, found ones on the right: original red,
     inverse blue, both green; grey on the right is density that no found atom explains.
     """
+    cases = jax.tree.map(lambda each: each[:num_shown], cases)
     count = len(cases.correlation)
     figure = Figure(figsize=(8, 3.9 * count), layout='constrained')
     box = _occupied_box(np.maximum(cases.examples.target, cases.solutions.density))
@@ -60,6 +136,29 @@ def draw_maps(path: Path, cases: Evaluated, problem: Problem) -> None:
             _draw_voxels(axes, maps[column], atoms[column], problem, box)
             axes.set_title(titles[column], fontsize=9)
     _legend(figure)
+    _save(figure, path)
+
+
+def draw_separation(path: Path, misfits: np.ndarray) -> None:
+    """Figure 11: how the separation of the two sets of atoms comes to one of them, in several cases.
+
+    Args:
+        path: of the figure.
+        misfits: `(cases, num_swaps)`, what the separation minimises, after each swap (`Solution.misfit`).
+    """
+    figure = Figure(figsize=(8, 4.5), layout='constrained')
+    axes = figure.subplots()
+    misfits = np.maximum(misfits, LEAST_MISFIT)
+    for number, misfit in enumerate(misfits):
+        label = f'case {number + 1}: {np.min(misfit):.2g}'
+        axes.step(np.arange(1, len(misfit) + 1), misfit, where='post', linewidth=1.2, alpha=0.85, label=label)
+    axes.set_xscale('log')
+    axes.set_yscale('log')
+    axes.set_xlim(1, max(misfits.shape[1], 2))
+    axes.set_xlabel('swaps tried')
+    axes.set_ylabel('misfit, Σ(|Fc|² − |Fo|²)² / Σ|Fo|⁴')
+    axes.grid(alpha=0.25)
+    figure.legend(loc='outside right upper', title='lowest misfit', frameon=False, fontsize=9)
     _save(figure, path)
 
 
@@ -103,11 +202,15 @@ def draw_solution(path: Path, density: np.ndarray, positions: np.ndarray, proble
     _save(figure, path)
 
 
-def _draw_voxels(axes, density, positions, problem, box):
-    """Voxels of a map, on a scale where a single atom fills 1/2, shaded by density."""
-    original = np.asarray(render(positions, problem.grid_size, problem.atom_radius))[box] >= LEAST_SHOWN / 2
-    inverse = np.asarray(render(-positions, problem.grid_size, problem.atom_radius))[box] >= LEAST_SHOWN / 2
+def _draw_voxels(axes, density, positions, problem, box, signs=(1, -1)):
+    """Voxels of a map, on a scale where a single atom fills 1/2, shaded by density.
+
+    They are coloured by the atoms at the positions, if 1 is among the signs, and by their inverses, if −1 is.
+    """
     values = density[box]
+    original, inverse = (
+        (_density(sign * positions, problem)[box] >= LEAST_SHOWN / 2) & (sign in signs) for sign in (1, -1)
+    )
     colours = np.empty((*values.shape, 4))
     colours[..., :3] = to_rgb(UNEXPLAINED)
     for mask, colour in ((original, ORIGINAL), (inverse, INVERSE), (original & inverse, CLASH)):
@@ -117,12 +220,16 @@ def _draw_voxels(axes, density, positions, problem, box):
     axes.voxels(values >= LEAST_SHOWN / 2, facecolors=colours, edgecolor=(1, 1, 1, 0.15), linewidth=0.2)
     first = np.array([side.start for side in box])
     for axis, start, size in zip('xyz', first, values.shape, strict=True):
-        ticks = np.arange(0, size + 1, 4)
+        ticks = np.arange(0, size, 4)  # none at the end, where two axes meet
         getattr(axes, f'set_{axis}ticks')(ticks, ticks + start, fontsize=7)
         getattr(axes, f'set_{axis}lim')(0, size)
         getattr(axes, f'set_{axis}label')(axis, fontsize=8, labelpad=-8)
     axes.tick_params(pad=-3)
     axes.set_box_aspect((1, 1, 1))
+
+
+def _density(positions, problem):
+    return np.asarray(_render(positions, problem.grid_size, problem.atom_radius))
 
 
 def _occupied_box(maps):
@@ -134,9 +241,9 @@ def _occupied_box(maps):
     return (slice(grid_size // 2 - half, grid_size // 2 + half),) * 3
 
 
-def _legend(figure):
-    labels = ((ORIGINAL, 'original'), (INVERSE, 'inverse'), (CLASH, 'both'), (UNEXPLAINED, 'neither'))
-    handles = [matplotlib.patches.Patch(color=colour, label=label) for colour, label in labels]
+def _legend(figure, labels=('original', 'inverse', 'both', 'neither')):
+    colours = {'original': ORIGINAL, 'inverse': INVERSE, 'both': CLASH, 'neither': UNEXPLAINED}
+    handles = [matplotlib.patches.Patch(color=colours[label], label=label) for label in labels]
     figure.legend(handles=handles, loc='outside lower center', ncols=4, frameon=False)
 
 

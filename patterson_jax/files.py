@@ -206,3 +206,13 @@ def _require_content(path):
 
 def _shortened(text, length=60):
     return text if len(text) <= length else text[: length - 1] + '…'
+
+
+def make_directory(path: Path, name: str) -> None:
+    """Makes a directory if there is none. Raises InputError, naming what the user called it, if that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f'{name} is {path}; it must be a directory that can be made or written: {error.strerror}'
+        ) from error

@@ -16,15 +16,17 @@ class ProgressReport:
         task: what is being done, a word or two.
         total: units of work in all.
         done: units that an earlier run has done already.
+        silent: report nothing, because another process does.
     """
 
-    def __init__(self, task: str, total: int, done: int = 0):
+    def __init__(self, task: str, total: int, done: int = 0, silent: bool = False):
+        self.silent = silent
         self.task, self.total, self.done = task, total, done
         self.last_line = time.perf_counter()
         self.restart(done)
         console = Console(stderr=True)
         self.bar = None
-        if console.is_terminal:
+        if console.is_terminal and not silent:
             columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self.bar = Progress(*columns, TextColumn('{task.fields[note]}'), console=console)
             self.bar_task = self.bar.add_task(task, total=total, completed=done, note='')
@@ -49,6 +51,8 @@ class ProgressReport:
             self.bar.update(self.bar_task, completed=done, note=note)
             return
         now = time.perf_counter()
+        if self.silent:
+            return
         if now - self.last_line >= SECONDS_BETWEEN_LINES or done == self.total:
             self.last_line = now
             line = f'{self.task}: {done} of {self.total}, {self._time_left(now)} left'

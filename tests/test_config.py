@@ -78,6 +78,9 @@ def test_the_base_config_is_the_papers_experiment():
         'centred': True,
         'target': 'both',
         'input_scale': 0.7,
+        'origin': 'centre',
+        'empty_corner': 0.0,
+        'filled_corner': 0.0,
     }
     maps = jax.ShapeDtypeStruct((1, 40, 40, 40), jnp.float32)
     weights = jax.tree.leaves(jax.eval_shape(experiment.model.init, jax.random.key(0), maps))

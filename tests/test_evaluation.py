@@ -5,6 +5,7 @@ import pytest
 
 from patterson_jax import evaluation
 from patterson_jax.evaluation import EvaluationSettings, evaluate
+from patterson_jax.figures import draw_maps
 from patterson_jax.learning.network import PattersonNet
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.separation import SeparationSettings
@@ -96,5 +97,14 @@ def test_report_counts_are_consistent(params):
     assert report['cases'] == 10 and report['atoms'] == 30
     assert sum(report['separated']['histogram']['counts']) == report['separated']['matched'] <= 30
     assert 0 <= report['random']['recall'] <= 1
-    assert shown.examples.positions.shape == (3, 3, 3)
-    assert shown.solutions.density.shape == (3, 12, 12, 12)
+    assert shown.examples.positions.shape == (7, 3, 3)
+    assert shown.solutions.density.shape == (7, 12, 12, 12)
+    assert shown.solutions.misfit.shape == (7, SEPARATION.num_swaps)
+
+
+def test_of_the_cases_shown_three_are_drawn_as_maps(params, monkeypatch):
+    figures = []
+    monkeypatch.setattr('patterson_jax.figures._save', lambda figure, path: figures.append(figure))
+    draw_maps(None, scored(params, 10, 4)[1], PROBLEM)
+    titles = [axes.get_title().partition(':')[0] for axes in figures[0].axes[::2]]
+    assert titles == ['case 1', 'case 2', 'case 3']

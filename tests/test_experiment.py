@@ -15,7 +15,7 @@ from configs import quick
 from patterson_jax.errors import InputError
 from patterson_jax.experiment import run
 from patterson_jax.files import read_map, read_xyz
-from patterson_jax.learning.training import read_metrics
+from patterson_jax.learning.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent
 OZONE = ROOT / 'docs' / 'ozone.xyz'
@@ -62,7 +62,7 @@ def test_training_leaves_what_it_promises(workdir):
     record = json.loads((workdir / 'config.json').read_text())
     assert record == {'overrides': {'train.num_steps': 600}, 'config': short_config().to_dict()}
     assert [row['step'] for row in read_metrics(workdir / 'metrics.jsonl')] == list(range(100, 601, 100))
-    for name in ('losses', 'maps', 'errors'):
+    for name in ('losses', 'maps', 'separation', 'errors'):
         picture = matplotlib.image.imread(workdir / 'figures' / f'{name}.png')
         assert min(picture.shape[:2]) > 500
         assert len(np.unique(picture[..., :3].reshape(-1, 3), axis=0)) > 20

@@ -12,6 +12,7 @@ import pytest
 
 from patterson_jax.errors import NonFiniteError
 from patterson_jax.learning.checkpoints import Checkpoints, CheckpointSettings
+from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.learning.network import PattersonNet
 from patterson_jax.learning.parallel import parallelize, replicate, share_of_batch
 from patterson_jax.learning.training import (
@@ -20,11 +21,10 @@ from patterson_jax.learning.training import (
     learning_rate_schedule,
     make_train_step,
     make_validation,
-    read_metrics,
     squared_errors,
     train,
 )
-from patterson_jax.simulation.examples import make_batch, stream_key
+from patterson_jax.simulation.examples import make_batch, network_input, stream_key
 from patterson_jax.simulation.problem import Problem
 
 PROBLEM = Problem(grid_size=12, num_atoms=2, min_separation=2.4, box_edge=4.0)
@@ -37,6 +37,10 @@ SETTINGS = TrainingSettings(
     learning_rate=1e-3,
     warmup_steps=4,
     schedule='cosine',
+    set_size=40,
+    epochs_per_set=1,
+    init_from='',
+    max_minutes=0.0,
     num_validation=10,
     log_every=2,
     validate_every=4,
@@ -54,7 +58,11 @@ def optax_promotes_types():
 
 def with_biases(state):
     """Without biases the sign of rounding errors in the empty parts of a map would decide which units are active."""
-    return state.replace(params=jax.tree.map(lambda weights: weights + 0.01, state.params))
+    return state.replace(weights=jax.tree.map(lambda weights: weights + 0.01, state.weights))
+
+
+def squared_errors_of(params, batch):
+    return squared_errors(NETWORK.apply(params, network_input(batch.patterson, PROBLEM)), batch.target)
 
 
 def take_steps(count):
@@ -99,7 +107,7 @@ def test_step_is_adam_on_the_gradient_of_the_mean_squared_error():
     @jax.value_and_grad
     def loss(params):
         batch = make_batch(stream_key(SEED, 'training'), 0, jnp.arange(8), PROBLEM)
-        return jnp.mean(squared_errors(NETWORK, params, batch, PROBLEM)[0])
+        return jnp.mean(squared_errors_of(params, batch)[0])
 
     error, gradients = loss(before.params)
     after, metrics = parallelize(make_train_step(NETWORK, PROBLEM, settings, SEED))(replicate(before))
@@ -119,10 +127,11 @@ def test_validation_is_the_mean_over_exactly_the_validation_cases():
     @jax.jit
     def scores(params):
         batch = make_batch(stream_key(SEED, 'validation'), 0, jnp.arange(10), PROBLEM)
-        return squared_errors(NETWORK, params, batch, PROBLEM)
+        return squared_errors_of(params, batch)
 
-    errors, correlations = scores(params)
+    errors, empty_errors, correlations = scores(params)
     np.testing.assert_allclose(measured['validation_loss'], np.mean(errors), rtol=1e-5)
+    np.testing.assert_allclose(measured['validation_empty_loss'], np.mean(empty_errors), rtol=1e-5)
     np.testing.assert_allclose(measured['validation_correlation'], np.mean(correlations), rtol=1e-4)
 
 

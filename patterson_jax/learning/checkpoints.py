@@ -1,10 +1,18 @@
 """The one place that knows Orbax: what a checkpoint holds, which ones are kept, how one is found again.
 
-A checkpoint has four items: the step's `params` and `optimizer` state, and as JSON the resolved `config` and the
-`counters` of the host (step, seconds trained). Kept are the latest ones and the best by validation loss.
+A checkpoint has four items: the step's `params`, all that the network's `apply` takes, and `optimizer` state, and as
+JSON the resolved `config` and the `counters` of the host. Kept are the latest ones and the best by validation loss.
+
+Orbax makes a checkpoint appear whole or not at all. Beside its files we write their checksums; a checkpoint that no
+longer has them is named on stderr and passed over.
 """
 
 import dataclasses
+import hashlib
+import json
+import math
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +21,10 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from patterson_jax.errors import InputError, require
-from patterson_jax.learning.parallel import replicated
+from patterson_jax.learning.parallel import is_first_process, replicated, to_global, wait_for_all
 
 VALIDATION_LOSS = 'validation_loss'
+CHECKSUMS = 'checksums.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +40,17 @@ class CheckpointSettings:
 
 
 class Checkpoints:
-    """The checkpoints in one directory, a context manager that waits for writes under way when it closes."""
+    """The checkpoints in one directory, a context manager that waits for writes under way when it closes.
+
+    Damaged ones are not among them; unless it only reads, it puts them aside, as `STEP.damaged`. Raises InputError if
+    there are no others.
+    """
 
     def __init__(self, directory: Path, keep: int = 1, read_only: bool = False):
+        self.directory = Path(directory).absolute()
+        self.steps = _sound_steps(self.directory, set_aside=not read_only)
+        self.unsealed = []
+
         def loss(metrics):
             return metrics[VALIDATION_LOSS]
 
@@ -46,6 +63,7 @@ class Checkpoints:
             best_fn=loss,
             best_mode='min',
             create=not read_only,
+            cleanup_tmp_directories=not read_only,  # of a run that was killed while it saved
             read_only=read_only,
         )
         handlers = {
@@ -60,36 +78,63 @@ class Checkpoints:
             restore = ocp.args.JsonRestore if item in ('config', 'counters') else ocp.args.StandardRestore
             registry.add(item, save, handler)
             registry.add(item, restore, handler)
-        self.directory = Path(directory).absolute()
         self.manager = ocp.CheckpointManager(self.directory, options=options, handler_registry=registry)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error):
+        self._seal()
         self.manager.close()
 
     @property
     def latest_step(self) -> int | None:
         """The last step saved, None if there is none."""
-        return self.manager.latest_step()
+        return max(self.steps, default=None)
 
     @property
     def best_step(self) -> int | None:
         """The step with the lowest validation loss, None if there is none."""
-        return self.manager.best_step()
+
+        def loss(step):
+            return (self.manager.metrics(step) or {}).get(VALIDATION_LOSS, math.inf)
+
+        return min(sorted(self.steps, reverse=True), key=loss, default=None)
 
     def save(
-        self, step: int, params: Any, optimizer: Any, config: dict, counters: dict, validation_loss: float
+        self,
+        step: int,
+        params: Any,
+        optimizer: Any,
+        config: dict,
+        counters: dict,
+        validation_loss: float = math.inf,
     ) -> None:
-        """Starts to write a checkpoint; the arrays are copied first, so they may be donated at once."""
+        """Starts to write a checkpoint; the arrays are copied first, so they may be donated at once.
+
+        Without a validation loss it can be gone on from, but is not the best unless it is the only one.
+        """
+        self._seal()
         items = ocp.args.Composite(
-            params=ocp.args.StandardSave(params),
-            optimizer=ocp.args.StandardSave(optimizer),
+            params=ocp.args.StandardSave(to_global(params)),
+            optimizer=ocp.args.StandardSave(to_global(optimizer)),
             config=ocp.args.JsonSave(config),
             counters=ocp.args.JsonSave(counters),
         )
         self.manager.save(step, args=items, metrics={VALIDATION_LOSS: validation_loss})
+        self.unsealed.append(step)
+        self.steps = sorted({*self.manager.all_steps(), step})
+
+    def _seal(self):
+        """Waits for the last checkpoint to be complete, and writes its checksums."""
+        self.manager.wait_until_finished()
+        for step in self.unsealed:
+            place = self.directory / str(step)
+            if is_first_process() and place.is_dir():
+                part = place / f'.{CHECKSUMS}.part'
+                part.write_text(json.dumps(_checksums(place), indent=1))
+                part.replace(place / CHECKSUMS)
+        self.unsealed = []
 
     def restore(self, step: int, **templates: Any) -> dict[str, Any]:
         """Reads items of a checkpoint.
@@ -126,10 +171,63 @@ class Checkpoints:
 
 
 def has_checkpoint(directory: Path) -> bool:
-    """Whether there is a directory that holds at least one checkpoint."""
-    return directory.is_dir() and any(
-        entry.name.isdigit() and (entry / 'params').is_dir() for entry in directory.iterdir()
-    )
+    """Whether there is a directory that holds at least one checkpoint, sound or not."""
+    return bool(_saved_steps(directory))
+
+
+def _saved_steps(directory):
+    if not directory.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdigit())
+
+
+def _sound_steps(directory, set_aside):
+    """The steps whose checkpoints are whole."""
+    steps = _saved_steps(directory)
+    faults = {step: _fault(directory / str(step)) for step in steps}
+    damaged = [f'{directory / str(step)}: {fault}' for step, fault in faults.items() if fault]
+    if damaged and len(damaged) == len(steps):
+        raise InputError(f'no checkpoint there that is whole: {"; ".join(damaged)}. Remove {directory} to start afresh')
+    for line in damaged:
+        if is_first_process():
+            print(f'note: {line}; this checkpoint is passed over', file=sys.stderr)
+    if set_aside:
+        wait_for_all('checkpoints checked')  # before one process moves what another looks at
+    for step, fault in faults.items():
+        if fault and set_aside and is_first_process():
+            place = directory / str(step)
+            aside = place.with_name(f'{step}.damaged')
+            shutil.rmtree(aside, ignore_errors=True)  # an earlier one of the same step
+            place.rename(aside)
+    if set_aside:
+        wait_for_all('checkpoints set aside')
+    return [step for step, fault in faults.items() if not fault]
+
+
+def _fault(place):
+    """What is wrong with a checkpoint's files, '' if nothing is, or if it was not sealed before its run was killed."""
+    seal = place / CHECKSUMS
+    if not seal.exists():
+        return '' if (place / 'params').is_dir() else 'it is not complete'
+    try:
+        expected = dict(json.loads(seal.read_text()))
+    except (ValueError, TypeError):
+        return f'{CHECKSUMS} is damaged'
+    for name, checksum in expected.items():
+        if not (place / name).is_file():
+            return f'{name} is missing'
+        if _checksum(place / name) != checksum:
+            return f'{name} is damaged'
+    return ''
+
+
+def _checksums(place):
+    files = sorted(path for path in place.rglob('*') if path.is_file() and CHECKSUMS not in path.name)
+    return {str(path.relative_to(place)): _checksum(path) for path in files}
+
+
+def _checksum(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def find_checkpoints(directory: Path) -> Path:

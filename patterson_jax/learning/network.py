@@ -1,8 +1,8 @@
 """The network: 3-D convolutions from a Patterson map to a density map (paper, 2.3).
 
 Two convolutions on the full grid, a max-pool, convolutions with larger kernels on the half grid, an up-sampling, and
-two convolutions on the full grid; ReLU between, tanh at the end, no normalisation. The defaults are the paper's twelve
-layers and 1,202,821 weights.
+two convolutions on the full grid; ReLU between, tanh at the end, no normalisation unless asked for. The defaults are
+the paper's twelve layers and 1,202,821 weights.
 """
 
 import flax.linen as nn
@@ -12,6 +12,9 @@ from jax import Array
 
 from patterson_jax.errors import require
 from patterson_jax.learning.convolution import METHODS, convolve
+from patterson_jax.learning.parallel import AXIS
+
+BATCH_NORM = ('none', 'early', 'all')
 
 
 class Convolution(nn.Module):
@@ -43,6 +46,8 @@ class PattersonNet(nn.Module):
         inner_depth: hidden layers on the half grid.
         decoder_depth: hidden layers on the full grid after the up-sampling, before the output layer.
         convolution: method of `learning.convolution.convolve`.
+        batch_norm: which hidden layers are normalised over batch and voxels before their ReLU: 'none', as in the paper,
+            'early', those before the pool, or 'all'. In training it must run under `parallelize`.
     """
 
     features: int = 20
@@ -52,6 +57,7 @@ class PattersonNet(nn.Module):
     inner_depth: int = 8
     decoder_depth: int = 1
     convolution: str = 'auto'
+    batch_norm: str = 'none'
 
     def __post_init__(self):
         require(self.features >= 1, 'features', self.features, '1 or more')
@@ -61,16 +67,23 @@ class PattersonNet(nn.Module):
         for field in ('encoder_depth', 'inner_depth', 'decoder_depth'):
             require(getattr(self, field) >= 0, field, getattr(self, field), '0 or more')
         require(self.convolution in METHODS, 'convolution', self.convolution, f'one of {", ".join(METHODS)}')
+        require(self.batch_norm in BATCH_NORM, 'batch_norm', self.batch_norm, f'one of {", ".join(BATCH_NORM)}')
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, patterson: Array) -> Array:
-        """Applies the network."""
+    def __call__(self, patterson: Array, train: bool = False) -> Array:
+        """Applies the network; in training, batch normalisation uses and updates the statistics of the batch."""
 
         def hidden_layers(image, part, depth, kernel_size):
+            normalised = self.batch_norm == 'all' or (self.batch_norm == 'early' and part == 'encoder')
             for number in range(depth):
                 name = f'{part}_{number}'
-                image = jax.nn.relu(Convolution(self.features, kernel_size, self.convolution, name=name)(image))
+                image = Convolution(self.features, kernel_size, self.convolution, name=name)(image)
+                if normalised:
+                    axis = None if self.is_initializing() else AXIS
+                    norm = nn.BatchNorm(not train, axis=1, axis_name=axis, name=f'{name}_norm')
+                    image = norm(image)
+                image = jax.nn.relu(image)
             return image
 
         image = patterson[:, None]

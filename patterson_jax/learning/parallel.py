@@ -5,6 +5,7 @@ device's, and averages what leaves it with `mean_over_devices`. Moving to `jit` 
 `parallelize`, nothing else.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +13,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from patterson_jax.errors import InputError
+
 AXIS = 'devices'
+
+
+def start_distributed() -> None:
+    """Joins the processes of a cluster, before anything else is done with JAX.
+
+    SLURM, Open MPI, Kubernetes and Cloud TPU tell JAX by themselves what it needs; elsewhere the environment variables
+    JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID must.
+
+    Raises:
+        InputError: neither does.
+    """
+    names = {'num_processes': 'JAX_NUM_PROCESSES', 'process_id': 'JAX_PROCESS_ID'}
+    given = {argument: os.environ[name] for argument, name in names.items() if name in os.environ}
+    try:
+        jax.distributed.initialize(**{argument: int(value) for argument, value in given.items()})
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f'--distributed: {reason}; outside of SLURM, Open MPI, Kubernetes and Cloud TPU, set '
+            'JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID'
+        ) from error
 
 
 def replicated() -> NamedSharding:
@@ -25,6 +50,35 @@ def replicated() -> NamedSharding:
 def replicate(tree: Any) -> Any:
     """Places a tree of arrays whole on every device; needed before its first use as a donated argument."""
     return jax.device_put(tree, replicated())
+
+
+def to_global(tree: Any) -> Any:
+    """Arrays equal on all devices of this host, as `parallelize` returns them, as arrays that all hosts hold."""
+    if jax.process_count() == 1:
+        return tree
+    sharding = replicated()
+
+    def one(array):
+        shards = [shard.data for shard in array.addressable_shards]
+        return jax.make_array_from_single_device_arrays(array.shape, sharding, shards)
+
+    return jax.tree.map(one, tree)
+
+
+def on_any_process(flag: bool) -> bool:
+    """Whether the flag is set on any process; all of them must ask at the same time."""
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that writes for all."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Waits until every process has come to this place, which has a name."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def parallelize(function: Callable, donate: bool = False) -> Callable:

@@ -2,15 +2,17 @@
 
 The state is the step, the weights and the optimiser's moments. There is no iterator to save: the batch of a step is a
 function of the seed and the step, so a run that is started again goes on as if it had not stopped.
+
+The cases come in sets. As in the paper a set can serve for several epochs, each in an order of its own, before the next
+one replaces it; no set is stored, its cases are made again.
 """
 
 import dataclasses
-import json
 import math
-import time
+import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -20,18 +22,21 @@ import numpy as np
 import optax
 from jax import Array
 
-from patterson_jax.errors import NonFiniteError, require
+from patterson_jax.errors import NonFiniteError, Unfinished, require
 from patterson_jax.learning.checkpoints import Checkpoints, CheckpointSettings
+from patterson_jax.learning.metrics import Clock, MetricsLog
 from patterson_jax.learning.parallel import (
+    is_first_process,
     mean_over_devices,
     parallelize,
     replicate,
     share_of_batch,
     sum_over_devices,
 )
+from patterson_jax.learning.stopping import StopRequest
 from patterson_jax.progress import ProgressReport
 from patterson_jax.simulation.density import map_correlation
-from patterson_jax.simulation.examples import Example, make_batch, network_input, stream_key
+from patterson_jax.simulation.examples import Example, example_key, make_batch, network_input, stream_key
 from patterson_jax.simulation.problem import Problem
 
 SCHEDULES = ('cosine', 'constant')
@@ -46,13 +51,18 @@ class TrainingSettings:
     learning_rate: float
     warmup_steps: int
     schedule: str
+    set_size: int
+    epochs_per_set: int
+    init_from: str
+    max_minutes: float
     num_validation: int
     log_every: int
     validate_every: int
 
     def __post_init__(self):
-        for field in ('num_steps', 'batch_size', 'num_validation', 'log_every', 'validate_every'):
-            require(getattr(self, field) >= 1, field, getattr(self, field), '1 or more')
+        for name, kind in typing.get_type_hints(TrainingSettings).items():
+            if kind is int and name != 'warmup_steps':
+                require(getattr(self, name) >= 1, name, getattr(self, name), '1 or more')
         most = (2**31 - 1) // self.batch_size  # the examples are counted in 32 bits
         require(self.num_steps <= most, 'num_steps', self.num_steps, f'at most {most} with {self.batch_size} a batch')
         rate = self.learning_rate
@@ -60,15 +70,51 @@ class TrainingSettings:
         enough = 0 <= self.warmup_steps < self.num_steps
         require(enough, 'warmup_steps', self.warmup_steps, f'0 or more and less than num_steps, {self.num_steps}')
         require(self.schedule in SCHEDULES, 'schedule', self.schedule, f'one of {", ".join(SCHEDULES)}')
+        whole = self.epochs_per_set == 1 or self.set_size % self.batch_size == 0
+        allowed = f'a multiple of batch_size, {self.batch_size}, where epochs_per_set is more than 1'
+        require(whole, 'set_size', self.set_size, allowed)
+        limit = math.isfinite(self.max_minutes) and self.max_minutes >= 0
+        require(limit, 'max_minutes', self.max_minutes, 'a number of minutes, or 0 for no limit')
+
+    def sets_begun(self, num_steps: int) -> int:
+        """How many sets of cases a run has begun after so many steps."""
+        return -(-num_steps * self.batch_size // (self.set_size * self.epochs_per_set))
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a step changes: the number of steps taken, the weights, the optimiser's state."""
+    """All that a step changes.
+
+    Attributes:
+        step: number of steps taken.
+        weights: what the optimiser changes: `{'params': …}`.
+        statistics: what batch normalisation keeps: `{'batch_stats': …}`, or empty.
+        optimizer: the optimiser's state.
+    """
 
     step: Array
-    params: Any
+    weights: Any
+    statistics: Any
     optimizer: optax.OptState
+
+    @property
+    def params(self) -> Any:
+        """What the network's `apply` takes."""
+        return {**self.weights, **self.statistics}
+
+
+class Start(NamedTuple):
+    """Where a run begins that goes on from another one's weights.
+
+    Attributes:
+        params: what the network's `apply` takes.
+        examples: how many the earlier runs, one after the other, have seen.
+        sets: how many sets of cases they have begun.
+    """
+
+    params: Any
+    examples: int
+    sets: int
 
 
 def make_optimizer(settings: TrainingSettings) -> optax.GradientTransformation:
@@ -89,43 +135,68 @@ def learning_rate_schedule(settings: TrainingSettings) -> optax.Schedule:
 def init_state(network: nn.Module, problem: Problem, settings: TrainingSettings, seed: int) -> TrainState:
     """The state before the first step; weights from the seed alone."""
     maps = jnp.zeros((1,) + (problem.grid_size,) * 3)
-    params = jax.jit(network.init)(jax.random.key(seed), maps)
-    return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(settings).init(params))
+    return state_with(jax.jit(network.init)(jax.random.key(seed), maps), settings)
 
 
-def squared_errors(network: nn.Module, params: Any, batch: Example, problem: Problem) -> tuple[Array, Array]:
-    """Mean squared error of each case's map and its correlation with the target, both `(batch,)`."""
-    predicted = network.apply(params, network_input(batch.patterson, problem))
-    errors = jnp.mean((predicted - batch.target) ** 2, axis=(-3, -2, -1))
-    return errors, map_correlation(predicted, batch.target)
+def state_with(params: Any, settings: TrainingSettings) -> TrainState:
+    """The state before the first step of a run that begins with the given `params`."""
+    weights = {'params': params['params']}
+    statistics = {name: value for name, value in params.items() if name != 'params'}
+    return TrainState(jnp.zeros((), jnp.int32), weights, statistics, make_optimizer(settings).init(weights))
+
+
+def squared_errors(predicted: Array, target: Array) -> tuple[Array, Array, Array]:
+    """Mean squared error of maps, that of empty maps in their place, and map correlation, each `(batch,)`."""
+
+    def mean_square(each):
+        return jnp.mean(each**2, axis=(-3, -2, -1))
+
+    return mean_square(predicted - target), mean_square(target), map_correlation(predicted, target)
+
+
+def training_batch(step: Array, problem: Problem, settings: TrainingSettings, seed: int, sets_before: int) -> Example:
+    """Inside a parallel function: this device's share of the cases of a step.
+
+    With fresh cases in every epoch they come in their order: example n of a run is case n of the first set, then of the
+    next. A set that serves for several epochs is permuted by (seed, epoch) in each of them.
+    """
+    share = share_of_batch(settings.batch_size)
+    stream = stream_key(seed, 'training')
+    if settings.epochs_per_set == 1:
+        examples = step * settings.batch_size + share
+        return make_batch(stream, sets_before + examples // settings.set_size, examples % settings.set_size, problem)
+    steps_per_epoch = settings.set_size // settings.batch_size
+    epoch = step // steps_per_epoch
+    set_number = sets_before + epoch // settings.epochs_per_set
+    order_key = example_key(stream_key(seed, 'order'), set_number, epoch % settings.epochs_per_set)
+    order = jax.random.permutation(order_key, settings.set_size)
+    return make_batch(stream, set_number, order[step % steps_per_epoch * settings.batch_size + share], problem)
 
 
 def make_train_step(
-    network: nn.Module, problem: Problem, settings: TrainingSettings, seed: int
+    network: nn.Module, problem: Problem, settings: TrainingSettings, seed: int, sets_before: int = 0
 ) -> Callable[[TrainState], tuple[TrainState, dict[str, Array]]]:
     """The step: a pure function of the state, to be run by `parallelize`, which makes its own batch.
 
-    Step s learns from cases s · batch_size … (s + 1) · batch_size − 1 of the training stream.
+    `sets_before` is how many sets of cases the runs before this one have begun.
     """
     optimizer, schedule = make_optimizer(settings), learning_rate_schedule(settings)
 
-    def loss(params, batch):
-        errors, correlations = squared_errors(network, params, batch, problem)
-        return jnp.mean(errors), jnp.mean(correlations)
+    def loss(weights, statistics, batch):
+        inputs = network_input(batch.patterson, problem)
+        predicted, statistics = network.apply({**weights, **statistics}, inputs, train=True, mutable=list(statistics))
+        error, empty, correlation = map(jnp.mean, squared_errors(predicted, batch.target))
+        return error, (statistics, {'loss': error, 'empty_loss': empty, 'correlation': correlation})
 
     def train_step(state):
-        indices = state.step * settings.batch_size + share_of_batch(settings.batch_size)
-        batch = make_batch(stream_key(seed, 'training'), 0, indices, problem)
-        results = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
-        (error, correlation), gradients = mean_over_devices(results)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-        metrics = {
-            'loss': error,
-            'correlation': correlation,
-            'gradient_norm': optax.tree.norm(gradients),
-            'learning_rate': schedule(state.step),
-        }
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), optimizer_state), metrics
+        batch = training_batch(state.step, problem, settings, seed, sets_before)
+        gradients, (statistics, metrics) = mean_over_devices(
+            jax.grad(loss, has_aux=True)(state.weights, state.statistics, batch)
+        )
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.weights)
+        metrics |= {'gradient_norm': optax.tree.norm(gradients), 'learning_rate': schedule(state.step)}
+        weights = optax.apply_updates(state.weights, updates)
+        return TrainState(state.step + 1, weights, statistics, optimizer_state), metrics
 
     return train_step
 
@@ -133,22 +204,25 @@ def make_train_step(
 def make_validation(
     network: nn.Module, problem: Problem, settings: TrainingSettings, seed: int
 ) -> Callable[[Any], dict[str, float]]:
-    """A function from weights to loss and map correlation on the fixed validation cases, run on all devices."""
+    """A function from `params` to losses and map correlation on the fixed validation cases, run on all devices."""
+    problem = problem.testing
 
     def chunk_sums(params, start):
         indices = start + share_of_batch(settings.batch_size)
         batch = make_batch(stream_key(seed, 'validation'), 0, indices, problem)
+        predicted = network.apply(params, network_input(batch.patterson, problem))
         counted = indices < settings.num_validation
-        sums = [jnp.sum(jnp.where(counted, each, 0)) for each in squared_errors(network, params, batch, problem)]
-        return sum_over_devices(sums)
+        return sum_over_devices(
+            [jnp.sum(jnp.where(counted, each, 0)) for each in squared_errors(predicted, batch.target)]
+        )
 
     parallel_sums = parallelize(chunk_sums)
 
     def validate(params):
         starts = range(0, settings.num_validation, settings.batch_size)
         sums = np.sum([jax.device_get(parallel_sums(params, np.int32(start))) for start in starts], axis=0)
-        loss, correlation = sums / settings.num_validation
-        return {'validation_loss': float(loss), 'validation_correlation': float(correlation)}
+        names = ('validation_loss', 'validation_empty_loss', 'validation_correlation')
+        return {name: float(each) for name, each in zip(names, sums / settings.num_validation, strict=True)}
 
     return validate
 
@@ -161,6 +235,7 @@ def train(
     seed: int,
     workdir: Path,
     config: dict,
+    start: Start | None = None,
 ) -> TrainState:
     """Trains to `settings.num_steps`, going on from the workdir's latest checkpoint if it has one.
 
@@ -174,130 +249,96 @@ def train(
         seed: fixes weights and cases.
         workdir: an existing directory.
         config: the resolved configuration, kept in every checkpoint.
+        start: weights of another run to begin with; the cases then go on after those that it saw.
 
     Raises:
         NonFiniteError: a metric is not a number; the last checkpoint stays.
+        Unfinished: SIGTERM was received or the time limit is reached; a checkpoint was saved, and to call this again
+            goes on from it to the same end, bit for bit.
     """
-    state = init_state(network, problem, settings, seed)
-    trained_before = 0.0
-    with Checkpoints(workdir / 'checkpoints', checkpointing.keep) as checkpoints:
-        if checkpoints.latest_step is not None:
-            items = checkpoints.restore(
-                checkpoints.latest_step, params=state.params, optimizer=state.optimizer, counters=None
-            )
-            step = jnp.asarray(checkpoints.latest_step, jnp.int32)
-            state = TrainState(step, items['params'], items['optimizer'])
-            trained_before = items['counters']['seconds']
+    with (
+        Checkpoints(workdir / 'checkpoints', checkpointing.keep) as checkpoints,
+        StopRequest(settings.max_minutes) as stop,
+    ):
+        state, counters = _restore_or_begin(network, problem, settings, seed, checkpoints, start)
         first_step = int(state.step)
+        sets_before = counters['sets'] - settings.sets_begun(first_step)
+        examples_before = counters['examples'] - first_step * settings.batch_size
         log = MetricsLog(workdir / 'metrics.jsonl', first_step)
         state = replicate(state)
-        train_step = parallelize(make_train_step(network, problem, settings, seed), donate=True)
+        train_step = parallelize(make_train_step(network, problem, settings, seed, sets_before), donate=True)
         validate = make_validation(network, problem, settings, seed)
-        clock = Clock(trained_before)
-        recent = []
-        with ProgressReport('training', settings.num_steps, first_step) as progress:
+        clock = Clock(counters['seconds'])
+        pending = _from_json(counters['pending'])  # metrics of steps that no row of the log tells yet
+
+        def save(step, validation_loss=math.inf):
+            counters = {
+                'step': step,
+                'examples': examples_before + step * settings.batch_size,
+                'sets': sets_before + settings.sets_begun(step),
+                'seconds': clock.seconds,
+                'pending': _to_json(pending),
+            }
+            checkpoints.save(step, state.params, state.optimizer, config, counters, validation_loss)
+
+        with ProgressReport('training', settings.num_steps, first_step, silent=not is_first_process()) as progress:
             for step in range(first_step + 1, settings.num_steps + 1):
                 state, metrics = train_step(state)
-                recent.append(metrics)
-                examples = step * settings.batch_size
+                pending.append(metrics)
+                examples = examples_before + step * settings.batch_size
                 if step == first_step + 1:  # the step that was compiled
                     jax.block_until_ready(metrics)
                     clock.skip(examples)
                     progress.restart(step)
                 last = step == settings.num_steps
-                save = last or step % checkpointing.every_steps == 0
-                measure = save or step % settings.validate_every == 0
-                if not (measure or step % settings.log_every == 0):
-                    continue
-                row = _mean_of(recent)
-                pace = clock.lap(examples)
-                recent = []
-                if measure:
-                    row |= validate(state.params)
-                    clock.skip(examples)
-                _require_finite(row, step)
-                log.write({'step': step, 'examples': examples} | row | pace)
-                progress.update(step, f'loss {row["loss"]:.3g}, {pace["examples_per_second"]:.0f} examples/s')
-                if save:
-                    counters = {'step': step, 'seconds': pace['seconds']}
-                    checkpoints.save(step, state.params, state.optimizer, config, counters, row['validation_loss'])
+                saving = last or step % checkpointing.every_steps == 0
+                measuring = saving or step % settings.validate_every == 0
+                if measuring or step % settings.log_every == 0:
+                    row = _mean_of(pending)
+                    pace = clock.lap(examples)
+                    pending.clear()
+                    if measuring:
+                        row |= validate(state.params)
+                        clock.skip(examples)
+                    _require_finite(row, step)
+                    log.write({'step': step, 'examples': examples} | row | pace)
+                    progress.update(step, f'loss {row["loss"]:.3g}, {pace["examples_per_second"]:.0f} examples/s')
+                if saving:
+                    save(step, row['validation_loss'])
+                if not last and stop.requested(step):
+                    if not saving:
+                        _require_finite(_mean_of(pending), step)
+                        save(step)
+                    raise Unfinished(
+                        f'stopped by {stop.reason} after step {step} of {settings.num_steps}, which is saved; '
+                        'the same command goes on from there'
+                    )
     return state
 
 
-class Clock:
-    """Seconds of training, those of earlier runs included, and its pace without compilation and validation."""
-
-    def __init__(self, seconds_before: float):
-        self.seconds_before = seconds_before
-        self.started = time.perf_counter()
-        self.skip(0)
-
-    def skip(self, examples: int) -> None:
-        """Measures the pace from here on, where `examples` have been used in all."""
-        self.last, self.examples = time.perf_counter(), examples
-
-    def lap(self, examples: int) -> dict[str, float]:
-        """Seconds in all, and examples per second since the last lap or skip."""
-        now = time.perf_counter()
-        pace = (examples - self.examples) / (now - self.last)
-        self.skip(examples)
-        return {
-            'seconds': round(self.seconds_before + now - self.started, 3),
-            'examples_per_second': round(pace, 2),
-        }
+def _restore_or_begin(network, problem, settings, seed, checkpoints, start):
+    """The state and the counters of the latest checkpoint, or else those of a run that begins."""
+    state = init_state(network, problem, settings, seed)
+    if checkpoints.latest_step is not None:
+        items = checkpoints.restore(
+            checkpoints.latest_step, params=state.params, optimizer=state.optimizer, counters=None
+        )
+        restored = state_with(items['params'], settings)
+        step = jnp.asarray(checkpoints.latest_step, jnp.int32)
+        return restored.replace(step=step, optimizer=items['optimizer']), items['counters']
+    counters = {'examples': 0, 'sets': 0, 'seconds': 0.0, 'pending': []}
+    if start is None:
+        return state, counters
+    return state_with(start.params, settings), counters | {'examples': start.examples, 'sets': start.sets}
 
 
-class MetricsLog:
-    """metrics.jsonl: one JSON object a line, and TensorBoard events beside it where tensorboardX is installed.
-
-    Lines of steps after `step`, which will be taken again, are dropped. The first host writes for all.
-    """
-
-    def __init__(self, path: Path, step: int):
-        self.path = path
-        kept = ''.join(json.dumps(row) + '\n' for row in read_metrics(path) if row['step'] <= step)
-        self.is_writer = jax.process_index() == 0
-        self.events = None
-        if self.is_writer:
-            part = path.with_name(f'.{path.name}.part')
-            part.write_text(kept)
-            part.replace(path)
-            self.events = _event_writer(path.parent / 'tensorboard', step)
-
-    def write(self, row: dict) -> None:
-        """Appends one row."""
-        if self.is_writer:
-            with self.path.open('a') as file:
-                file.write(json.dumps(row) + '\n')
-        if self.events:
-            for name, value in row.items():
-                self.events.add_scalar(name, value, row['step'])
-            self.events.flush()
+def _to_json(metrics):
+    """Metrics of steps, perhaps still on the device, as plain numbers; float32 goes through JSON and back unchanged."""
+    return [{name: float(value) for name, value in each.items()} for each in jax.device_get(metrics)]
 
 
-def _event_writer(directory, step):
-    """A writer of TensorBoard events, if the extra is installed; events of later steps than `step` are dropped."""
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(directory), purge_step=step + 1)
-
-
-def read_metrics(path: Path) -> list[dict]:
-    """The rows of a metrics.jsonl up to the first that is none, such as a last line cut short; no file, no rows."""
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text(errors='replace').splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if not (isinstance(row, dict) and isinstance(row.get('step'), int)):
-            break
-        rows.append(row)
-    return rows
+def _from_json(metrics):
+    return [{name: np.float32(value) for name, value in each.items()} for each in metrics]
 
 
 def _mean_of(metrics):

@@ -1,4 +1,7 @@
-"""Random atoms: drawn one by one in a box, at least a given distance apart, and centred (paper, 2.1, 2.4.1, 2.4.3)."""
+"""Random atoms: drawn one by one in a box, at least a given distance apart, and centred (paper, 2.1, 2.4.1, 2.4.3).
+
+A corner of the box can be kept empty, or never empty, by drawing again where it is not so (paper, Discussion).
+"""
 
 import functools
 
@@ -34,21 +37,48 @@ def insert_atoms(key: Array, problem: Problem) -> tuple[Array, Array]:
     return positions, jnp.all(placed)
 
 
+def attempt_case(key: Array, problem: Problem) -> tuple[Array, Array]:
+    """Tries once to draw a case.
+
+    Returns:
+        positions: `(num_atoms, 3)`, voxels from the box centre, centred if the problem says so.
+        accepted: whether every atom found room and the corner is as the problem wants it.
+    """
+    positions, accepted = insert_atoms(key, problem)
+    if problem.centred:
+        positions = centre(positions)
+    if problem.empty_corner:
+        accepted &= ~jnp.any(in_corner(positions, problem.empty_corner, problem))
+    if problem.filled_corner:
+        accepted &= jnp.any(in_corner(positions, problem.filled_corner, problem))
+    return positions, accepted
+
+
+def in_corner(positions: Array, edge: float, problem: Problem) -> Array:
+    """Which atoms `(..., num_atoms, 3)`, or their inverses, lie within `edge` of three faces of the inner box.
+
+    Centring may move an atom out of the box there; it still counts. The network's target makes no difference between
+    an atom and its inverse, so neither does this.
+    """
+    nearest = problem.box_edge / 2 - edge
+    return jnp.all(positions > nearest, axis=-1) | jnp.all(positions < -nearest, axis=-1)
+
+
 def draw_positions(key: Array, problem: Problem) -> Array:
-    """Positions of one case, `(num_atoms, 3)`, voxels from the box centre; a jammed draw starts afresh.
+    """Positions of one case, `(num_atoms, 3)`, voxels from the box centre; an attempt that fails starts afresh.
 
     Never returns overlapping atoms. The problem must be one that `check_drawable` accepts, or the draw does not end.
     """
 
     def attempt(number):
-        return insert_atoms(jax.random.fold_in(key, number), problem)
+        return attempt_case(jax.random.fold_in(key, number), problem)
 
     def again(state):
         number, _, _ = state
         return number + 1, *attempt(number + 1)
 
     _, positions, _ = jax.lax.while_loop(lambda state: ~state[2], again, (0, *attempt(0)))
-    return centre(positions) if problem.centred else positions
+    return positions
 
 
 def centre(positions: Array) -> Array:
@@ -60,11 +90,20 @@ def centre(positions: Array) -> Array:
 def check_drawable(problem: Problem, attempts: int = 256) -> None:
     """Raises InputError if none of `attempts` seeded draws can place the problem's atoms."""
     keys = jax.random.split(jax.random.key(0), attempts)
-    _, placed = jax.jit(jax.vmap(functools.partial(insert_atoms, problem=problem)))(keys)
+    placed, accepted = jax.jit(jax.vmap(lambda key: (insert_atoms(key, problem)[1], attempt_case(key, problem)[1])))(
+        keys
+    )
     require(
         bool(jnp.any(placed)),
         'num_atoms',
         problem.num_atoms,
         f'smaller: in none of {attempts} trials did so many atoms find room at random in a box of edge '
         f'{problem.box_edge:g} at least {problem.min_separation:g} voxels apart',
+    )
+    corner, size = ('empty', 'smaller') if problem.empty_corner else ('filled', 'larger')
+    require(
+        bool(jnp.any(accepted)),
+        f'{corner}_corner',
+        problem.empty_corner or problem.filled_corner,
+        f'{size}: in none of {attempts} trials was the corner {corner}',
     )

@@ -4,6 +4,7 @@ Nothing is stored. An example is a pure function of (seed, stream, set, index), 
 device, host or batch asks for it.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from patterson_jax.simulation.patterson import centre_origin, patterson_map
 from patterson_jax.simulation.problem import Problem
 
 # Numbers, because they are folded into keys: to change one is to change every case of its stream.
-STREAMS = {'training': 0, 'validation': 1, 'calibration': 2, 'evaluation': 3, 'separation': 4, 'random': 5}
+STREAMS = {'training': 0, 'validation': 1, 'calibration': 2, 'evaluation': 3, 'separation': 4, 'random': 5, 'order': 6}
 
 
 class Example(NamedTuple):
@@ -51,8 +52,9 @@ def make_example(key: Array, problem: Problem) -> Example:
 
 
 def make_batch(stream: Array, set_number: Array | int, indices: Array, problem: Problem) -> Example:
-    """Cases `indices` `(batch,)` of a set, stacked along a leading axis."""
-    keys = jax.vmap(lambda index: example_key(stream, set_number, index))(indices)
+    """Cases `indices` `(batch,)` of one set, or each of its own set, `(batch,)`, stacked along a leading axis."""
+    sets = jnp.broadcast_to(set_number, indices.shape)
+    keys = jax.vmap(functools.partial(example_key, stream))(sets, indices)
     return jax.vmap(lambda key: make_example(key, problem))(keys)
 
 
@@ -71,8 +73,9 @@ def invert_map(density: Array) -> Array:
 def network_input(patterson: Array, problem: Problem) -> Array:
     """Patterson maps `(..., grid, grid, grid)` as the network takes them, whatever their scale.
 
-    The origin is moved to voxel grid / 2, and the origin peak, the sum of the atoms' self-vectors, is brought to
-    `input_scale` per atom.
+    The origin is moved to voxel grid / 2 unless the problem leaves it in the corner, and the origin peak, the sum of
+    the atoms' self-vectors, is brought to `input_scale` per atom.
     """
     origin_peak = patterson[..., :1, :1, :1]
-    return centre_origin(patterson) * (problem.input_scale * problem.num_atoms / origin_peak)
+    scaled = patterson * (problem.input_scale * problem.num_atoms / origin_peak)
+    return centre_origin(scaled) if problem.origin == 'centre' else scaled

@@ -10,6 +10,7 @@ import math
 from patterson_jax.errors import require
 
 TARGETS = ('both', 'original')
+ORIGINS = ('centre', 'corner')
 # Sequential insertion of equal spheres at random jams at this filled fraction of space (Torquato, Uche and Stillinger,
 # Phys. Rev. E 74, 061308, 2006).
 JAMMING_FRACTION = 0.384
@@ -28,6 +29,12 @@ class Problem:
         centred: move the mean of the positions to the centre of the box (2.4.1).
         target: 'both', the network's target is (A + B) / 2 with B the inverse of A (2.4.2); 'original', it is A / 2.
         input_scale: height that the self-vector peak of one atom has in the network's input.
+        origin: where the network's input has the origin of the Patterson map: 'centre', at voxel grid_size / 2, or
+            'corner', at voxel 0.
+        empty_corner: edge of the corner of the inner box, and of the opposite one, in which neither an atom nor an
+            inverse of one may lie in training, and in which one must lie in validation and evaluation; 0: no such
+            corner. The paper's Discussion proposes it as a test of memorisation.
+        filled_corner: edge of the corner in which an atom or an inverse must lie in every case; 0: no such corner.
     """
 
     grid_size: int = 40
@@ -38,6 +45,9 @@ class Problem:
     centred: bool = True
     target: str = 'both'
     input_scale: float = 0.7
+    origin: str = 'centre'
+    empty_corner: float = 0.0
+    filled_corner: float = 0.0
 
     def __post_init__(self):
         def check(field, condition, allowed):
@@ -57,6 +67,11 @@ class Problem:
         check('box_edge', fits, f'more than 0 and at most grid_size - 2 * atom_radius = {widest:g} voxels')
         check('target', self.target in TARGETS, f'one of {", ".join(TARGETS)}')
         check('input_scale', positive(self.input_scale), 'a positive number')
+        check('origin', self.origin in ORIGINS, f'one of {", ".join(ORIGINS)}')
+        for field in ('empty_corner', 'filled_corner'):
+            fits = 0 <= getattr(self, field) <= self.box_edge / 2
+            check(field, fits, f'from 0, for none, to half of box_edge, {self.box_edge / 2:g} voxels')
+        check('filled_corner', not (self.empty_corner and self.filled_corner), '0 where there is an empty_corner')
         check(
             'num_atoms',
             self.num_atoms == 1 or self.filled_fraction <= JAMMING_FRACTION,
@@ -64,6 +79,13 @@ class Problem:
             f'{self.box_edge:g} jam when they fill {JAMMING_FRACTION:.1%} of the space, and these would fill '
             f'{self.filled_fraction:.1%}; or take a larger box_edge or a smaller min_separation',
         )
+
+    @property
+    def testing(self) -> 'Problem':
+        """The problem of validation and evaluation: the corner that training leaves empty is filled."""
+        if not self.empty_corner:
+            return self
+        return dataclasses.replace(self, empty_corner=0.0, filled_corner=self.empty_corner)
 
     @property
     def atom_volume(self) -> float:

@@ -1,0 +1,22 @@
+"""The paper's claims on the problem of configs/quick.py: 100 epochs of 120 cases a run, on a laptop.
+
+    python run_experiment.py --config=configs/quick_ablations.py
+
+Variants are those of configs/ablations.py, where all else is said too.
+"""
+
+import ml_collections
+
+from configs import ablations, quick
+
+
+def get_config(variant: str = '') -> ml_collections.ConfigDict:
+    """The quick config in the paper's regime, with the runs to compare in section `ablation`."""
+    config = ablations.compare(quick.get_config(), variant)
+    config.train.set_size = 120
+    return config
+
+
+def sweep(variant: str = '') -> list[dict]:
+    """Overrides for the jobs of an array, each of which trains one run of the comparison."""
+    return ablations.sweep(variant)

@@ -1,0 +1,184 @@
+"""Comparisons of trainings that differ in one thing: what to run, and the tables of what came out (paper, 3.2).
+
+The section `ablation` of a config names runs, each a label, changes of the config, and, where nothing is trained, the
+run whose weights are evaluated; and figures, each a list of runs.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from patterson_jax.config import Experiment, validate
+from patterson_jax.errors import InputError
+from patterson_jax.figures import draw_comparison
+from patterson_jax.files import write_json
+from patterson_jax.learning.metrics import read_metrics
+from patterson_jax.learning.parallel import is_first_process
+from patterson_jax.learning.training import TrainingSettings
+from patterson_jax.runs import check_record, evaluate_experiment, evaluation_settings, train_experiment
+
+COLUMNS = {
+    'validation_error': 'last validation error',
+    'error': 'error',
+    'correlation': 'map correlation',
+    'recall': 'recall',
+    'recall_in_place': 'recall in place',
+    'mean_error_in_place': 'mean error in place, voxels',
+    'random_recall': 'recall at random',
+}
+
+
+class Run(NamedTuple):
+    """One line of a comparison.
+
+    Attributes:
+        name: also of its directory.
+        label: for people.
+        config: of this run alone, not validated.
+        experiment: the same, validated.
+        changes: what it changes of the config that all runs share.
+        weights: name of the run whose weights it evaluates, '' if it trains its own.
+    """
+
+    name: str
+    label: str
+    config: ConfigDict
+    experiment: Experiment
+    changes: dict
+    weights: str
+
+
+def compare(config: ConfigDict, workdir: Path) -> None:
+    """Trains and evaluates the runs of a comparison that are not complete; draws its figures and writes its tables.
+
+    Args:
+        config: with a section `ablation`, not validated.
+        workdir: gets a directory for each run and `figures/`.
+
+    Raises:
+        InputError: a run's config is wrong, or its directory holds another run.
+    """
+    runs = comparison_runs(config)
+    for number, run in enumerate(runs, start=1):
+        if is_first_process():
+            print(f'run {number} of {len(runs)}, {run.name}: {run.label}', file=sys.stderr, flush=True)
+        if _is_complete(run, workdir):
+            continue
+        directory = workdir / run.name
+        if run.weights:
+            evaluate_experiment(run.experiment, run.config, directory, workdir / run.weights)
+        else:
+            train_experiment(run.experiment, run.config, directory, run.changes)
+        jax.clear_caches()  # the next run has other shapes
+    if config.ablation.only or not is_first_process():
+        return
+    by_name = {run.name: run for run in runs}
+    for figure, names in config.ablation.figures.items():
+        _show([by_name[name] for name in names], workdir, workdir / 'figures' / figure)
+
+
+def _is_complete(run, workdir):
+    """Whether a run of this very config has been trained and evaluated."""
+    directory, source = workdir / run.name, workdir / (run.weights or run.name)
+    evaluation, log = directory / 'evaluation.json', source / 'metrics.jsonl'
+    resolved = run.config.to_dict()
+    try:
+        evaluated = json.loads(evaluation.read_text(encoding='utf-8'))['settings'] == evaluation_settings(resolved)
+        trained = read_metrics(log)[-1]['step'] == run.experiment.train.num_steps
+        current = evaluation.stat().st_mtime >= log.stat().st_mtime
+        if not run.weights:
+            check_record(directory, resolved)
+    except (OSError, ValueError, KeyError, IndexError):
+        return False
+    return evaluated and trained and current
+
+
+def _show(runs, workdir, path):
+    """One figure and its table."""
+    write_table(path, runs, workdir)
+    curves = {
+        run.label: [metric_curve(workdir / run.name, run.experiment.train, prefix) for prefix in ('', 'validation_')]
+        for run in runs
+        if not run.weights
+    }
+    if len(curves) > 1:
+        draw_comparison(path.with_suffix('.png'), curves)
+    print(f'{path}.md, .json' + (', .png' if len(curves) > 1 else ''))
+
+
+def comparison_runs(config: ConfigDict) -> list[Run]:
+    """The runs of a config with a section `ablation`, those that are trained first.
+
+    Raises:
+        InputError: a run's config is wrong, or `ablation.only` names none of them.
+    """
+    ablation = config.ablation
+    if ablation.only and ablation.only not in ablation.runs:
+        raise InputError(f'ablation.only is {ablation.only!r}; it must be one of {", ".join(ablation.runs)}')
+    wanted = [name for runs in ablation.figures.values() for name in runs]
+    runs = [_run(config, name) for name in ([ablation.only] if ablation.only else dict.fromkeys(wanted))]
+    return sorted(runs, key=lambda run: bool(run.weights))
+
+
+def _run(config, name):
+    spec = config.ablation.runs[name]
+    own = config.copy_and_resolve_references()
+    with own.unlocked():
+        del own['ablation']
+    own.update(spec.changes)
+    try:
+        return Run(name, spec.label, own, validate(own), spec.changes.to_dict(), spec.weights)
+    except InputError as error:
+        raise InputError(f'ablation run {name}: {error}') from error
+
+
+def write_table(path: Path, runs: list[Run], workdir: Path) -> None:
+    """Writes what the runs of one figure gave as `path`.json and, for people, `path`.md."""
+    rows = [comparison_row(run, workdir) for run in runs]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path.with_suffix('.json'), {'runs': rows})
+    lines = [['run', *COLUMNS.values()], ['---'] * (1 + len(COLUMNS))]
+    for row in rows:
+        lines.append([row['label'], *('' if row[key] is None else f'{row[key]:.3f}' for key in COLUMNS)])
+    path.with_suffix('.md').write_text(''.join(f'| {" | ".join(line)} |\n' for line in lines), encoding='utf-8')
+
+
+def comparison_row(run: Run, workdir: Path) -> dict:
+    """What one run gave. Errors of maps are relative to those of an empty map, so that targets can be compared.
+
+    So the loss of a target with half as many atoms counts twice, as in the paper's Figure 8.
+    """
+    report = json.loads((workdir / run.name / 'evaluation.json').read_text(encoding='utf-8'))
+    measured = [] if run.weights else metric_curve(workdir / run.name, run.experiment.train, 'validation_')
+    return {
+        'run': run.name,
+        'label': run.label,
+        'validation_error': measured[-1]['error'] if measured else None,
+        'error': report['map']['mse'] / report['map']['mse_of_empty_map'],
+        'correlation': report['map']['correlation'],
+        'recall': report['separated']['recall'],
+        'recall_in_place': report['separated_in_place']['recall'],
+        'mean_error': report['separated']['mean_error'],
+        'mean_error_in_place': report['separated_in_place']['mean_error'],
+        'random_recall': report['random']['recall'],
+        'corner': report.get('corner'),
+        'cases': report['cases'],
+        'examples_seen': report['weights']['step'] * run.experiment.train.batch_size,
+    }
+
+
+def metric_curve(directory: Path, settings: TrainingSettings, prefix: str) -> list[dict]:
+    """Epoch, relative error and correlation from a run's log: of training, or with `validation_` of validation."""
+    return [
+        {
+            'epoch': row['step'] * settings.batch_size / settings.set_size,
+            'error': row[f'{prefix}loss'] / row[f'{prefix}empty_loss'],
+            'correlation': row[f'{prefix}correlation'],
+        }
+        for row in read_metrics(directory / 'metrics.jsonl')
+        if f'{prefix}loss' in row
+    ]

@@ -1,0 +1,177 @@
+"""Inspection: what a config's network and examples are like, before anything is trained (paper, 2.3 and 2.4).
+
+Nothing here knows how the network is built. Sizes come from an abstract evaluation of it, and receptive fields from
+sending lit voxels through it.
+"""
+
+import math
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from patterson_jax.learning.network import Convolution
+from patterson_jax.simulation.examples import Example
+from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.solver import origin_distances
+
+THICKNESS = 2  # voxels across the rods that receptive fields are measured on: what the pool needs
+MARGIN = 8  # voxels of a rod left over: those at its ends see less
+
+
+class Layer(NamedTuple):
+    """One convolution.
+
+    Attributes:
+        name: its path in the network's parameters.
+        shape: of its output for one example, `(channels, grid, grid, grid)`.
+        kernel_size: voxels along each edge of the kernel.
+        weights: number of its parameters, biases included.
+        operations: floating point operations of one example, 2 for each multiplication and addition of a direct
+            convolution, those with the zeros beyond the edges included.
+        receptive_field: width of the part of the network's input that a voxel of the output depends on, voxels.
+    """
+
+    name: str
+    shape: tuple[int, int, int, int]
+    kernel_size: int
+    weights: int
+    operations: int
+    receptive_field: int
+
+
+def layer_table(network: nn.Module, grid_size: int) -> list[Layer]:
+    """The network's convolutions for maps `(grid, grid, grid)`, in the order in which they are executed."""
+    calls, params = _abstract_calls(network, grid_size)
+    layers = []
+    for (path, shape), field in zip(calls, _receptive_fields(network, grid_size), strict=True):
+        own = params
+        for name in path:
+            own = own[name]
+        operations = 2 * own['kernel'].size * math.prod(shape[1:])
+        layers.append(Layer('/'.join(path), shape, own['kernel'].shape[0], _count(own), operations, field))
+    return layers
+
+
+def count_weights(network: nn.Module, grid_size: int) -> int:
+    """Number of all parameters of the network, those of its convolutions and any others."""
+    return _count(_abstract_calls(network, grid_size)[1])
+
+
+def describe_network(network: nn.Module, grid_size: int) -> str:
+    """The table of a network's layers with their totals, as aligned lines."""
+    layers, weights = layer_table(network, grid_size), count_weights(network, grid_size)
+    rows = [('layer', 'channels', 'grid', 'kernel', 'weights', 'GFLOP', 'receptive field')]
+    for layer in layers:
+        sizes = (f'{layer.shape[0]}', f'{layer.shape[1]}³', f'{layer.kernel_size}³', f'{layer.weights:,}')
+        rows.append((layer.name, *sizes, f'{layer.operations / 1e9:.3f}', f'{layer.receptive_field}'))
+    operations, field = sum(layer.operations for layer in layers) / 1e9, layers[-1].receptive_field
+    rows.append(('total', '', '', '', f'{weights:,}', f'{operations:.3f}', f'{field}'))
+    whole = 'every voxel depends' if np.all(_felt(network, grid_size)[-1]) else 'not every voxel depends'
+    return '\n'.join(
+        (
+            *_aligned(rows),
+            f'GFLOP: of one example forward, by direct convolution; a training step takes about three times as many, '
+            f'{3 * operations:.3g} an example.',
+            f'Receptive field: voxels of the input along an axis, which has {grid_size}; {whole} on the whole input.',
+        )
+    )
+
+
+def describe_example(example: Example, problem: Problem) -> str:
+    """What one case is like, as a few lines: distances, whether vectors wrap around, heights of the network's input."""
+    positions, half = np.asarray(example.positions), problem.grid_size / 2
+    first, second = np.triu_indices(len(positions), 1)
+    vectors = np.abs(positions[first] - positions[second])
+    lines = [f'{len(positions)} atom{"s" if len(vectors) else ""} of radius {problem.atom_radius:g}']
+    if len(vectors):
+        distances, wrapped = np.linalg.norm(vectors, axis=1), np.sum(np.any(vectors > half, axis=1))
+        lines[0] += f', {np.min(distances):.2f} to {np.max(distances):.2f} voxels apart'
+        lines.append(
+            f'vectors between them: up to {np.max(vectors):.2f} voxels along an axis, half the grid being {half:g}; '
+            f'{wrapped or "none"} of {len(vectors)} longer, so that they wrap around'
+        )
+    patterson = np.asarray(example.patterson)
+    scale = problem.input_scale * problem.num_atoms / patterson[0, 0, 0]
+    elsewhere = scale * np.max(patterson[origin_distances(problem.grid_size) > 2 * problem.atom_radius])
+    lines.append(
+        f'Patterson map as the network takes it: origin peak {scale * patterson[0, 0, 0]:.3g}, '
+        f'elsewhere at most {elsewhere:.3g}'
+    )
+    filled = np.mean(np.asarray(example.target) > 0)
+    lines.append(f'target, {problem.target}: {filled:.2%} of the voxels are not empty')
+    return '\n'.join(lines)
+
+
+def _abstract_calls(network, grid_size):
+    """(path, output shape) of every convolution as it is executed, and the shapes of all parameters."""
+    calls = []
+
+    def record(call, arguments, keywords, context):
+        output = call(*arguments, **keywords)
+        if isinstance(context.module, Convolution) and context.method_name == '__call__':
+            calls.append((context.module.path, output.shape[1:]))
+        return output
+
+    def init(key, image):  # a new function each time, because JAX would not trace the same one again
+        with nn.intercept_methods(record):
+            return network.init(key, image)
+
+    image = jax.ShapeDtypeStruct((1,) + (grid_size,) * 3, jnp.float32)
+    return calls, jax.eval_shape(init, jax.random.key(0), image)['params']
+
+
+def _receptive_fields(network, grid_size):
+    """Width of each layer's receptive field along an axis, on a rod so long that no field reaches both ends."""
+    length = grid_size
+    while True:
+        widths = [int(np.max(np.sum(each, axis=0))) for each in _felt(network, length)]
+        if max(widths) <= length - MARGIN:
+            return widths
+        length *= 4
+
+
+def _felt(network, length):
+    """For each layer, whether input voxel i is felt at output voxel j of an axis: `(length, output length)`, 0 or 1.
+
+    Each input voxel is lit alone and its light sent through the network, in which every convolution is replaced by
+    the maximum over its window, so that no light is lost or cancelled; all else is the network's own. What makes no
+    voxel depend on another, such as normalisation with known moments, is passed by.
+    """
+
+    def send(images):
+        felt = []
+
+        def follow(call, arguments, keywords, context):
+            if isinstance(context.module, nn.BatchNorm):
+                return arguments[0]
+            if not isinstance(context.module, Convolution) or context.method_name != '__call__':
+                return call(*arguments, **keywords)
+            light = _spread(jnp.max(arguments[0], axis=1, keepdims=True), context.module.kernel_size)
+            felt.append(light[:, 0, :, 0, 0])
+            return jnp.repeat(light, context.module.features, axis=1)
+
+        with nn.intercept_methods(follow):
+            network.apply({}, images)
+        return felt
+
+    lit = jnp.broadcast_to(jnp.eye(length)[:, :, None, None], (length, length, THICKNESS, THICKNESS))
+    return jax.tree.map(np.asarray, jax.jit(send)(lit))
+
+
+def _spread(light, kernel_size):
+    """Maximum over a window along x of images `(batch, channel, x, y, z)`."""
+    return jax.lax.reduce_window(light, -jnp.inf, jax.lax.max, (1, 1, kernel_size, 1, 1), (1,) * 5, 'SAME')
+
+
+def _count(params):
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _aligned(rows):
+    """Rows of words as lines; the first column starts, the others end at the same place."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *values in rows:
+        yield '  '.join((name.ljust(widths[0]), *map(str.rjust, values, widths[1:])))

@@ -1,0 +1,69 @@
+"""Stopping when asked to: by SIGTERM, as schedulers do, or by a time limit; in training between two steps."""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import jax
+
+from patterson_jax.errors import Unfinished
+from patterson_jax.learning.parallel import on_any_process
+
+STEPS_BETWEEN_AGREEMENTS = 10  # with several processes, which must stop at the same step
+
+
+@contextlib.contextmanager
+def unfinished_on_sigterm() -> Iterator[None]:
+    """Within this, and outside of a StopRequest, SIGTERM raises Unfinished; what the work has saved is enough."""
+
+    def stop(*_):
+        raise Unfinished('stopped by SIGTERM; the same command goes on from what is saved')
+
+    if threading.current_thread() is not threading.main_thread():  # the only one that gets signals
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+class StopRequest:
+    """A context manager within which SIGTERM does not end the process, but asks for a stop.
+
+    Args:
+        max_minutes: the time limit, from the making of this object on; 0: none.
+    """
+
+    def __init__(self, max_minutes: float):
+        self.max_minutes = max_minutes
+        self.deadline = time.monotonic() + 60 * max_minutes if max_minutes else float('inf')
+        self.terminated = False
+
+    def __enter__(self):
+        self.in_charge = threading.current_thread() is threading.main_thread()
+        if self.in_charge:
+            self.previous = signal.signal(signal.SIGTERM, self._terminate)
+        return self
+
+    def __exit__(self, *error):
+        if self.in_charge:
+            signal.signal(signal.SIGTERM, self.previous)
+
+    def _terminate(self, *_):
+        self.terminated = True
+
+    @property
+    def reason(self) -> str:
+        """Why to stop, for people."""
+        return 'SIGTERM' if self.terminated else f'the time limit, {self.max_minutes:g} minutes'
+
+    def requested(self, step: int) -> bool:
+        """Whether to stop after this step; the same on all processes."""
+        wanted = self.terminated or time.monotonic() >= self.deadline
+        if jax.process_count() == 1:
+            return wanted
+        return step % STEPS_BETWEEN_AGREEMENTS == 0 and on_any_process(wanted)

@@ -1,0 +1,172 @@
+"""Runs: a directory in which one config is trained and evaluated, and from which weights are taken again."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from patterson_jax.config import Experiment, check_devices, differences
+from patterson_jax.errors import InputError
+from patterson_jax.evaluation import evaluate
+from patterson_jax.figures import draw_errors, draw_losses, draw_maps, draw_separation
+from patterson_jax.files import make_directory, write_json
+from patterson_jax.learning.checkpoints import Checkpoints, find_checkpoints, has_checkpoint
+from patterson_jax.learning.metrics import read_metrics
+from patterson_jax.learning.parallel import is_first_process, wait_for_all
+from patterson_jax.learning.stopping import unfinished_on_sigterm
+from patterson_jax.learning.training import Start, init_state, train
+
+RECORD = 'config.json'
+TRAINING_SECTIONS = ('seed', 'problem', 'model', 'train')
+MAY_CHANGE = ('train.max_minutes',)  # when a run is started again
+EVALUATION_SECTIONS = ('seed', 'problem', 'separate', 'evaluate')
+WEIGHT_FIELDS = ('grid_size', 'atom_radius', 'input_scale', 'origin', 'target')
+
+
+def train_experiment(experiment: Experiment, config: ConfigDict, workdir: Path, overrides: dict[str, Any]) -> None:
+    """Trains in the workdir, going on from what it holds; then evaluates the best weights and draws the figures."""
+    check_devices(experiment)
+    make_directory(workdir, '--workdir')
+    resolved = config.to_dict()
+    check_record(workdir, resolved)
+    start = _start_of_run(experiment, config, workdir)
+    wait_for_all('workdir checked')
+    if is_first_process():
+        write_json(workdir / RECORD, {'overrides': overrides, 'config': resolved})
+    with unfinished_on_sigterm():
+        try:
+            train(
+                experiment.model,
+                experiment.problem,
+                experiment.train,
+                experiment.checkpoint,
+                experiment.seed,
+                workdir,
+                resolved,
+                start,
+            )
+        finally:  # of a run that goes on later too
+            rows = read_metrics(workdir / 'metrics.jsonl')
+            if rows and is_first_process():
+                draw_losses(workdir / 'figures' / 'losses.png', rows)
+        evaluate_experiment(experiment, config, workdir)
+
+
+def check_record(workdir: Path, config: dict) -> None:
+    """Raises InputError if a workdir holds a run of another resolved config, with the fields that differ."""
+    for before in _earlier_configs(workdir, workdir / RECORD):
+        differing = differences(before, config, TRAINING_SECTIONS, MAY_CHANGE)
+        if differing:
+            raise InputError(
+                f'{workdir} holds a run of another config: {"; ".join(differing)}. Name another --workdir, or remove it'
+            )
+
+
+def _earlier_configs(workdir, record):
+    """The configs of the run that a workdir holds: in its record, and in its latest checkpoint."""
+    if record.exists():
+        try:
+            yield dict(json.loads(record.read_text(encoding='utf-8'))['config'])
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f'{record}: not the record of a run; name another --workdir') from error
+    if has_checkpoint(workdir / 'checkpoints'):
+        with Checkpoints(workdir / 'checkpoints', read_only=True) as checkpoints:
+            yield checkpoints.restore(checkpoints.latest_step, config=None)['config']
+
+
+def _start_of_run(experiment, config, workdir):
+    """The weights to begin with, if the config names those of another run and this one has none of its own yet."""
+    if not experiment.train.init_from or has_checkpoint(workdir / 'checkpoints'):
+        return None
+    weights = load_weights(experiment, config, Path(experiment.train.init_from))
+    return Start(weights.params, weights.counters['examples'], weights.counters['sets'])
+
+
+def evaluate_experiment(
+    experiment: Experiment, config: ConfigDict, workdir: Path, checkpoint: Path | None = None
+) -> None:
+    """Scores a run's best weights on unseen cases; writes `evaluation.json` and figures in the workdir."""
+    weights = load_weights(experiment, config, checkpoint or workdir)
+    make_directory(workdir, '--workdir')
+    if is_first_process():
+        _score(weights, experiment, config.to_dict(), workdir)
+    wait_for_all('evaluated')
+
+
+def _score(weights, experiment, config, workdir):
+    report, shown = evaluate(
+        experiment.model, weights.params, experiment.problem, experiment.separate, experiment.evaluate, experiment.seed
+    )
+    report |= {
+        'weights': {'step': weights.step, 'trained_on': weights.config['problem']},
+        'settings': evaluation_settings(config),
+    }
+    write_json(workdir / 'evaluation.json', report)
+    figures, scores = workdir / 'figures', report['separated']
+    draw_maps(figures / 'maps.png', shown, experiment.problem)
+    draw_separation(figures / 'separation.png', shown.solutions.misfit)
+    draw_errors(figures / 'errors.png', report)
+    for difference in differences(weights.config, config, ('problem',)):
+        print(f'note: in the training of these weights {difference}')
+    print(
+        f'{report["cases"]} unseen cases: {scores["recall"]:.1%} of {report["atoms"]} atoms within 1 voxel, '
+        f'{scores["solved"]} cases with every atom; mean error {scores["mean_error"]:.3f} voxel; '
+        f'map correlation {report["map"]["correlation"]:.3f}; '
+        f'atoms at random would score {report["random"]["recall"]:.1%}\n'
+        f'{workdir / "evaluation.json"}, {figures}'
+    )
+
+
+def evaluation_settings(config: dict) -> dict:
+    """The part of a resolved config on which an evaluation depends, the weights apart."""
+    return {section: config[section] for section in EVALUATION_SECTIONS}
+
+
+class Weights(NamedTuple):
+    """Trained weights.
+
+    Attributes:
+        params: what the network's `apply` takes.
+        step: at which they were saved.
+        config: of their training.
+        counters: of that run at its latest checkpoint.
+    """
+
+    params: Any
+    step: int
+    config: dict
+    counters: dict
+
+
+def load_weights(experiment: Experiment, config: ConfigDict, directory: Path) -> Weights:
+    """The weights of a run with the lowest validation loss.
+
+    Raises:
+        InputError: no checkpoint there, a damaged one, or one of another network, grid, atom, input or target than the
+            config's. The number of atoms and where they are may differ.
+    """
+    template = jax.eval_shape(
+        functools.partial(init_state, experiment.model, experiment.problem, experiment.train, experiment.seed)
+    ).params
+    with Checkpoints(find_checkpoints(directory), read_only=True) as checkpoints:
+        step = checkpoints.best_step
+        trained = checkpoints.restore(step, config=None)['config']
+        differing = _weight_differences(trained, config.to_dict())
+        if differing:
+            raise InputError(f'{directory}: these weights are for another config: {"; ".join(differing)}')
+        counters = checkpoints.restore(checkpoints.latest_step, counters=None)['counters']
+        params = jax.device_get(checkpoints.restore(step, params=template)['params'])
+        return Weights(params, step, trained, counters)
+
+
+def _weight_differences(trained, now):
+    """Differences in what weights depend on: the network, but not how it convolves, its input and its target."""
+
+    def relevant(config):
+        model = {field: value for field, value in config['model'].items() if field != 'convolution'}
+        return {'model': model, 'problem': {field: config['problem'].get(field) for field in WEIGHT_FIELDS}}
+
+    return differences(relevant(trained), relevant(now), ('model', 'problem'))
