@@ -1,4 +1,4 @@
-"""The paper's claims on the problem of configs/quick.py: 100 epochs of 120 cases a run, on a laptop.
+"""The paper's claims on the problem of configs/quick.py: 100 epochs of 80 cases a run, on a laptop.
 
     python run_experiment.py --config=configs/quick_ablations.py
 
@@ -13,7 +13,7 @@ from configs import ablations, quick
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
     """The quick config in the paper's regime, with the runs to compare in section `ablation`."""
     config = ablations.compare(quick.get_config(), variant)
-    config.train.set_size = 120
+    config.train.set_size = 80
     return config
 
 

@@ -18,19 +18,23 @@ BATCH_NORM = ('none', 'early', 'all')
 
 
 class Convolution(nn.Module):
-    """A "same" convolution with bias; `(batch, channel, x, y, z)` in and out, He-normal weights."""
+    """A "same" convolution, with bias or without; `(batch, channel, x, y, z)` in and out, He-normal weights."""
 
     features: int
     kernel_size: int
     method: str = 'auto'
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, image: Array) -> Array:
         """Applies the layer."""
         shape = (self.kernel_size,) * 3 + (image.shape[1], self.features)
         kernel = self.param('kernel', nn.initializers.he_normal(), shape)
+        image = convolve(image, kernel, self.method)
+        if not self.use_bias:
+            return image
         bias = self.param('bias', nn.initializers.zeros, (self.features,))
-        return convolve(image, kernel, self.method) + bias[None, :, None, None, None]
+        return image + bias[None, :, None, None, None]
 
 
 class PattersonNet(nn.Module):
@@ -78,7 +82,9 @@ class PattersonNet(nn.Module):
             normalised = self.batch_norm == 'all' or (self.batch_norm == 'early' and part == 'encoder')
             for number in range(depth):
                 name = f'{part}_{number}'
-                image = Convolution(self.features, kernel_size, self.convolution, name=name)(image)
+                # Normalisation takes a constant out again; Adam would blow up the rounding errors of its gradient.
+                layer = Convolution(self.features, kernel_size, self.convolution, not normalised, name=name)
+                image = layer(image)
                 if normalised:
                     axis = None if self.is_initializing() else AXIS
                     norm = nn.BatchNorm(not train, axis=1, axis_name=axis, name=f'{name}_norm')

@@ -305,9 +305,11 @@ def train(
                     progress.update(step, f'loss {row["loss"]:.3g}, {pace["examples_per_second"]:.0f} examples/s')
                 if saving:
                     save(step, row['validation_loss'])
+                    clock.skip(examples)
                 if not last and stop.requested(step):
                     if not saving:
-                        _require_finite(_mean_of(pending), step)
+                        if pending:
+                            _require_finite(_mean_of(pending), step)
                         save(step)
                     raise Unfinished(
                         f'stopped by {stop.reason} after step {step} of {settings.num_steps}, which is saved; '

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Trains on a SLURM cluster, one process for each GPU:
+#
+#     sbatch --nodes=2 launch/slurm.sh --config=configs/cluster.py
+#     sbatch --array=0-3 launch/slurm.sh --config=configs/cluster.py --sweep=TASK
+#
+# Submit it where the repository is, with the environment in .venv; every node must see that directory. TASK stands for
+# the number of the job in its array. Two minutes before its time is up a job saves, and is queued again until it is done.
+#SBATCH --job-name=patterson_jax
+#SBATCH --nodes=1
+#SBATCH --gpus-per-node=8
+#SBATCH --ntasks-per-node=8
+#SBATCH --cpus-per-task=4
+#SBATCH --time=24:00:00
+#SBATCH --signal=TERM@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=runs/slurm-%A_%a.log
+set -u
+
+[ -f .venv/bin/activate ] && . .venv/bin/activate
+status=0
+srun --kill-on-bad-exit=0 python run_experiment.py --distributed "${@//TASK/${SLURM_ARRAY_TASK_ID:-0}}" || status=$?
+if [ "$status" -eq 75 ]; then  # saved, and not yet at its end
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"
