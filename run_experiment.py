@@ -51,14 +51,14 @@ def main(_: list[str]) -> None:
     """Runs the mode that the flags ask for."""
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.ERROR)  # Orbax tells at length what it does
-    with exit_on_errors():
+    with exit_on_errors(at_once=DISTRIBUTED.value):
         if DISTRIBUTED.value:
             start_distributed()
         overrides = config_flags.get_override_values(flags.FLAGS['config']) | _apply_sweep()
         experiment.run(
             MODE.value,
             CONFIG.value,
-            Path(WORKDIR.value or Path('runs') / _run_name()),
+            _workdir(),
             CHECKPOINT.value and Path(CHECKPOINT.value),
             tuple(map(Path, INPUT.value)),
             OUTPUT.value and Path(OUTPUT.value),
@@ -81,14 +81,13 @@ def _config_name():
     return (config_flags.get_config_filename(flags.FLAGS['config']) or '').partition(':')
 
 
-def _run_name():
-    """Default name of the run; comparisons share theirs, as they share runs."""
+def _workdir():
+    """The run's directory; that of comparisons is one for all figures, as these share runs."""
     file, _, variant = _config_name()
-    parts = [Path(file).stem]
-    if 'ablation' not in CONFIG.value:
-        parts += [variant] if variant else []
-        parts += [f'sweep-{SWEEP.value}'] if SWEEP.value is not None else []
-    return '-'.join(parts)
+    compares = 'ablation' in CONFIG.value
+    name = Path(file).stem if compares or not variant else f'{Path(file).stem}-{variant}'
+    workdir = Path(WORKDIR.value or Path('runs') / name)
+    return workdir if compares or SWEEP.value is None else workdir / f'sweep-{SWEEP.value}'
 
 
 def _apply_sweep():

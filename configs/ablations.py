@@ -10,7 +10,9 @@ lengths by flag:
     --config.ablation.num_epochs=20 --config.train.set_size=800
 
 Needs a GPU or TPU; configs/quick_ablations.py is the same for a laptop. On a cluster the runs can be trained side by
-side, one by each job of an array (launch/slurm.sh, `--sweep`), and drawn by the command above.
+side, one by each job of an array, and drawn by the command above:
+
+    sbatch --array=0-15 launch/slurm.sh --config=configs/ablations.py --sweep=TASK
 
 Variants: the figures below.
 """
@@ -20,7 +22,7 @@ import ml_collections
 from configs import base
 
 FIGURES = {
-    'figure8': ('baseline', 'baseline_again', 'one_set', 'one_set_twice_the_atoms'),
+    'figure8': ('baseline', 'baseline_again', 'one_set', 'one_set_twice_the_atoms', 'one_set_against_both'),
     'figure9': ('baseline', 'baseline_again', 'wide_box', 'wider_box', 'wider_box_larger_grid'),
     'centring': ('baseline', 'baseline_again', 'uncentred'),
     'origin': ('baseline', 'baseline_again', 'origin_in_corner'),
@@ -35,15 +37,15 @@ FIGURES = {
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
     """The base config in the paper's regime, with the runs to compare in section `ablation`."""
-    return compare(base.get_config(), variant)
+    return add_runs(base.get_config(), variant)
 
 
 def sweep(variant: str = '') -> list[dict]:
     """Overrides for the jobs of an array, each of which trains one run of the comparison."""
-    return [{'ablation.only': name} for name in get_config(variant).ablation.runs]
+    return [{'ablation.only': name} for name, run in get_config(variant).ablation.runs.items() if not run.weights]
 
 
-def compare(config: ml_collections.ConfigDict, variant: str) -> ml_collections.ConfigDict:
+def add_runs(config: ml_collections.ConfigDict, variant: str) -> ml_collections.ConfigDict:
     """Adds the section `ablation` to a config, with what one figure, or without a variant every figure, compares."""
     if variant and variant not in FIGURES:
         raise ValueError(f'{variant!r} is no variant of the ablations; they have {", ".join(FIGURES)}')
@@ -85,12 +87,15 @@ def all_runs(config: ml_collections.ConfigDict) -> dict[str, dict]:
     atoms = problem.num_atoms
     return {
         'baseline': run(f'baseline: A and B, {atoms} atoms, box {box:g}³ in {grid}³'),
-        'baseline_again': run('baseline, another seed', seed=config.seed + 1),
+        'baseline_again': run('baseline, another seed', seed=config.get_ref('seed') + 1),
         'one_set': run(f'A alone, {atoms} atoms', problem={'target': 'original'}),
         'one_set_twice_the_atoms': run(
             f'A alone, {2 * atoms} atoms',
             problem={'target': 'original', 'num_atoms': 2 * atoms},
             separate={'num_peaks': 2 * separate.num_peaks, 'num_swaps': 2 * separate.num_swaps},
+        ),
+        'one_set_against_both': run(
+            'the network of A alone, compared with A and B', weights='one_set', problem={'target': 'both'}
         ),
         'wide_box': run(f'box {wide:g}³ in {grid}³', problem={'box_edge': wide}),
         'wider_box': run(f'box {wider:g}³ in {grid}³', problem={'box_edge': wider}),

@@ -58,7 +58,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.train.set_size = 3000  # cases in a training set, an epoch
     config.train.epochs_per_set = 1  # before the next set: fresh cases always; the paper's 3 made data cheaper
     config.train.init_from = ''  # directory of a run to begin with the weights of, with a schedule of its own
-    config.train.max_minutes = 0.0  # save and stop after so long, with exit status 75; 0: no limit
+    config.train.max_minutes = 0.0  # of the process; then training saves and stops, with exit status 75; 0: no limit
     config.train.num_validation = 96  # cases, always the same
     config.train.log_every = 100  # steps
     config.train.validate_every = 1000  # steps
@@ -78,7 +78,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.separate.last_threshold = 0.001  # falling to this at the last swap
 
     config.evaluate = ml_collections.ConfigDict()
-    config.evaluate.num_cases = 500
+    config.evaluate.num_cases = 500  # 0: train only
     config.evaluate.batch_size = 20  # cases solved at once; does not change the scores
 
     # Units in files; the rest of the program knows only voxels.

@@ -12,7 +12,7 @@ from configs import ablations, quick
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
     """The quick config in the paper's regime, with the runs to compare in section `ablation`."""
-    config = ablations.compare(quick.get_config(), variant)
+    config = ablations.add_runs(quick.get_config(), variant)
     config.train.set_size = 80
     return config
 

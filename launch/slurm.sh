@@ -6,6 +6,7 @@
 #
 # Submit it where the repository is, with the environment in .venv; every node must see that directory. TASK stands for
 # the number of the job in its array. Two minutes before its time is up a job saves, and is queued again until it is done.
+# Change --gpus-per-node and --ntasks-per-node together.
 #SBATCH --job-name=patterson_jax
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=8
@@ -15,12 +16,13 @@
 #SBATCH --signal=TERM@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output=runs/slurm-%A_%a.log
+#SBATCH --output=slurm-%j.log
 set -u
+[ -n "${SLURM_CPUS_PER_TASK:-}" ] && export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"  # which srun does not take over
 
 [ -f .venv/bin/activate ] && . .venv/bin/activate
 status=0
-srun --kill-on-bad-exit=0 python run_experiment.py --distributed "${@//TASK/${SLURM_ARRAY_TASK_ID:-0}}" || status=$?
+srun --kill-on-bad-exit=0 python run_experiment.py --distributed "${@/%=TASK/=${SLURM_ARRAY_TASK_ID:-0}}" || status=$?
 if [ "$status" -eq 75 ]; then  # saved, and not yet at its end
     scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -7,13 +7,13 @@ run whose weights are evaluated; and figures, each a list of runs.
 import json
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
-from patterson_jax.config import Experiment, validate
-from patterson_jax.errors import InputError
+from patterson_jax.config import Experiment, check_devices, validate
+from patterson_jax.errors import InputError, require
 from patterson_jax.figures import draw_comparison
 from patterson_jax.files import write_json
 from patterson_jax.learning.metrics import read_metrics
@@ -21,6 +21,7 @@ from patterson_jax.learning.parallel import is_first_process
 from patterson_jax.learning.training import TrainingSettings
 from patterson_jax.runs import check_record, evaluate_experiment, evaluation_settings, train_experiment
 
+FIXED = ('problem.', 'model.', 'separate.')  # sections from whose values the runs of a comparison are made
 COLUMNS = {
     'validation_error': 'last validation error',
     'error': 'error',
@@ -29,6 +30,8 @@ COLUMNS = {
     'recall_in_place': 'recall in place',
     'mean_error_in_place': 'mean error in place, voxels',
     'random_recall': 'recall at random',
+    'recall_in_corner': 'recall in place in the corner',
+    'recall_elsewhere': 'recall in place elsewhere',
 }
 
 
@@ -52,17 +55,29 @@ class Run(NamedTuple):
     weights: str
 
 
-def compare(config: ConfigDict, workdir: Path) -> None:
+def compare(config: ConfigDict, workdir: Path, overrides: dict[str, Any]) -> None:
     """Trains and evaluates the runs of a comparison that are not complete; draws its figures and writes its tables.
 
     Args:
         config: with a section `ablation`, not validated.
         workdir: gets a directory for each run and `figures/`.
+        overrides: what the user changed of the config.
 
     Raises:
-        InputError: a run's config is wrong, or its directory holds another run.
+        InputError: a run's config is wrong, or its directory holds another run; before any is trained.
     """
+    for field in overrides:
+        if field.startswith(FIXED):
+            raise InputError(
+                f'{field} is changed; the runs of a comparison were made from its value in the config file, so change '
+                'it there'
+            )
     runs = comparison_runs(config)
+    for run in runs:
+        require(run.experiment.evaluate.num_cases >= 1, 'evaluate.num_cases', 0, '1 or more to compare runs')
+        if not run.weights:
+            check_devices(run.experiment)
+            check_record(workdir / run.name, run.config.to_dict())
     for number, run in enumerate(runs, start=1):
         if is_first_process():
             print(f'run {number} of {len(runs)}, {run.name}: {run.label}', file=sys.stderr, flush=True)
@@ -72,7 +87,7 @@ def compare(config: ConfigDict, workdir: Path) -> None:
         if run.weights:
             evaluate_experiment(run.experiment, run.config, directory, workdir / run.weights)
         else:
-            train_experiment(run.experiment, run.config, directory, run.changes)
+            train_experiment(run.experiment, run.config, directory, overrides | run.changes)
         jax.clear_caches()  # the next run has other shapes
     if config.ablation.only or not is_first_process():
         return
@@ -92,7 +107,7 @@ def _is_complete(run, workdir):
         current = evaluation.stat().st_mtime >= log.stat().st_mtime
         if not run.weights:
             check_record(directory, resolved)
-    except (OSError, ValueError, KeyError, IndexError):
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
         return False
     return evaluated and trained and current
 
@@ -119,6 +134,8 @@ def comparison_runs(config: ConfigDict) -> list[Run]:
     ablation = config.ablation
     if ablation.only and ablation.only not in ablation.runs:
         raise InputError(f'ablation.only is {ablation.only!r}; it must be one of {", ".join(ablation.runs)}')
+    batch_size = config.train.batch_size  # checked before references divide by it
+    require(batch_size >= 1, 'train.batch_size', batch_size, '1 or more')
     wanted = [name for runs in ablation.figures.values() for name in runs]
     runs = [_run(config, name) for name in ([ablation.only] if ablation.only else dict.fromkeys(wanted))]
     return sorted(runs, key=lambda run: bool(run.weights))
@@ -127,12 +144,13 @@ def comparison_runs(config: ConfigDict) -> list[Run]:
 def _run(config, name):
     spec = config.ablation.runs[name]
     own = config.copy_and_resolve_references()
-    with own.unlocked():
-        del own['ablation']
-    own.update(spec.changes)
+    changes = spec.changes.copy_and_resolve_references()
     try:
-        return Run(name, spec.label, own, validate(own), spec.changes.to_dict(), spec.weights)
-    except InputError as error:
+        with own.unlocked():
+            del own['ablation']
+            own.update(changes)
+        return Run(name, spec.label, own, validate(own), changes.to_dict(), spec.weights)
+    except (InputError, AttributeError, TypeError) as error:  # the last two where a change is of another type
         raise InputError(f'ablation run {name}: {error}') from error
 
 
@@ -141,9 +159,10 @@ def write_table(path: Path, runs: list[Run], workdir: Path) -> None:
     rows = [comparison_row(run, workdir) for run in runs]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path.with_suffix('.json'), {'runs': rows})
-    lines = [['run', *COLUMNS.values()], ['---'] * (1 + len(COLUMNS))]
+    columns = {key: words for key, words in COLUMNS.items() if any(row[key] is not None for row in rows)}
+    lines = [['run', *columns.values()], ['---'] * (1 + len(columns))]
     for row in rows:
-        lines.append([row['label'], *('' if row[key] is None else f'{row[key]:.3f}' for key in COLUMNS)])
+        lines.append([row['label'], *('' if row[key] is None else f'{row[key]:.3f}' for key in columns)])
     path.with_suffix('.md').write_text(''.join(f'| {" | ".join(line)} |\n' for line in lines), encoding='utf-8')
 
 
@@ -154,6 +173,7 @@ def comparison_row(run: Run, workdir: Path) -> dict:
     """
     report = json.loads((workdir / run.name / 'evaluation.json').read_text(encoding='utf-8'))
     measured = [] if run.weights else metric_curve(workdir / run.name, run.experiment.train, 'validation_')
+    corner = report.get('corner')
     return {
         'run': run.name,
         'label': run.label,
@@ -165,7 +185,8 @@ def comparison_row(run: Run, workdir: Path) -> dict:
         'mean_error': report['separated']['mean_error'],
         'mean_error_in_place': report['separated_in_place']['mean_error'],
         'random_recall': report['random']['recall'],
-        'corner': report.get('corner'),
+        'recall_in_corner': corner['inside']['recall'] if corner else None,
+        'recall_elsewhere': corner['elsewhere']['recall'] if corner else None,
         'cases': report['cases'],
         'examples_seen': report['weights']['step'] * run.experiment.train.batch_size,
     }

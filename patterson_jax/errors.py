@@ -1,6 +1,7 @@
 """A user's mistake, as an exception of its own: the command line shows it as one line, without a traceback."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 
@@ -26,33 +27,43 @@ class NonFiniteError(ArithmeticError):
     """Training has diverged: a metric is not a number; the message names metric and step."""
 
 
-class Unfinished(Exception):  # noqa: N818
-    """A run was stopped before its end and has saved all it needs to go on; the message says where and why."""
+class Unfinished(BaseException):
+    """A run was stopped before its end and has saved all it needs to go on; the message says where and why.
+
+    Like KeyboardInterrupt it can come from a signal's handler, and no `except Exception` on its way may stop it.
+    """
 
 
 @contextlib.contextmanager
-def exit_on_errors() -> Iterator[None]:
+def exit_on_errors(at_once: bool = False) -> Iterator[None]:
     """Turns the errors that a person can mend into one line each on stderr and an exit status.
 
     2 for a mistake in what was given; 1 for a training that diverged, or a file that the system does not let us read
     or write; 75 for a run that was stopped and can go on; 130 for an interrupt from the keyboard.
+
+    Args:
+        at_once: end the process on an error without waiting for other processes, which may not have it.
     """
+
+    def stop(message, status):
+        for line in str(message).splitlines():
+            print(f'error: {line}', file=sys.stderr)
+        if at_once:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        sys.exit(status)
+
     try:
         yield
     except InputError as error:
-        _exit(error, 2)
+        stop(error, 2)
     except NonFiniteError as error:
-        _exit(error, 1)
+        stop(error, 1)
     except OSError as error:
-        _exit(f'{error.filename or ""}: {error.strerror or error}'.removeprefix(': '), 1)
+        stop(f'{error.filename or ""}: {error.strerror or error}'.removeprefix(': '), 1)
     except Unfinished as unfinished:
         print(unfinished, file=sys.stderr)
         sys.exit(75)
     except KeyboardInterrupt:
-        _exit('interrupted', 130)
-
-
-def _exit(message, status):
-    for line in str(message).splitlines():
-        print(f'error: {line}', file=sys.stderr)
-    sys.exit(status)
+        stop('interrupted', 130)

@@ -40,7 +40,8 @@ class EvaluationSettings:
     batch_size: int
 
     def __post_init__(self):
-        require(self.num_cases >= 1, 'num_cases', self.num_cases, '1 or more')
+        require(self.num_cases >= 0, 'num_cases', self.num_cases, '0 or more')
+        require(self.num_cases < 2**31, 'num_cases', self.num_cases, f'at most {2**31 - 1}')
         require(self.batch_size >= 1, 'batch_size', self.batch_size, '1 or more')
 
 
@@ -130,7 +131,7 @@ def evaluate(
         params: trained weights.
         problem: what the cases are; a corner that it leaves empty in training is filled in them.
         separation: how to separate.
-        settings: how many cases, how many at once; the scores do not depend on the latter.
+        settings: how many cases, at least one, how many at once; the scores do not depend on the latter.
         seed: fixes the cases.
         num_shown: how many cases to return whole.
 
@@ -219,15 +220,21 @@ def _report(scores, seed, seconds_per_case):
 
 
 def _corner_scores(scores, problem):
-    """How the atoms in the filled corner fare beside the others of the same cases, where the network put them."""
+    """How the atoms in the filled corner fare beside the others of the same cases, where the network put them.
+
+    A mean over no atoms, or over no pairs, is None.
+    """
     inside = np.asarray(in_corner(scores['positions'], problem.filled_corner, problem))
     match = scores['match_in_place']
+
+    def mean(values):
+        return float(np.mean(values)) if values.size else None
 
     def of(atoms):
         return {
             'atoms': int(np.sum(atoms)),
-            'recall': float(np.mean(match.within[atoms])),
-            'mean_error': float(np.mean(match.errors[atoms & match.paired])),
+            'recall': mean(match.within[atoms]),
+            'mean_error': mean(match.errors[atoms & match.paired]),
         }
 
     return {'inside': of(inside), 'elsewhere': of(~inside)}

@@ -27,6 +27,7 @@ from patterson_jax.files import (
     write_xyz,
 )
 from patterson_jax.inspection import describe_example, describe_network
+from patterson_jax.learning.stopping import unfinished_on_sigterm
 from patterson_jax.runs import evaluate_experiment, load_weights, train_experiment
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.examples import example_key, make_example, stream_key
@@ -61,13 +62,17 @@ def run(
     """
     if mode not in MODES:
         raise InputError(f'--mode is {mode!r}; it must be one of {", ".join(MODES)}')
+    alone = mode in ('train', 'evaluate') or jax.process_count() == 1
+    require(alone, '--mode', mode, 'train or evaluate with --distributed')
     if 'ablation' in config:
         require(mode == 'train', '--mode', mode, 'train for a comparison of runs')
-        compare(config, workdir)
+        with unfinished_on_sigterm():
+            compare(config, workdir, overrides or {})
         return
     experiment = validate(config)
     if mode == 'train':
-        train_experiment(experiment, config, workdir, overrides or {})
+        with unfinished_on_sigterm():
+            train_experiment(experiment, config, workdir, overrides or {})
     elif mode == 'evaluate':
         evaluate_experiment(experiment, config, workdir, checkpoint)
     elif mode == 'simulate':

@@ -104,6 +104,7 @@ def draw_comparison(path: Path, curves: dict[str, tuple[list[dict], list[dict]]]
         axes.set_xlim(left=0)
         axes.grid(alpha=0.25)
     error_axes.set_yscale('log')
+    error_axes.set_ylim(top=2)  # the first epochs go far above
     error_axes.set_ylabel('mean squared error / that of an empty map')
     correlation_axes.set_ylabel('correlation with the true map')
     correlation_axes.set_ylim(top=1)
@@ -250,4 +251,6 @@ def _legend(figure, labels=('original', 'inverse', 'both', 'neither')):
 def _save(figure, path):
     FigureCanvasAgg(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DOTS_PER_INCH)
+    part = path.with_name(f'.{path.name}.part')
+    figure.savefig(part, dpi=DOTS_PER_INCH, format='png')
+    part.replace(path)

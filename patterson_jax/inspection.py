@@ -31,7 +31,8 @@ class Layer(NamedTuple):
         weights: number of its parameters, biases included.
         operations: floating point operations of one example, 2 for each multiplication and addition of a direct
             convolution, those with the zeros beyond the edges included.
-        receptive_field: width of the part of the network's input that a voxel of the output depends on, voxels.
+        receptive_field: width of the part of the network's input that a voxel of the output depends on at most, voxels.
+            The paper's 56 (2.3) is the reach of its output to one side; to the other the pool makes it 57.
     """
 
     name: str
@@ -69,13 +70,14 @@ def describe_network(network: nn.Module, grid_size: int) -> str:
         rows.append((layer.name, *sizes, f'{layer.operations / 1e9:.3f}', f'{layer.receptive_field}'))
     operations, field = sum(layer.operations for layer in layers) / 1e9, layers[-1].receptive_field
     rows.append(('total', '', '', '', f'{weights:,}', f'{operations:.3f}', f'{field}'))
-    whole = 'every voxel depends' if np.all(_felt(network, grid_size)[-1]) else 'not every voxel depends'
+    whole = 'every' if np.all(_felt(network, grid_size)[-1]) else 'not every'
     return '\n'.join(
         (
             *_aligned(rows),
             f'GFLOP: of one example forward, by direct convolution; a training step takes about three times as many, '
             f'{3 * operations:.3g} an example.',
-            f'Receptive field: voxels of the input along an axis, which has {grid_size}; {whole} on the whole input.',
+            f'Receptive field: voxels of the input along an axis, which has {grid_size}; {whole} voxel of the output '
+            'depends on the whole input.',
         )
     )
 
@@ -91,7 +93,7 @@ def describe_example(example: Example, problem: Problem) -> str:
         lines[0] += f', {np.min(distances):.2f} to {np.max(distances):.2f} voxels apart'
         lines.append(
             f'vectors between them: up to {np.max(vectors):.2f} voxels along an axis, half the grid being {half:g}; '
-            f'{wrapped or "none"} of {len(vectors)} longer, so that they wrap around'
+            f'{wrapped or "none"} of {len(vectors)} wrapped around'
         )
     patterson = np.asarray(example.patterson)
     scale = problem.input_scale * problem.num_atoms / patterson[0, 0, 0]

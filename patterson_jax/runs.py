@@ -9,21 +9,20 @@ import jax
 from ml_collections import ConfigDict
 
 from patterson_jax.config import Experiment, check_devices, differences
-from patterson_jax.errors import InputError
+from patterson_jax.errors import InputError, Unfinished, require
 from patterson_jax.evaluation import evaluate
 from patterson_jax.figures import draw_errors, draw_losses, draw_maps, draw_separation
 from patterson_jax.files import make_directory, write_json
 from patterson_jax.learning.checkpoints import Checkpoints, find_checkpoints, has_checkpoint
 from patterson_jax.learning.metrics import read_metrics
-from patterson_jax.learning.parallel import is_first_process, wait_for_all
-from patterson_jax.learning.stopping import unfinished_on_sigterm
+from patterson_jax.learning.parallel import is_first_process, on_any_process, wait_for_all
 from patterson_jax.learning.training import Start, init_state, train
 
 RECORD = 'config.json'
 TRAINING_SECTIONS = ('seed', 'problem', 'model', 'train')
 MAY_CHANGE = ('train.max_minutes',)  # when a run is started again
 EVALUATION_SECTIONS = ('seed', 'problem', 'separate', 'evaluate')
-WEIGHT_FIELDS = ('grid_size', 'atom_radius', 'input_scale', 'origin', 'target')
+WEIGHT_FIELDS = ('grid_size', 'atom_radius', 'input_scale', 'origin')
 
 
 def train_experiment(experiment: Experiment, config: ConfigDict, workdir: Path, overrides: dict[str, Any]) -> None:
@@ -36,22 +35,22 @@ def train_experiment(experiment: Experiment, config: ConfigDict, workdir: Path, 
     wait_for_all('workdir checked')
     if is_first_process():
         write_json(workdir / RECORD, {'overrides': overrides, 'config': resolved})
-    with unfinished_on_sigterm():
-        try:
-            train(
-                experiment.model,
-                experiment.problem,
-                experiment.train,
-                experiment.checkpoint,
-                experiment.seed,
-                workdir,
-                resolved,
-                start,
-            )
-        finally:  # of a run that goes on later too
-            rows = read_metrics(workdir / 'metrics.jsonl')
-            if rows and is_first_process():
-                draw_losses(workdir / 'figures' / 'losses.png', rows)
+    try:
+        train(
+            experiment.model,
+            experiment.problem,
+            experiment.train,
+            experiment.checkpoint,
+            experiment.seed,
+            workdir,
+            resolved,
+            start,
+        )
+    finally:  # of a run that goes on later too
+        rows = read_metrics(workdir / 'metrics.jsonl')
+        if rows and is_first_process():
+            draw_losses(workdir / 'figures' / 'losses.png', rows)
+    if experiment.evaluate.num_cases:
         evaluate_experiment(experiment, config, workdir)
 
 
@@ -81,7 +80,10 @@ def _start_of_run(experiment, config, workdir):
     """The weights to begin with, if the config names those of another run and this one has none of its own yet."""
     if not experiment.train.init_from or has_checkpoint(workdir / 'checkpoints'):
         return None
-    weights = load_weights(experiment, config, Path(experiment.train.init_from))
+    try:
+        weights = load_weights(experiment, config, Path(experiment.train.init_from))
+    except InputError as error:
+        raise InputError(f'train.init_from: {error}') from error
     return Start(weights.params, weights.counters['examples'], weights.counters['sets'])
 
 
@@ -89,11 +91,17 @@ def evaluate_experiment(
     experiment: Experiment, config: ConfigDict, workdir: Path, checkpoint: Path | None = None
 ) -> None:
     """Scores a run's best weights on unseen cases; writes `evaluation.json` and figures in the workdir."""
+    require(experiment.evaluate.num_cases >= 1, 'evaluate.num_cases', 0, '1 or more to evaluate')
     weights = load_weights(experiment, config, checkpoint or workdir)
     make_directory(workdir, '--workdir')
+    stopped = None
     if is_first_process():
-        _score(weights, experiment, config.to_dict(), workdir)
-    wait_for_all('evaluated')
+        try:
+            _score(weights, experiment, config.to_dict(), workdir)
+        except Unfinished as unfinished:
+            stopped = unfinished
+    if on_any_process(stopped is not None):  # here the other processes wait
+        raise stopped or Unfinished('stopped with the first process')
 
 
 def _score(weights, experiment, config, workdir):
@@ -104,11 +112,11 @@ def _score(weights, experiment, config, workdir):
         'weights': {'step': weights.step, 'trained_on': weights.config['problem']},
         'settings': evaluation_settings(config),
     }
-    write_json(workdir / 'evaluation.json', report)
     figures, scores = workdir / 'figures', report['separated']
     draw_maps(figures / 'maps.png', shown, experiment.problem)
     draw_separation(figures / 'separation.png', shown.solutions.misfit)
     draw_errors(figures / 'errors.png', report)
+    write_json(workdir / 'evaluation.json', report)  # last: where it is, all is
     for difference in differences(weights.config, config, ('problem',)):
         print(f'note: in the training of these weights {difference}')
     print(
@@ -145,8 +153,8 @@ def load_weights(experiment: Experiment, config: ConfigDict, directory: Path) ->
     """The weights of a run with the lowest validation loss.
 
     Raises:
-        InputError: no checkpoint there, a damaged one, or one of another network, grid, atom, input or target than the
-            config's. The number of atoms and where they are may differ.
+        InputError: no checkpoint there, only damaged ones, or one of another network, grid, atom or input than the
+            config's. The number of atoms, where they are, and the target may differ.
     """
     template = jax.eval_shape(
         functools.partial(init_state, experiment.model, experiment.problem, experiment.train, experiment.seed)
@@ -163,7 +171,7 @@ def load_weights(experiment: Experiment, config: ConfigDict, directory: Path) ->
 
 
 def _weight_differences(trained, now):
-    """Differences in what weights depend on: the network, but not how it convolves, its input and its target."""
+    """Differences in what weights depend on: the network, but not how it convolves, and its input."""
 
     def relevant(config):
         model = {field: value for field, value in config['model'].items() if field != 'convolution'}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from patterson_jax.errors import InputError
-from patterson_jax.simulation.atoms import centre, check_drawable, draw_positions, insert_atoms
+from patterson_jax.simulation.atoms import centre, check_drawable, draw_positions, in_corner, insert_atoms
 from patterson_jax.simulation.problem import Problem
 
 # Seven of ten trials to place five atoms in so small a box jam.
@@ -112,6 +112,69 @@ def test_a_problem_that_never_finds_room_is_refused_in_words():
     problem = Problem(num_atoms=2, min_separation=10.0, box_edge=5.0)
     with pytest.raises(InputError, match=r'^num_atoms is 2; .*edge 5 at least 10 voxels apart'):
         check_drawable(problem)
+
+
+CORNER = 1.5
+ROOMY = Problem(grid_size=16, num_atoms=3, min_separation=2.0, box_edge=6.0, centred=False)
+
+
+def lies_in_corner(position, edge, box_edge):
+    """By counting the faces of the box, three on either side of it, from which a position is less than `edge` away."""
+    depths = [[side * coordinate - (box_edge / 2 - edge) for coordinate in position] for side in (1, -1)]
+    return any(sum(depth > 0 for depth in side) == 3 for side in depths)
+
+
+def test_what_lies_in_the_corner_is_what_lies_near_three_faces_that_meet_there_or_opposite():
+    positions = np.random.default_rng(0).uniform(-3.5, 3.5, (40, 50, 3)).astype(np.float32)
+    expected = [[lies_in_corner(atom, CORNER, ROOMY.box_edge) for atom in case] for case in positions]
+    found = np.asarray(in_corner(jnp.asarray(positions), CORNER, ROOMY))
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(found, in_corner(jnp.asarray(-positions), CORNER, ROOMY))
+    # Two corners of 2 voxels, from 1.5 to 3.5, of a cube of 7.
+    assert found.mean() == pytest.approx(2 * 2**3 / 7**3, abs=4 * np.sqrt(0.047 / 2000))
+
+
+def test_an_empty_corner_holds_neither_atom_nor_inverse_and_a_filled_one_always_does():
+    plain, edge = dataclasses.replace(ROOMY, centred=True), 2.0
+    drawn = {
+        name: np.asarray(draw(KEYS[:600], dataclasses.replace(plain, **changes)))
+        for name, changes in (('plain', {}), ('empty', {'empty_corner': edge}), ('filled', {'filled_corner': edge}))
+    }
+    held = {
+        name: np.array([any(lies_in_corner(atom, edge, 6.0) for atom in case) for case in positions])
+        for name, positions in drawn.items()
+    }
+    assert 0.05 < held['plain'].mean() < 0.5  # both kinds come by themselves
+    assert not held['empty'].any()
+    assert held['filled'].all()
+    # A case that is right from the start is not drawn again.
+    np.testing.assert_array_equal(drawn['empty'][~held['plain']], drawn['plain'][~held['plain']])
+    np.testing.assert_array_equal(drawn['filled'][held['plain']], drawn['plain'][held['plain']])
+    assert len(np.unique(drawn['filled'], axis=0)) == 600
+
+
+@pytest.mark.parametrize(
+    ('corner', 'size', 'problem'),
+    [
+        # All of thirty atoms outside of two of the eight octants: 0.75³⁰.
+        ('empty', 'smaller', {'num_atoms': 30, 'min_separation': 0.0, 'empty_corner': 3.0}),
+        ('filled', 'larger', {'filled_corner': 1e-3}),
+        ('filled', 'larger', {'empty_corner': 1e-3}),
+    ],
+)
+def test_a_corner_that_never_is_as_it_should_be_is_refused_by_the_name_that_it_was_given(corner, size, problem):
+    problem = dataclasses.replace(ROOMY, **problem)
+    field = 'empty_corner' if problem.empty_corner else 'filled_corner'
+    with pytest.raises(InputError) as refusal:
+        check_drawable(problem)
+    given = getattr(problem, field)
+    assert str(refusal.value) == (
+        f'{field} is {given!r}; it must be {size}: in none of 256 trials was the corner {corner}'
+    )
+
+
+def test_a_corner_that_is_sometimes_empty_and_sometimes_filled_is_accepted():
+    check_drawable(dataclasses.replace(ROOMY, empty_corner=CORNER))
 
 
 def test_the_papers_problem_is_accepted():

@@ -6,6 +6,7 @@ Most commands run in this process, for speed, and a few in one of their own, whe
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,9 @@ from patterson_jax.learning.training import init_state
 pytestmark = pytest.mark.filterwarnings('ignore:.*load_module:DeprecationWarning')
 
 REPOSITORY = Path(__file__).parents[1]
-QUICK = f'--config={REPOSITORY / "configs" / "quick.py"}'
+QUICK, CLUSTER, ABLATIONS = (
+    f'--config={REPOSITORY / "configs" / name}.py' for name in ('quick', 'cluster', 'quick_ablations')
+)
 # Solving with weights that were never trained, by as little work as there can be.
 TINY = (
     '--config.model.features=2',
@@ -166,6 +169,34 @@ MISTAKES = {
         '--output is map.ccp4',
         'must be a directory',
     ),
+    'inspect into a file': (
+        [QUICK, '--mode=inspect', '--output=map.ccp4'],
+        '--output is map.ccp4',
+        'must be a directory',
+    ),
+    'sweep of a config that has none': ([QUICK, '--sweep=0'], '--sweep is 0', 'configs/quick.py has no sweep()'),
+    'sweep beyond its end': ([CLUSTER, '--sweep=4'], '--sweep is 4; it must be from 0 to 3', 'cluster.py has 4'),
+    'sweep before its start': ([CLUSTER, '--sweep=-1'], '--sweep is -1; it must be from 0 to 3'),
+    'no number for a sweep': ([CLUSTER, '--sweep=TASK'], '--sweep', "'TASK'"),
+    'sweep of a variant beyond its end': ([f'{ABLATIONS}:figure9', '--sweep=5'], 'it must be from 0 to 4'),
+    'comparison that is not trained': ([ABLATIONS, '--mode=evaluate'], "--mode is 'evaluate'; it must be train"),
+    'run of no comparison': (
+        [f'{ABLATIONS}:figure8', '--config.ablation.only=uncentred'],
+        "ablation.only is 'uncentred'; it must be one of baseline, baseline_again, one_set",
+    ),
+    'no batch in a comparison': ([ABLATIONS, '--config.train.batch_size=0'], 'train.batch_size is 0; it must be 1 or'),
+    'wrong value in a comparison': (
+        [f'{ABLATIONS}:figure8', '--config.train.set_size=2'],
+        'ablation run baseline: train.log_every is 0; it must be 1 or more',
+    ),
+    'other problem in a comparison': (
+        [ABLATIONS, '--config.problem.num_atoms=4'],
+        'problem.num_atoms is changed; the runs of a comparison were made from its value in the config file',
+    ),
+    'weights of no run to begin with': (
+        [QUICK, '--config.train.init_from=none'],
+        'train.init_from: none: no checkpoint there',
+    ),
     'two inputs of one name': (
         [QUICK, '--mode=simulate', '--input=a/water.xyz', '--input=b/water.xyz', '--output=new'],
         '--input has water more than once',
@@ -184,6 +215,61 @@ def test_a_mistake_is_one_line_and_nothing_is_written(command, tmp_path, argumen
         assert fragment in result.error()
     assert len(result.lines()) == 1
     assert files_in(tmp_path) == before
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the program is asked to run, though it does not: (mode, config, workdir, overrides) of each command."""
+    calls = []
+
+    def run(mode, config, workdir, checkpoint, inputs, output, overrides):
+        calls.append((mode, config, workdir, overrides))
+
+    monkeypatch.setattr(run_experiment.experiment, 'run', run)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'workdir'),
+    [
+        ([QUICK], 'runs/quick'),
+        ([f'{QUICK}:original_only'], 'runs/quick-original_only'),
+        ([CLUSTER, '--sweep=2'], 'runs/cluster/sweep-2'),
+        ([f'{CLUSTER}:original_only', '--sweep=0'], 'runs/cluster-original_only/sweep-0'),
+        ([ABLATIONS], 'runs/quick_ablations'),  # comparisons share the runs that they have in common
+        ([f'{ABLATIONS}:figure8'], 'runs/quick_ablations'),
+        ([f'{ABLATIONS}:figure8', '--sweep=1'], 'runs/quick_ablations'),
+        ([QUICK, '--workdir=mine'], 'mine'),
+        ([CLUSTER, '--sweep=2', '--workdir=mine'], 'mine/sweep-2'),
+        ([f'{ABLATIONS}:figure8', '--sweep=1', '--workdir=mine'], 'mine'),
+    ],
+)
+def test_a_run_has_a_directory_named_after_config_variant_and_job(command, asked, arguments, workdir):
+    assert command(*arguments) == (0, '', '')
+    ((mode, _, given, _),) = asked
+    assert (mode, given) == ('train', Path(workdir))
+
+
+def test_each_job_of_a_sweep_makes_its_change_and_no_other(command, asked):
+    config_of = runpy.run_path(str(REPOSITORY / 'configs' / 'cluster.py'))['get_config']
+    for index, rate in enumerate((3e-4, 8e-4, 1.7e-3, 3e-3)):
+        assert command(CLUSTER, f'--sweep={index}', '--config.train.log_every=7').status == 0
+        _, config, _, overrides = asked.pop()
+        expected = config_of()
+        expected.train.update(learning_rate=rate, log_every=7)
+        assert config.to_dict() == expected.to_dict()
+        assert overrides == {'train.log_every': 7, 'train.learning_rate': rate}
+
+
+def test_each_job_of_a_comparison_trains_another_run(command, asked):
+    runs = []
+    for index in range(5):
+        assert command(f'{ABLATIONS}:figure9', f'--sweep={index}', '--config.ablation.num_epochs=7').status == 0
+        _, config, _, overrides = asked.pop()
+        assert (config.ablation.num_epochs, config.train.num_steps) == (7, 7 * config.train.set_size // 4)
+        assert overrides == {'ablation.num_epochs': 7, 'ablation.only': config.ablation.only}
+        runs.append(config.ablation.only)
+    assert set(runs) == {'baseline', 'baseline_again', 'wide_box', 'wider_box', 'wider_box_larger_grid'}
 
 
 def test_a_process_with_a_mistake_prints_one_line_and_nothing_else(process, workdir, tmp_path):

@@ -10,11 +10,14 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from configs import base, quick
+from configs import ablations, base, quick
+from patterson_jax.ablations import comparison_runs
 from patterson_jax.config import SECTIONS, differences, validate
 from patterson_jax.errors import InputError
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parents[1] / 'configs').glob('*.py') if path.stem[0] != '_')
+COMPARISONS = [name for name in CONFIGS if 'ablation' in importlib.import_module(f'configs.{name}').get_config()]
+SINGLE = [name for name in CONFIGS if name not in COMPARISONS]
 
 
 def quick_with(changes, removed=()):
@@ -39,21 +42,39 @@ def refusal(config):
     return message
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+def assert_valid(config, experiment):
+    """A config is what its experiment says, and what a run's record will say of it."""
+    resolved = config.to_dict()
+    assert experiment.seed == resolved['seed']
+    for section in SECTIONS:
+        for field, value in resolved[section].items():
+            assert getattr(getattr(experiment, section), field) == value
+    assert differences(json.loads(json.dumps(resolved)), resolved, ('seed', *SECTIONS)) == []
+
+
+def test_the_configs_are_single_runs_or_comparisons():
+    assert {'base', 'quick'} <= set(SINGLE) and {'ablations', 'quick_ablations'} <= set(COMPARISONS)
+
+
+@pytest.mark.parametrize('name', SINGLE)
 def test_every_config_and_variant_is_valid_and_survives_json(name):
     module = importlib.import_module(f'configs.{name}')
-    for variant in getattr(module, 'VARIANTS', base.VARIANTS):
+    for variant in base.VARIANTS:
         config = module.get_config(variant)
-        experiment = validate(config)
-        resolved = config.to_dict()
-        assert experiment.seed == resolved['seed']
-        for section in SECTIONS:
-            for field, value in resolved[section].items():
-                assert getattr(getattr(experiment, section), field) == value
-        assert differences(json.loads(json.dumps(resolved)), resolved, ('seed', *SECTIONS)) == []
+        assert_valid(config, validate(config))
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize('name', COMPARISONS)
+def test_every_run_of_every_comparison_is_valid_and_survives_json(name):
+    module = importlib.import_module(f'configs.{name}')
+    for variant in ('', *ablations.FIGURES):
+        runs = comparison_runs(module.get_config(variant))
+        assert len(runs) >= 3
+        for run in runs:
+            assert_valid(run.config, run.experiment)
+
+
+@pytest.mark.parametrize('name', SINGLE)
 def test_the_variant_original_only_changes_the_target_alone(name):
     module = importlib.import_module(f'configs.{name}')
     plain, variant = (module.get_config(*argument).to_dict() for argument in ((), ('original_only',)))
@@ -63,8 +84,28 @@ def test_the_variant_original_only_changes_the_target_alone(name):
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_an_unknown_variant_is_refused_with_those_there_are(name):
-    with pytest.raises(ValueError, match=r"'orignal_only' is no variant .* it has original_only$"):
+    variants = ', '.join(ablations.FIGURES) if name in COMPARISONS else 'original_only'
+    with pytest.raises(ValueError, match=rf"'orignal_only' is no variant .* (it has|they have) {variants}$"):
         importlib.import_module(f'configs.{name}').get_config('orignal_only')
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_what_a_sweep_changes_are_fields_of_its_config(name):
+    """And each job of it is valid, and another one."""
+    module = importlib.import_module(f'configs.{name}')
+    resolved = []
+    for changes in getattr(module, 'sweep', list)():
+        config = module.get_config()
+        before = config.to_dict()
+        config.lock()  # as the command line leaves it
+        config.update_from_flattened_dict(changes)
+        if name in COMPARISONS:
+            assert len(comparison_runs(config)) == 1
+        else:
+            validate(config)
+        resolved.append(json.dumps(config.to_dict()))
+        assert config.to_dict().keys() == before.keys()
+    assert len(set(resolved)) == len(resolved)
 
 
 def test_the_base_config_is_the_papers_experiment():
@@ -118,19 +159,31 @@ WRONG_VALUES = [
     ('problem.box_edge', 14.5, 'more than 0 and at most grid_size - 2 * atom_radius = 14 voxels'),
     ('problem.target', 'inverse', 'one of both, original'),
     ('problem.input_scale', INFINITE, 'a positive number'),
+    ('problem.origin', 'edge', 'one of centre, corner'),
+    ('problem.empty_corner', -1.0, 'from 0, for none, to half of box_edge, 2.75 voxels'),
+    ('problem.filled_corner', 2.76, 'from 0, for none, to half of box_edge, 2.75 voxels'),
     ('model.features', 0, '1 or more'),
     ('model.outer_kernel_size', 4, 'an odd number, 1 or more'),
     ('model.inner_kernel_size', -3, 'an odd number, 1 or more'),
     ('model.inner_depth', -1, '0 or more'),
     ('model.convolution', 'fft', 'one of auto, spectral, direct'),
-    ('train.num_steps', -1, '1 or more'),
-    ('train.batch_size', 0, '1 or more'),
+    ('model.batch_norm', 'late', 'one of none, early, all'),
+    ('train.num_steps', -1, '1 or more, in 31 bits'),
+    ('train.batch_size', 0, '1 or more, in 31 bits'),
     ('train.learning_rate', NAN, 'a positive number'),
     ('train.learning_rate', INFINITE, 'a positive number'),
     ('train.learning_rate', 0.0, 'a positive number'),
     ('train.warmup_steps', 4000, '0 or more and less than num_steps, 4000'),
     ('train.schedule', 'linear', 'one of cosine, constant'),
-    ('train.num_validation', 0, '1 or more'),
+    ('train.set_size', 0, '1 or more, in 31 bits'),
+    ('train.set_size', 2**31, '1 or more, in 31 bits'),
+    ('train.epochs_per_set', 0, '1 or more, in 31 bits'),
+    ('train.init_from', None, 'a word'),
+    ('train.max_minutes', -1.0, 'a number of minutes, or 0 for no limit'),
+    ('train.max_minutes', NAN, 'a number of minutes, or 0 for no limit'),
+    ('train.max_minutes', INFINITE, 'a number of minutes, or 0 for no limit'),
+    ('train.num_steps', 2**29, 'at most 536870911 with 4 a batch'),
+    ('train.num_validation', 0, '1 or more, in 31 bits'),
     ('checkpoint.every_steps', 0, '1 or more'),
     ('checkpoint.keep', 0, '1 or more'),
     ('separate.method', 'random', 'one of annealed, greedy'),
@@ -140,7 +193,8 @@ WRONG_VALUES = [
     ('separate.resolution', 0.5, 'a number, 1 or more'),
     ('separate.resolution', 8.5, 'at most half the grid, 8'),
     ('separate.last_threshold', -0.1, 'a number, 0 or more'),
-    ('evaluate.num_cases', 0, '1 or more'),
+    ('evaluate.num_cases', -1, '0 or more, in 31 bits'),
+    ('evaluate.num_cases', 2**31, '0 or more, in 31 bits'),
     ('files.voxel_size', NAN, 'a positive number of Å'),
     ('files.element', 'Qq', "a chemical symbol, or 'X'"),
     ('files.element', 'Carbon', "a chemical symbol, or 'X'"),
@@ -182,10 +236,43 @@ def test_an_unknown_name_is_refused_with_the_nearest_one(changes, message):
     assert refusal(quick_with(changes)) == message
 
 
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (
+            {'problem.empty_corner': 2.0, 'problem.filled_corner': 2.0},
+            'problem.filled_corner is 2.0; it must be 0 where there is an empty_corner',
+        ),
+        (
+            {'train.epochs_per_set': 3, 'train.set_size': 42},
+            'train.set_size is 42; it must be a multiple of batch_size, 4, where epochs_per_set is more than 1',
+        ),
+        (
+            {'problem.empty_corner': 0.01},
+            'problem.empty_corner is 0.01; it must be larger: in none of 256 trials was the corner filled',
+        ),
+    ],
+)
+def test_fields_that_do_not_go_together_are_refused(changes, message):
+    assert refusal(quick_with(changes)) == message
+
+
+def test_sets_used_once_need_not_be_a_multiple_of_the_batch():
+    assert validate(quick_with({'train.set_size': 42})).train.set_size == 42
+
+
 def test_a_missing_field_or_section_is_refused():
     assert refusal(quick_with({}, removed=['train.batch_size'])) == 'train lacks the field batch_size'
     assert refusal(quick_with({}, removed=['train'])) == 'config lacks the field train'
     assert refusal(quick_with({}, removed=['seed'])) == 'config lacks the field seed'
+
+
+def test_differences_in_fields_that_may_change_are_not_told():
+    before = {'seed': 0, 'train': {'num_steps': 10, 'max_minutes': 0.0}}
+    now = {'seed': 1, 'train': {'num_steps': 20, 'max_minutes': 3.0}}
+    assert differences(before, now, ('seed', 'train'), ('train.max_minutes', 'seed')) == [
+        'train.num_steps was 10 and is 20'
+    ]
 
 
 def test_differences_name_each_field_with_both_values():

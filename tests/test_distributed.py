@@ -36,10 +36,9 @@ TINY = [
     '--config.train.log_every=10',
     '--config.train.validate_every=100',
     '--config.checkpoint.every_steps=200',
-    '--config.separate.num_swaps=20',
-    '--config.evaluate.num_cases=4',
-    '--config.evaluate.batch_size=4',
+    '--config.evaluate.num_cases=0',
 ]
+EVALUATE = ['--config.evaluate.num_cases=4', '--config.evaluate.batch_size=4', '--config.separate.num_swaps=20']
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -58,7 +57,7 @@ def start(workdir, log, *flags, **environment):
         return subprocess.Popen(command, env=os.environ | environment, stdout=file, stderr=subprocess.STDOUT)
 
 
-def start_two(workdir):
+def start_two(workdir, *flags):
     """Both processes, and what they say."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
@@ -67,7 +66,7 @@ def start_two(workdir):
     processes = []
     for number, log in enumerate(logs):
         place = {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': str(number)}
-        processes.append(start(workdir, log, '--distributed', **place))
+        processes.append(start(workdir, log, '--distributed', *flags, **place))
     return processes, logs
 
 
@@ -104,7 +103,7 @@ def two(tmp_path_factory):
     stopped = [log.read_text() for log in logs]
     with Checkpoints(workdir / 'checkpoints', read_only=True) as checkpoints:
         assert 0 < checkpoints.latest_step < NUM_STEPS
-    processes, logs = start_two(workdir)
+    processes, logs = start_two(workdir, *EVALUATE)
     assert statuses(processes) == [0, 0], [log.read_text() for log in logs]
     return workdir, stopped, [log.read_text() for log in logs]
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,9 +81,9 @@ def params():
     return NETWORK.init(jax.random.key(0), jnp.zeros((1, 12, 12, 12)))
 
 
-def scored(params, num_cases, batch_size):
+def scored(params, num_cases, batch_size, problem=PROBLEM, num_shown=7):
     settings = EvaluationSettings(num_cases, batch_size)
-    return evaluate(NETWORK, params, PROBLEM, SEPARATION, settings, seed=3)
+    return evaluate(NETWORK, params, problem, SEPARATION, settings, seed=3, num_shown=num_shown)
 
 
 def test_report_is_the_same_again_and_does_not_depend_on_the_batch(params):
@@ -100,6 +102,62 @@ def test_report_counts_are_consistent(params):
     assert shown.examples.positions.shape == (7, 3, 3)
     assert shown.solutions.density.shape == (7, 12, 12, 12)
     assert shown.solutions.misfit.shape == (7, SEPARATION.num_swaps)
+
+
+@pytest.fixture(scope='module')
+def filled(params):
+    return scored(params, 8, 8, dataclasses.replace(PROBLEM, filled_corner=1.6), num_shown=8)
+
+
+def test_maps_are_scored_beside_empty_ones(filled):
+    report, shown = filled
+    density, target = (np.asarray(each, np.float64) for each in (shown.solutions.density, shown.examples.target))
+    assert density.shape == target.shape == (8, 12, 12, 12)
+    assert report['map']['mse'] == pytest.approx(np.mean((density - target) ** 2), rel=1e-5)
+    assert report['map']['mse_of_empty_map'] == pytest.approx(np.mean(target**2), rel=1e-5)
+    assert report['map']['mse'] != pytest.approx(report['map']['mse_of_empty_map'], rel=0.01)
+
+
+def test_atoms_in_the_corner_are_scored_apart_from_the_others_where_the_network_put_them(filled):
+    report, shown = filled
+    match, reached = shown.match_in_place, PROBLEM.box_edge / 2 - 1.6
+    scores = {'inside': [], 'elsewhere': []}
+    for positions, errors, paired in zip(shown.examples.positions, match.errors, match.paired, strict=True):
+        places = ['inside' if min(atom) > reached or max(atom) < -reached else 'elsewhere' for atom in positions]
+        assert 'inside' in places
+        for place, error, pair in zip(places, errors, paired, strict=True):
+            scores[place].append((error, pair))
+    for place, found in scores.items():
+        errors = [error for error, pair in found if pair]
+        assert report['corner'][place] == {
+            'atoms': len(found),
+            'recall': pytest.approx(sum(error <= 1 for error in errors) / len(found)),
+            'mean_error': pytest.approx(sum(errors) / len(errors), rel=1e-5),
+        }
+    assert len(scores['inside']) + len(scores['elsewhere']) == report['atoms'] == 24
+    assert report['corner']['inside'] != report['corner']['elsewhere']
+
+
+def test_a_corner_that_training_left_empty_is_filled_in_evaluation(params, filled):
+    report, shown = scored(params, 8, 8, dataclasses.replace(PROBLEM, empty_corner=1.6), num_shown=8)
+    for each in (report, filled[0]):
+        each['separated'].pop('seconds_per_case', None)
+    assert report == filled[0]
+    np.testing.assert_array_equal(shown.examples.positions, filled[1].examples.positions)
+
+
+def test_without_a_corner_there_are_no_scores_of_one(params):
+    assert 'corner' not in scored(params, 10, 4)[0]
+
+
+def test_where_no_atom_or_pair_is_there_is_no_mean_of_them():
+    problem = Problem(grid_size=12, num_atoms=1, box_edge=5.0, centred=False, filled_corner=2.0)
+    positions, match = np.array([[[2.0, 2.0, 2.0]]]), (np.zeros((1, 1, 3)), np.array([[False]]), np.array([[0.5]]))
+    scores = {'positions': positions, 'match_in_place': evaluation.Match(*match)}
+    assert evaluation._corner_scores(scores, problem) == {
+        'inside': {'atoms': 1, 'recall': 0.0, 'mean_error': None},
+        'elsewhere': {'atoms': 0, 'recall': None, 'mean_error': None},
+    }
 
 
 def test_of_the_cases_shown_three_are_drawn_as_maps(params, monkeypatch):

@@ -58,6 +58,16 @@ def test_seed_stream_set_and_index_each_make_another_example():
     assert len(np.unique(positions, axis=0)) == len(positions)
 
 
+def test_each_example_of_a_batch_may_be_of_a_set_of_its_own():
+    sets, indices = [7, 0, 3], jnp.array([5, 5, 9])
+    batch = batch_of(stream_key(0, 'training'), jnp.array(sets), indices)
+    for number, set_number in enumerate(sets):
+        whole = batch_of(stream_key(0, 'training'), set_number, indices)
+        for name in batch._fields:
+            np.testing.assert_array_equal(getattr(batch, name)[number], getattr(whole, name)[number])
+    assert len(np.unique(batch.positions, axis=0)) == 3
+
+
 def test_streams_are_told_apart_by_numbers_of_their_own():
     assert len(set(STREAMS.values())) == len(STREAMS)
     assert {'training', 'validation', 'calibration', 'evaluation'} <= STREAMS.keys()
@@ -98,6 +108,20 @@ def test_inversion_takes_each_voxel_to_its_mirror_image_and_back():
     np.testing.assert_array_equal(inverted[:, 0, 2, 7], density[:, 7, 5, 0])
     np.testing.assert_array_equal(invert_map(inverted), density)
     np.testing.assert_array_equal(target_map(jnp.asarray(density), PROBLEM)[0], np.full((8, 8, 8), (8**3 - 1) / 2))
+
+
+def test_the_networks_input_has_the_origin_where_the_problem_says():
+    patterson = one_batch().patterson
+    height = PROBLEM.input_scale * PROBLEM.num_atoms
+    scaled = patterson * (height / patterson[:, 0, 0, 0])[:, None, None, None]
+    corner, centred = (
+        np.asarray(network_input(patterson, dataclasses.replace(PROBLEM, origin=origin)))
+        for origin in ('corner', 'centre')
+    )
+    np.testing.assert_allclose(corner, scaled, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(centred, np.fft.fftshift(corner, axes=(1, 2, 3)))
+    assert not np.allclose(centred, corner, atol=0.1)
+    np.testing.assert_array_equal(np.argmax(corner.reshape(3, -1), axis=1), 0)
 
 
 @pytest.mark.parametrize('input_scale', [0.7, 2.0])

@@ -10,6 +10,7 @@ import jax
 import matplotlib.image
 import numpy as np
 import pytest
+from tiny import shared_environment
 
 from configs import quick
 from patterson_jax.errors import InputError
@@ -31,7 +32,7 @@ def optax_promotes_types():
 def short_config():
     config = quick.get_config()
     config.train.update(num_steps=600, log_every=100, validate_every=300)
-    config.checkpoint.every_steps = 300
+    config.checkpoint.update(every_steps=300, keep=2)
     config.evaluate.update(num_cases=50, batch_size=25)
     return config
 
@@ -112,7 +113,7 @@ def test_weights_of_another_network_are_refused(workdir, tmp_path):
         run('evaluate', config, tmp_path, checkpoint=workdir)
 
 
-@pytest.mark.parametrize(('field', 'value'), [('target', 'original'), ('atom_radius', 0.9)])
+@pytest.mark.parametrize(('field', 'value'), [('origin', 'corner'), ('atom_radius', 0.9)])
 def test_weights_for_other_maps_are_refused(workdir, tmp_path, field, value):
     config = short_config()
     config.problem[field] = value
@@ -122,12 +123,14 @@ def test_weights_for_other_maps_are_refused(workdir, tmp_path, field, value):
 
 def test_weights_may_meet_other_cases_and_the_report_says_so(workdir, tmp_path, capsys):
     config = short_config()
-    config.problem.num_atoms = 2
+    config.problem.update(num_atoms=2, target='original')
     config.evaluate.update(num_cases=4, batch_size=4)
     run('evaluate', config, tmp_path, checkpoint=workdir)
-    assert 'problem.num_atoms was 3 and is 2' in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert 'problem.num_atoms was 3 and is 2' in output and "problem.target was 'both' and is 'original'" in output
     report = report_of(tmp_path)
-    assert report['weights']['trained_on']['num_atoms'] == 3 and report['atoms'] == 8
+    assert report['weights']['trained_on'] == short_config().problem.to_dict()
+    assert report['settings']['problem'] == config.problem.to_dict() and report['atoms'] == 8
 
 
 def test_checkpoint_of_another_config_is_refused_without_its_record_too(workdir, tmp_path):
@@ -140,18 +143,27 @@ def test_checkpoint_of_another_config_is_refused_without_its_record_too(workdir,
         run('train', config, copy)
 
 
-def test_damaged_checkpoint_is_named(workdir, tmp_path):
-    """In a process of its own, because Orbax leaves failed tasks behind that complain later."""
-    copy = tmp_path / 'copy'
-    shutil.copytree(workdir, copy)
-    for file in (copy / 'checkpoints' / '600' / 'params').rglob('*'):
-        if file.is_file() and 'd' in file.parent.name:
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_evaluated_and_nothing_else_is_said(workdir, tmp_path):
+    """In processes of their own, whose stderr is all that a person sees; Orbax might complain there later."""
+    checkpoints = shutil.copytree(workdir, tmp_path / 'copy') / 'checkpoints'
     program, config = ROOT / 'run_experiment.py', ROOT / 'configs' / 'quick.py'
-    command = [sys.executable, program, f'--config={config}', '--mode=evaluate', f'--workdir={copy}']
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert f'error: {copy}/checkpoints/600: the checkpoint cannot be read' in result.stderr
+    command = [sys.executable, program, f'--config={config}', '--mode=evaluate', f'--workdir={tmp_path / "copy"}']
+    command += ['--config.evaluate.num_cases=25', '--config.evaluate.batch_size=25']
+    faults = {}
+    for step, status in ((600, 0), (300, 2)):
+        arrays = checkpoints / f'{step}' / 'params' / 'ocdbt.process_0' / 'd'
+        for file in arrays.iterdir():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        faults[step] = f'{checkpoints}/{step}: {min(arrays.iterdir()).relative_to(checkpoints / str(step))} is damaged'
+        result = subprocess.run(command, env=shared_environment(), capture_output=True, text=True)
+        assert result.returncode == status, result
+        lines = [line for line in result.stderr.splitlines() if not line.startswith('evaluating: ')]
+        if status == 0:
+            assert lines == [f'note: {faults[step]}; this checkpoint is passed over']
+            assert report_of(tmp_path / 'copy')['weights']['step'] == 300
+    both = f'{faults[300]}; {faults[600]}'
+    assert lines == [f'error: no checkpoint there that is whole: {both}. Remove {checkpoints} to start afresh']
+    assert sorted(path.name for path in checkpoints.iterdir()) == ['300', '600']
 
 
 def test_file_that_the_system_refuses_does_not_stop_the_others(workdir, tmp_path):

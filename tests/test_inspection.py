@@ -64,9 +64,9 @@ def test_the_table_has_the_totals_and_the_reach(paper):
     assert table[2].split() == ['encoder_1', '20', '40³', '5³', '50,020', '6.400', '9']
     assert table[13].split() == ['total', '1,202,821', '31.002', '114']
     assert len({len(line) for line in table[:14]}) == 1
-    assert 'which has 40; every voxel depends on the whole input' in table[-1]
+    assert 'which has 40; every voxel of the output depends on the whole input' in table[-1]
     narrow = PattersonNet(features=1, encoder_depth=1, inner_depth=1)
-    assert 'not every voxel depends on the whole input' in describe_network(narrow, 16)
+    assert 'not every voxel of the output depends on the whole input' in describe_network(narrow, 16)
 
 
 def test_layers_come_in_the_order_of_execution():
@@ -129,12 +129,12 @@ def example_of(positions, problem):
 def test_a_vector_longer_than_half_the_grid_is_told():
     near = describe_example(example_of([[-3, 0, 0], [2, 0, 0]], PROBLEM), PROBLEM)
     assert '2 atoms of radius 1, 5.00 to 5.00 voxels apart' in near
-    assert 'up to 5.00 voxels along an axis, half the grid being 8; none of 1 longer' in near
+    assert 'up to 5.00 voxels along an axis, half the grid being 8; none of 1 wrapped around' in near
     assert 'origin peak 1.4, elsewhere at most 0.7' in near
     # Each atom or inverse, its centre on a corner of voxels, is in 8 of them, of which two share 4 on either side.
     assert f'{24 / 16**3:.2%} of the voxels' in near
     far = describe_example(example_of([[-4, 0, 0], [5, 0, 0]], PROBLEM), PROBLEM)
-    assert 'up to 9.00 voxels along an axis, half the grid being 8; 1 of 1 longer' in far
+    assert 'up to 9.00 voxels along an axis, half the grid being 8; 1 of 1 wrapped around' in far
 
 
 def test_a_single_atom_has_no_vectors():

@@ -1,12 +1,16 @@
 """The network: the paper's count of weights, its initialisation, its reach, and the same numbers by either method."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from patterson_jax.errors import InputError
+from patterson_jax.learning.convolution import convolve
 from patterson_jax.learning.network import Convolution, PattersonNet, max_pool, upsample
+from patterson_jax.learning.parallel import parallelize
 
 SMALL = {'features': 3, 'encoder_depth': 1, 'inner_depth': 1}
 
@@ -110,9 +114,125 @@ def test_an_output_voxel_sees_just_as_far_as_the_layers_reach(outer, inner, dept
         ('inner_depth', -2),
         ('decoder_depth', -1),
         ('convolution', 'fft'),
+        ('batch_norm', 'late'),
     ],
 )
 def test_a_bad_size_is_refused_by_name_and_value(field, value):
     with pytest.raises(InputError) as refusal:
         PattersonNet(**{field: value})
     assert str(refusal.value).startswith(f'{field} is {value!r}; it must be ')
+
+
+def hidden_layers(network):
+    parts = (('encoder', network.encoder_depth), ('inner', network.inner_depth), ('decoder', network.decoder_depth))
+    return [f'{part}_{number}' for part, depth in parts for number in range(depth)]
+
+
+@pytest.mark.parametrize(
+    ('batch_norm', 'normalised'),
+    [('none', []), ('early', ['encoder_0', 'encoder_1']), ('all', hidden_layers(PattersonNet()))],
+)
+def test_normalised_layers_have_a_scale_a_bias_and_running_averages_of_each_channel(batch_norm, normalised):
+    image = jax.ShapeDtypeStruct((1, 40, 40, 40), jnp.float32)
+    network = PattersonNet(batch_norm=batch_norm)
+    variables = jax.eval_shape(network.init, jax.random.key(0), image)
+    shapes = jax.tree.map(lambda leaf: leaf.shape, variables)
+    norms = {f'{name}_norm' for name in normalised}
+    assert shapes.get('batch_stats', {}) == {name: {'mean': (20,), 'var': (20,)} for name in norms}
+    assert set(shapes) == ({'params', 'batch_stats'} if norms else {'params'})
+    expected = jax.tree.map(lambda leaf: leaf.shape, jax.eval_shape(PattersonNet().init, jax.random.key(0), image))
+    for name in normalised:  # which takes the convolution's bias out again
+        del expected['params'][name]['bias']
+        expected['params'][f'{name}_norm'] = {'bias': (20,), 'scale': (20,)}
+    assert shapes['params'] == expected['params']
+    weights = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
+    assert weights == 1_202_821 + 20 * len(normalised)
+
+
+NORMALISED = PattersonNet(
+    features=3, outer_kernel_size=3, inner_kernel_size=3, encoder_depth=1, inner_depth=1, batch_norm='all'
+)
+
+
+@pytest.fixture(scope='module')
+def normalisation():
+    """Variables far from where they start, and what goes into and out of each normalisation, in training and without.
+
+    Returns (variables, {mode: {layer: (before, after)}}, statistics that training updated).
+    """
+    rng = np.random.default_rng(1)
+    images = rng.normal(size=(4, 8, 8, 8)).astype(np.float32)
+    shapes = jax.eval_shape(NORMALISED.init, jax.random.key(0), images)
+    variables = jax.tree.map(lambda leaf: rng.uniform(0.1, 0.4, leaf.shape).astype(np.float32), shapes)
+
+    def apply(variables, images, train):
+        _, state = NORMALISED.apply(
+            variables, images, train, mutable=['intermediates', 'batch_stats'], capture_intermediates=True
+        )
+        outputs = {name: each['__call__'][0] for name, each in state['intermediates'].items() if name != '__call__'}
+        return outputs, state['batch_stats']
+
+    outputs, statistics = {}, {}
+    for mode in ('training', 'inference'):
+        run = parallelize(functools.partial(apply, train=mode == 'training'))
+        outputs[mode], statistics[mode] = jax.device_get(run(variables, images))
+    for name, kept in statistics['inference'].items():
+        for moment, values in kept.items():
+            np.testing.assert_array_equal(values, variables['batch_stats'][name][moment])
+    pairs = {
+        mode: {name: (each[name], each[f'{name}_norm']) for name in hidden_layers(NORMALISED)}
+        for mode, each in outputs.items()
+    }
+    return variables, pairs, statistics['training']
+
+
+def moments(image):
+    axes = (0, 2, 3, 4)
+    return np.mean(image, axes, dtype=np.float64), np.var(image, axes, dtype=np.float64)
+
+
+def of_channels(values):
+    return np.asarray(values)[:, None, None, None]
+
+
+def test_in_training_layers_are_normalised_by_the_moments_of_batch_and_voxels(normalisation):
+    variables, pairs, _ = normalisation
+    assert list(pairs['training']) == ['encoder_0', 'inner_0', 'decoder_0']
+    for name, (before, after) in pairs['training'].items():
+        mean, variance = moments(before)
+        assert np.all(variance > 1e-3)  # far above the 1e-5 that is added to it
+        own = variables['params'][f'{name}_norm']
+        unscaled_mean, unscaled_variance = moments((after - of_channels(own['bias'])) / of_channels(own['scale']))
+        np.testing.assert_allclose(unscaled_mean, 0, atol=1e-4)
+        np.testing.assert_allclose(unscaled_variance, variance / (variance + 1e-5), rtol=1e-3)
+        expected = (before - of_channels(mean)) / np.sqrt(of_channels(variance) + 1e-5)
+        expected = expected * of_channels(own['scale']) + of_channels(own['bias'])
+        np.testing.assert_allclose(after, expected, atol=1e-3)
+
+
+def test_training_moves_the_running_averages_a_hundredth_of_the_way(normalisation):
+    variables, pairs, updated = normalisation
+    for name, (before, _) in pairs['training'].items():
+        old, new = variables['batch_stats'][f'{name}_norm'], updated[f'{name}_norm']
+        for moment, value in zip(('mean', 'var'), moments(before), strict=True):
+            assert np.all(np.abs(value - old[moment]) > 1e-3)
+            np.testing.assert_allclose(new[moment] - old[moment], 0.01 * (value - old[moment]), rtol=1e-3, atol=1e-6)
+
+
+def test_without_training_layers_are_normalised_by_the_running_averages(normalisation):
+    variables, pairs, _ = normalisation
+    for name, (before, after) in pairs['inference'].items():
+        own, kept = variables['params'][f'{name}_norm'], variables['batch_stats'][f'{name}_norm']
+        expected = (before - of_channels(kept['mean'])) / np.sqrt(of_channels(kept['var']) + 1e-5)
+        expected = expected * of_channels(own['scale']) + of_channels(own['bias'])
+        np.testing.assert_allclose(after, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('train', [False, True])
+def test_normalisation_comes_before_the_relu(normalisation, train):
+    """The layer after the encoder sees the maxima of what the encoder's normalisation gives, cut off at zero."""
+    variables, pairs, _ = normalisation
+    both = pairs['training' if train else 'inference']
+    pooled = jax.nn.relu(max_pool(jnp.asarray(both['encoder_0'][1])))
+    after = convolve(pooled, variables['params']['inner_0']['kernel'], 'direct')
+    np.testing.assert_allclose(both['inner_0'][0], after, rtol=1e-4, atol=1e-4)

@@ -1,11 +1,14 @@
 """The problem's own checks: which values it refuses, and in what words."""
 
+import dataclasses
 import math
 
 import pytest
 
 from patterson_jax.errors import InputError
 from patterson_jax.simulation.problem import JAMMING_FRACTION, Problem
+
+CORNERS = ('empty_corner', 'filled_corner')
 
 
 @pytest.mark.parametrize(
@@ -34,6 +37,9 @@ from patterson_jax.simulation.problem import JAMMING_FRACTION, Problem
         ('input_scale', -0.7),
         ('input_scale', math.nan),
         ('input_scale', math.inf),
+        ('origin', 'center'),
+        ('origin', ''),
+        *((field, value) for field in CORNERS for value in (-0.5, 6.13, math.nan, math.inf)),
     ],
 )
 def test_a_refusal_names_the_field_and_the_received_value(field, value):
@@ -47,6 +53,27 @@ def test_the_widest_box_lets_a_sphere_touch_the_edge_of_the_grid_and_no_more():
     assert Problem(grid_size=20, atom_radius=1.5, box_edge=17.0).box_edge == 17
     with pytest.raises(InputError, match=r'^box_edge is 17\.01.* = 17 voxels$'):
         Problem(grid_size=20, atom_radius=1.5, box_edge=17.01)
+
+
+@pytest.mark.parametrize('field', CORNERS)
+def test_a_corner_is_at_most_an_octant_of_the_box(field):
+    assert getattr(Problem(box_edge=9.0, **{field: 4.5}), field) == 4.5
+    with pytest.raises(InputError) as refusal:
+        Problem(box_edge=9.0, **{field: 4.51})
+    assert str(refusal.value) == f'{field} is 4.51; it must be from 0, for none, to half of box_edge, 4.5 voxels'
+
+
+def test_a_corner_cannot_be_empty_while_one_is_filled():
+    with pytest.raises(InputError) as refusal:
+        Problem(empty_corner=3.0, filled_corner=2.0)
+    assert str(refusal.value) == 'filled_corner is 2.0; it must be 0 where there is an empty_corner'
+
+
+def test_the_corner_that_training_leaves_empty_is_the_one_that_testing_fills():
+    training = Problem(box_edge=9.0, origin='corner', empty_corner=2.5)
+    assert training.testing == dataclasses.replace(training, empty_corner=0.0, filled_corner=2.5)
+    for problem in (Problem(), Problem(filled_corner=2.5), training.testing):
+        assert problem.testing == problem
 
 
 def test_too_dense_a_packing_is_refused_with_its_causes_and_its_cures():

@@ -1,6 +1,5 @@
 """A training that is killed at any moment and started again ends as one that never was."""
 
-import json
 import os
 import signal
 import subprocess
@@ -33,9 +32,7 @@ TINY = [
     '--config.train.log_every=2',
     '--config.train.validate_every=5',
     f'--config.checkpoint.every_steps={STEPS_BETWEEN_CHECKPOINTS}',
-    '--config.separate.num_swaps=20',
-    '--config.evaluate.num_cases=4',
-    '--config.evaluate.batch_size=4',
+    '--config.evaluate.num_cases=0',
 ]
 KILLS, SEED = 5, 20
 
@@ -126,7 +123,3 @@ def test_run_killed_five_times_ends_bit_for_bit_as_one_never_killed(whole_run, e
     (ours, our_steps), (theirs, their_steps) = saved(workdir), saved(whole_run)
     assert our_steps == their_steps
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-    reports = [json.loads((place / 'evaluation.json').read_text()) for place in (workdir, whole_run)]
-    for report in reports:
-        report['separated'].pop('seconds_per_case')
-    assert reports[0] == reports[1]

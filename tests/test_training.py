@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -9,44 +10,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import (
+    NETWORK,
+    NORMALISED,
+    PAPERS_SETS,
+    PROBLEM,
+    SEED,
+    SETTINGS,
+    assert_same_run,
+    assert_same_trees,
+    log_of,
+    run,
+    saved_steps,
+    without_timings,
+)
 
-from patterson_jax.errors import NonFiniteError
+from patterson_jax.errors import InputError, NonFiniteError
 from patterson_jax.learning.checkpoints import Checkpoints, CheckpointSettings
 from patterson_jax.learning.metrics import read_metrics
-from patterson_jax.learning.network import PattersonNet
-from patterson_jax.learning.parallel import parallelize, replicate, share_of_batch
+from patterson_jax.learning.parallel import parallelize, replicate
 from patterson_jax.learning.training import (
-    TrainingSettings,
     init_state,
     learning_rate_schedule,
     make_train_step,
     make_validation,
     squared_errors,
-    train,
+    training_batch,
 )
 from patterson_jax.simulation.examples import make_batch, network_input, stream_key
-from patterson_jax.simulation.problem import Problem
-
-PROBLEM = Problem(grid_size=12, num_atoms=2, min_separation=2.4, box_edge=4.0)
-NETWORK = PattersonNet(
-    features=4, outer_kernel_size=3, inner_kernel_size=3, encoder_depth=1, inner_depth=1, decoder_depth=1
-)
-SETTINGS = TrainingSettings(
-    num_steps=20,
-    batch_size=8,
-    learning_rate=1e-3,
-    warmup_steps=4,
-    schedule='cosine',
-    set_size=40,
-    epochs_per_set=1,
-    init_from='',
-    max_minutes=0.0,
-    num_validation=10,
-    log_every=2,
-    validate_every=4,
-)
-CHECKPOINTING = CheckpointSettings(every_steps=8, keep=1)
-SEED = 5
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -65,37 +56,57 @@ def squared_errors_of(params, batch):
     return squared_errors(NETWORK.apply(params, network_input(batch.patterson, PROBLEM)), batch.target)
 
 
-def take_steps(count):
-    """Losses of the first steps and a hash of the cases they saw; run with one device and with several."""
+def take_steps(count, normalised):
+    """What the first steps saw and gave; run with one device and with several."""
+    network, settings = (NORMALISED, PAPERS_SETS) if normalised else (NETWORK, SETTINGS)
 
     def cases(step):
-        indices = step * SETTINGS.batch_size + share_of_batch(SETTINGS.batch_size)
-        positions = make_batch(stream_key(SEED, 'training'), 0, indices, PROBLEM).positions
+        positions = training_batch(step, PROBLEM, settings, SEED, 0).positions
         return jax.lax.all_gather(positions, 'devices', tiled=True)
 
-    step, see = parallelize(make_train_step(NETWORK, PROBLEM, SETTINGS, SEED), donate=True), parallelize(cases)
-    state = replicate(with_biases(init_state(NETWORK, PROBLEM, SETTINGS, SEED)))
+    step, see = parallelize(make_train_step(network, PROBLEM, settings, SEED), donate=True), parallelize(cases)
+    state = replicate(with_biases(init_state(network, PROBLEM, settings, SEED)))
     losses, digest = [], hashlib.sha256()
     for number in range(count):
         digest.update(np.asarray(see(np.int32(number))).tobytes())
         state, metrics = step(state)
         losses.append(float(metrics['loss']))
-    validation = make_validation(NETWORK, PROBLEM, SETTINGS, SEED)(state.params)
-    return {'devices': jax.device_count(), 'losses': losses, 'cases': digest.hexdigest(), **validation}
+    validation = make_validation(network, PROBLEM, settings, SEED)(state.params)
+    statistics = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(state.statistics)]
+    return {
+        'devices': jax.device_count(),
+        'losses': losses,
+        'cases': digest.hexdigest(),
+        'statistics': statistics,
+        **validation,
+    }
 
 
-def test_eight_devices_see_the_same_cases_and_losses_as_one():
-    code = 'import json, test_training; print(json.dumps(test_training.take_steps(20)))'
+@pytest.fixture(scope='module')
+def eight_devices():
+    """What twenty steps on eight devices saw and gave, of both networks."""
+    code = (
+        'import json; from test_training import take_steps; '
+        'print(json.dumps([take_steps(20, normalised) for normalised in (False, True)]))'
+    )
     environment = os.environ | {'JAX_NUM_CPU_DEVICES': '8', 'PYTHONPATH': os.pathsep.join(['tests', '.'])}
     output = subprocess.run(
         [sys.executable, '-W', 'error', '-c', code], env=environment, capture_output=True, text=True, check=True
     ).stdout
-    eight, one = json.loads(output), take_steps(20)
+    return json.loads(output)
+
+
+@pytest.mark.parametrize('normalised', [False, True])
+def test_eight_devices_see_the_same_cases_and_losses_as_one(eight_devices, normalised):
+    eight, one = eight_devices[normalised], take_steps(20, normalised)
     assert (one['devices'], eight['devices']) == (1, 8)
     assert one['cases'] == eight['cases']
     np.testing.assert_allclose(eight['losses'], one['losses'], rtol=1e-4)
     np.testing.assert_allclose(eight['validation_loss'], one['validation_loss'], rtol=1e-4)
     np.testing.assert_allclose(eight['validation_correlation'], one['validation_correlation'], rtol=1e-3)
+    assert len(one['statistics']) == (6 if normalised else 0)
+    for ours, theirs in zip(eight['statistics'], one['statistics'], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_step_is_adam_on_the_gradient_of_the_mean_squared_error():
@@ -121,12 +132,14 @@ def test_step_is_adam_on_the_gradient_of_the_mean_squared_error():
 
 
 def test_validation_is_the_mean_over_exactly_the_validation_cases():
+    """In which the corner that training leaves empty is filled."""
     params = init_state(NETWORK, PROBLEM, SETTINGS, SEED).params
-    measured = make_validation(NETWORK, PROBLEM, SETTINGS, SEED)(replicate(params))
+    training, testing = (dataclasses.replace(PROBLEM, **{field: 1.2}) for field in ('empty_corner', 'filled_corner'))
+    measured = make_validation(NETWORK, training, SETTINGS, SEED)(replicate(params))
 
     @jax.jit
     def scores(params):
-        batch = make_batch(stream_key(SEED, 'validation'), 0, jnp.arange(10), PROBLEM)
+        batch = make_batch(stream_key(SEED, 'validation'), 0, jnp.arange(10), testing)
         return squared_errors_of(params, batch)
 
     errors, empty_errors, correlations = scores(params)
@@ -135,22 +148,81 @@ def test_validation_is_the_mean_over_exactly_the_validation_cases():
     np.testing.assert_allclose(measured['validation_correlation'], np.mean(correlations), rtol=1e-4)
 
 
+@functools.cache
+def compiled_schedule(settings):
+    def positions(step, seed, sets_before):
+        return training_batch(step, PROBLEM, settings, seed, sets_before).positions
+
+    return parallelize(positions)
+
+
+@functools.cache
+def compiled_set(size):
+    def positions(seed, set_number):
+        return make_batch(stream_key(seed, 'training'), set_number, jnp.arange(size), PROBLEM).positions
+
+    return jax.jit(positions)
+
+
+def cases_seen(settings, num_steps, seed=SEED, sets_before=0):
+    """(set, index) of every case that a run sees, by comparing positions with those of whole sets."""
+    numbers = range(sets_before, sets_before + settings.sets_begun(num_steps))
+    cases = {}
+    for number in numbers:
+        positions = np.asarray(compiled_set(settings.set_size)(seed, number))
+        cases |= {case.tobytes(): (number, index) for index, case in enumerate(positions)}
+    assert len(cases) == settings.set_size * len(numbers)
+    see = compiled_schedule(settings)
+    batches = [np.asarray(see(np.int32(step), seed, sets_before)) for step in range(num_steps)]
+    assert all(len(batch) == settings.batch_size for batch in batches)
+    return [cases[case.tobytes()] for batch in batches for case in batch]
+
+
+def test_every_epoch_is_a_set_in_an_order_of_its_own_and_three_epochs_later_comes_the_next_set():
+    orders = set()
+    for seed, sets_before in ((SEED, 0), (SEED, 5), (SEED + 1, 0)):
+        seen = cases_seen(PAPERS_SETS, 18, seed, sets_before)
+        epochs = [seen[start : start + 16] for start in range(0, len(seen), 16)]
+        assert len(epochs) == 9
+        for number, epoch in enumerate(epochs):
+            assert sorted(epoch) == [(sets_before + number // 3, index) for index in range(16)]
+            orders.add(tuple(index for _, index in epoch))
+    assert len(orders) == 27
+    assert tuple(range(16)) not in orders
+
+
+def test_a_run_that_goes_on_after_other_sets_sees_what_a_single_run_would():
+    assert cases_seen(PAPERS_SETS, 6, sets_before=1) == cases_seen(PAPERS_SETS, 12)[48:]
+
+
+@pytest.mark.parametrize('sets_before', [0, 5])
+def test_sets_used_once_are_seen_in_their_order_even_where_they_end_within_a_batch(sets_before):
+    seen = cases_seen(dataclasses.replace(SETTINGS, set_size=12), 9, sets_before=sets_before)
+    assert seen == [(sets_before + number // 12, number % 12) for number in range(72)]
+
+
+def test_sets_are_counted_when_their_first_case_is_seen():
+    for set_size, batch_size, epochs in ((16, 8, 3), (40, 8, 1), (12, 8, 1), (3, 8, 1), (8, 8, 2)):
+        settings = dataclasses.replace(SETTINGS, set_size=set_size, batch_size=batch_size, epochs_per_set=epochs)
+        for steps in range(20):
+            sets = {number // (set_size * epochs) for number in range(steps * batch_size)}
+            assert settings.sets_begun(steps) == len(sets)
+
+
+def test_a_set_for_several_epochs_must_be_a_multiple_of_the_batch():
+    assert dataclasses.replace(SETTINGS, set_size=36).set_size == 36
+    with pytest.raises(InputError) as refusal:
+        dataclasses.replace(SETTINGS, set_size=36, epochs_per_set=2)
+    assert str(refusal.value) == (
+        'set_size is 36; it must be a multiple of batch_size, 8, where epochs_per_set is more than 1'
+    )
+
+
 def test_learning_rate_warms_up_and_decays():
     cosine = learning_rate_schedule(SETTINGS)
     np.testing.assert_allclose([cosine(0), cosine(2), cosine(4), cosine(20)], [0, 5e-4, 1e-3, 1e-5], rtol=1e-5)
     constant = learning_rate_schedule(dataclasses.replace(SETTINGS, schedule='constant'))
     np.testing.assert_allclose([constant(0), constant(4), constant(20)], [0, 1e-3, 1e-3], rtol=1e-5)
-
-
-def run(workdir, settings=SETTINGS):
-    workdir.mkdir(exist_ok=True)
-    return train(NETWORK, PROBLEM, settings, CHECKPOINTING, SEED, workdir, {'seed': SEED})
-
-
-def without_timings(rows):
-    return [
-        {name: value for name, value in row.items() if name not in ('seconds', 'examples_per_second')} for row in rows
-    ]
 
 
 @pytest.fixture(scope='module')
@@ -165,24 +237,45 @@ def test_run_lowers_the_loss_and_logs_what_it_promises(whole_run):
     assert [row['step'] for row in rows if 'validation_loss' in row] == [4, 8, 12, 16, 20]
     assert rows[-1]['validation_loss'] < rows[1]['validation_loss']
     assert all(row['examples'] == 8 * row['step'] for row in rows)
+    assert all(0 < row['empty_loss'] < 1 for row in rows)
+    assert len({row['validation_empty_loss'] for row in rows if 'validation_loss' in row}) == 1
+    assert log_of(whole_run[1]) == without_timings(rows) != rows
 
 
 def test_run_started_again_in_its_workdir_goes_on_and_ends_bit_for_bit_the_same(whole_run, tmp_path):
     """A run that stops after its checkpoint of step 8, with rows of steps that will be taken again in its log."""
-    settings = dataclasses.replace(SETTINGS, num_steps=20)
     whole, whole_dir = whole_run
-    with Checkpoints(whole_dir / 'checkpoints', read_only=True) as checkpoints:
-        assert checkpoints.latest_step == 20
+    assert saved_steps(whole_dir)[-1] == 20
     workdir = tmp_path / 'stopped'
     with pytest.raises(KeyboardInterrupt):
-        _run_until(workdir, settings, step=14)
+        _run_until(workdir, SETTINGS, step=14)
     rows = read_metrics(workdir / 'metrics.jsonl')
     assert rows[-1]['step'] == 12
-    resumed = run(workdir, settings)
-    for ours, theirs in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    expected = read_metrics(whole_dir / 'metrics.jsonl')
-    assert without_timings(read_metrics(workdir / 'metrics.jsonl')) == without_timings(expected)
+    assert_same_trees(run(workdir), whole)
+    assert_same_run(workdir, whole_dir)
+
+
+@pytest.mark.parametrize('damaged', [[20], [16, 20]])
+def test_run_goes_on_from_before_a_damaged_checkpoint_and_ends_bit_for_bit_the_same(
+    whole_run, tmp_path, capsys, damaged
+):
+    """With rows in its log, too, of steps that will be taken again."""
+    workdir, keeping_all = tmp_path / 'run', CheckpointSettings(every_steps=8, keep=9)
+    run(workdir, checkpointing=keeping_all)
+    for step in damaged:
+        path = workdir / 'checkpoints' / f'{step}' / 'params' / 'manifest.ocdbt'
+        path.write_bytes(path.read_bytes()[:-1] + b'?')
+    capsys.readouterr()
+    assert_same_trees(run(workdir, checkpointing=keeping_all), whole_run[0])
+    notes = [line for line in capsys.readouterr().err.splitlines() if not line.startswith('training: ')]
+    assert notes == [
+        f'note: {workdir / "checkpoints" / str(step)}: params/manifest.ocdbt is damaged; this checkpoint is passed over'
+        for step in damaged
+    ]
+    assert saved_steps(workdir) == [8, 16, 20]
+    aside = (workdir / 'checkpoints').glob('*.damaged')
+    assert sorted(path.name for path in aside) == [f'{step}.damaged' for step in damaged]
+    assert log_of(workdir) == log_of(whole_run[1])
 
 
 def _run_until(workdir, settings, step):
@@ -202,33 +295,11 @@ def _run_until(workdir, settings, step):
         training.MetricsLog = original
 
 
-def test_best_checkpoint_is_kept_beside_the_latest(tmp_path):
-    def params(value):
-        return {'weight': jnp.full((2,), value)}
-
-    losses = {1: 0.5, 2: 0.1, 3: 0.4, 4: 0.3}
-    with Checkpoints(tmp_path, keep=1) as checkpoints:
-        for step, loss in losses.items():
-            checkpoints.save(step, params(float(step)), params(0.0), {}, {'step': step, 'seconds': 1.0}, loss)
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
-        assert (checkpoints.best_step, checkpoints.latest_step) == (2, 4)
-        restored = checkpoints.restore(2, params=params(0.0), counters=None)
-    np.testing.assert_array_equal(restored['params']['weight'], [2, 2])
-    assert restored['counters'] == {'step': 2, 'seconds': 1.0}
-    assert sorted(entry.name for entry in tmp_path.iterdir() if entry.name.isdigit()) == ['2', '4']
-
-
 def test_diverging_run_stops_with_metric_and_step_and_keeps_its_checkpoint(tmp_path):
-    run(tmp_path, dataclasses.replace(SETTINGS, num_steps=8, schedule='constant'))
+    with pytest.raises(KeyboardInterrupt):
+        _run_until(tmp_path, SETTINGS, step=14)
     settings = dataclasses.replace(SETTINGS, learning_rate=1e30, warmup_steps=0, schedule='constant')
     with pytest.raises(NonFiniteError, match=r'(loss|correlation|gradient_norm) is (nan|inf) at step \d+'):
         run(tmp_path, settings)
     with Checkpoints(tmp_path / 'checkpoints', read_only=True) as checkpoints:
         assert checkpoints.latest_step == 8
-
-
-def test_cut_last_line_of_the_log_is_left_out(tmp_path):
-    path = tmp_path / 'metrics.jsonl'
-    for damage in ('{"st', '{"loss": 1}\n{"step": 3}\n', '[3]\n', '\x00\x00'):
-        path.write_text('{"step": 1}\n{"step": 2}\n' + damage)
-        assert read_metrics(path) == [{'step': 1}, {'step': 2}]

@@ -25,6 +25,8 @@ from patterson_jax.learning.parallel import is_first_process, replicated, to_glo
 
 VALIDATION_LOSS = 'validation_loss'
 CHECKSUMS = 'checksums.json'
+ITEMS = ('params', 'optimizer', 'config', 'counters')
+DELETED = 'deleted'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, keep: int = 1, read_only: bool = False):
-        self.directory = Path(directory).absolute()
+        self.directory, self.read_only = Path(directory).absolute(), read_only
         self.steps = _sound_steps(self.directory, set_aside=not read_only)
         self.unsealed = []
 
@@ -56,7 +58,7 @@ class Checkpoints:
 
         policies = [
             preservation_policy.LatestN(keep),
-            preservation_policy.BestN(get_metric_fn=loss, reverse=True, n=1),
+            preservation_policy.BestN(get_metric_fn=loss, reverse=True, n=1, keep_checkpoints_without_metrics=False),
         ]
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
@@ -64,7 +66,9 @@ class Checkpoints:
             best_mode='min',
             create=not read_only,
             cleanup_tmp_directories=not read_only,  # of a run that was killed while it saved
+            todelete_subdir=DELETED,  # moved there in one stroke, so that no half of a checkpoint can be left
             read_only=read_only,
+            lightweight_initialize=read_only,  # else the losses of damaged ones, which stay there, would be read
         )
         handlers = {
             'params': ocp.StandardCheckpointHandler(),
@@ -126,8 +130,10 @@ class Checkpoints:
         self.steps = sorted({*self.manager.all_steps(), step})
 
     def _seal(self):
-        """Waits for the last checkpoint to be complete, and writes its checksums."""
+        """Waits for the last checkpoint to be complete, writes its checksums, and removes what it replaces."""
         self.manager.wait_until_finished()
+        if is_first_process() and not self.read_only:
+            shutil.rmtree(self.directory / DELETED, ignore_errors=True)
         for step in self.unsealed:
             place = self.directory / str(step)
             if is_first_process() and place.is_dir():
@@ -172,13 +178,14 @@ class Checkpoints:
 
 def has_checkpoint(directory: Path) -> bool:
     """Whether there is a directory that holds at least one checkpoint, sound or not."""
-    return bool(_saved_steps(directory))
+    places = (directory / str(step) for step in _saved_steps(directory))
+    return any((place / 'params').is_dir() or (place / CHECKSUMS).exists() for place in places)
 
 
 def _saved_steps(directory):
     if not directory.is_dir():
         return []
-    return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdigit())
+    return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdecimal() and entry.is_dir())
 
 
 def _sound_steps(directory, set_aside):
@@ -208,7 +215,8 @@ def _fault(place):
     """What is wrong with a checkpoint's files, '' if nothing is, or if it was not sealed before its run was killed."""
     seal = place / CHECKSUMS
     if not seal.exists():
-        return '' if (place / 'params').is_dir() else 'it is not complete'
+        missing = [item for item in (*ITEMS, 'metrics') if not (place / item).is_dir()]
+        return f'{", ".join(missing)} is missing' if missing else ''
     try:
         expected = dict(json.loads(seal.read_text()))
     except (ValueError, TypeError):

@@ -32,6 +32,7 @@ def start_distributed() -> None:
     """
     names = {'num_processes': 'JAX_NUM_PROCESSES', 'process_id': 'JAX_PROCESS_ID'}
     given = {argument: os.environ[name] for argument, name in names.items() if name in os.environ}
+    jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM from us
     try:
         jax.distributed.initialize(**{argument: int(value) for argument, value in given.items()})
     except (ValueError, RuntimeError) as error:
@@ -66,7 +67,9 @@ def to_global(tree: Any) -> Any:
 
 
 def on_any_process(flag: bool) -> bool:
-    """Whether the flag is set on any process; all of them must ask at the same time."""
+    """Whether the flag is set on any process; all of them must ask, and each waits until they have."""
+    if jax.process_count() == 1:
+        return flag
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 

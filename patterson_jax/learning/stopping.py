@@ -11,6 +11,7 @@ import jax
 from patterson_jax.errors import Unfinished
 from patterson_jax.learning.parallel import on_any_process
 
+STARTED = time.monotonic()  # nearly when the process was
 STEPS_BETWEEN_AGREEMENTS = 10  # with several processes, which must stop at the same step
 
 
@@ -35,12 +36,12 @@ class StopRequest:
     """A context manager within which SIGTERM does not end the process, but asks for a stop.
 
     Args:
-        max_minutes: the time limit, from the making of this object on; 0: none.
+        max_minutes: the time limit, from the start of the process on; 0: none.
     """
 
     def __init__(self, max_minutes: float):
         self.max_minutes = max_minutes
-        self.deadline = time.monotonic() + 60 * max_minutes if max_minutes else float('inf')
+        self.deadline = STARTED + 60 * max_minutes if max_minutes else float('inf')
         self.terminated = False
 
     def __enter__(self):
@@ -53,17 +54,26 @@ class StopRequest:
         if self.in_charge:
             signal.signal(signal.SIGTERM, self.previous)
 
+    def too_late(self) -> bool:
+        """Whether SIGTERM came to any process after the last step, so that only what follows can be stopped."""
+        return on_any_process(self.terminated)
+
     def _terminate(self, *_):
         self.terminated = True
 
     @property
     def reason(self) -> str:
         """Why to stop, for people."""
-        return 'SIGTERM' if self.terminated else f'the time limit, {self.max_minutes:g} minutes'
+        if self.terminated:
+            return 'SIGTERM'
+        return f'the time limit, {self.max_minutes:g} minutes' if self._late() else 'another process'
+
+    def _late(self):
+        return time.monotonic() >= self.deadline
 
     def requested(self, step: int) -> bool:
         """Whether to stop after this step; the same on all processes."""
-        wanted = self.terminated or time.monotonic() >= self.deadline
+        wanted = self.terminated or self._late()
         if jax.process_count() == 1:
             return wanted
         return step % STEPS_BETWEEN_AGREEMENTS == 0 and on_any_process(wanted)

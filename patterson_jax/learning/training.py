@@ -63,6 +63,7 @@ class TrainingSettings:
         for name, kind in typing.get_type_hints(TrainingSettings).items():
             if kind is int and name != 'warmup_steps':
                 require(getattr(self, name) >= 1, name, getattr(self, name), '1 or more')
+                require(getattr(self, name) < 2**31, name, getattr(self, name), f'at most {2**31 - 1}')
         most = (2**31 - 1) // self.batch_size  # the examples are counted in 32 bits
         require(self.num_steps <= most, 'num_steps', self.num_steps, f'at most {most} with {self.batch_size} a batch')
         rate = self.learning_rate
@@ -315,6 +316,8 @@ def train(
                         f'stopped by {stop.reason} after step {step} of {settings.num_steps}, which is saved; '
                         'the same command goes on from there'
                     )
+        if stop.too_late():
+            raise Unfinished('stopped by SIGTERM after the training; the same command goes on from there')
     return state
 
 

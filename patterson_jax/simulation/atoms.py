@@ -88,22 +88,25 @@ def centre(positions: Array) -> Array:
 
 @functools.lru_cache
 def check_drawable(problem: Problem, attempts: int = 256) -> None:
-    """Raises InputError if none of `attempts` seeded draws can place the problem's atoms."""
-    keys = jax.random.split(jax.random.key(0), attempts)
-    placed, accepted = jax.jit(jax.vmap(lambda key: (insert_atoms(key, problem)[1], attempt_case(key, problem)[1])))(
-        keys
-    )
+    """Raises InputError if none of `attempts` seeded draws can place the atoms, of the problem or of its testing."""
+
+    def any_of(one, problem):
+        keys = jax.random.split(jax.random.key(0), attempts)
+        return bool(jnp.any(jax.jit(jax.vmap(lambda key: one(key, problem)[1]))(keys)))
+
     require(
-        bool(jnp.any(placed)),
+        any_of(insert_atoms, problem),
         'num_atoms',
         problem.num_atoms,
         f'smaller: in none of {attempts} trials did so many atoms find room at random in a box of edge '
         f'{problem.box_edge:g} at least {problem.min_separation:g} voxels apart',
     )
-    corner, size = ('empty', 'smaller') if problem.empty_corner else ('filled', 'larger')
-    require(
-        bool(jnp.any(accepted)),
-        f'{corner}_corner',
-        problem.empty_corner or problem.filled_corner,
-        f'{size}: in none of {attempts} trials was the corner {corner}',
-    )
+    if problem.empty_corner:
+        possible = any_of(attempt_case, problem)
+        allowed = f'smaller: in none of {attempts} trials was the corner empty'
+        require(possible, 'empty_corner', problem.empty_corner, allowed)
+    if problem.testing.filled_corner:
+        possible = any_of(attempt_case, problem.testing)
+        field = 'empty_corner' if problem.empty_corner else 'filled_corner'
+        allowed = f'larger: in none of {attempts} trials was the corner filled'
+        require(possible, field, getattr(problem, field), allowed)

@@ -1,0 +1,115 @@
+"""The smallest training that shows what a training does, for the tests of several modules."""
+
+import dataclasses
+import os
+
+import jax
+import numpy as np
+
+from configs import quick
+from patterson_jax.learning.checkpoints import Checkpoints, CheckpointSettings
+from patterson_jax.learning.metrics import read_metrics
+from patterson_jax.learning.network import PattersonNet
+from patterson_jax.learning.training import TrainingSettings, train
+from patterson_jax.simulation.problem import Problem
+
+PROBLEM = Problem(grid_size=12, num_atoms=2, min_separation=2.4, box_edge=4.0)
+NETWORK = PattersonNet(
+    features=4, outer_kernel_size=3, inner_kernel_size=3, encoder_depth=1, inner_depth=1, decoder_depth=1
+)
+NORMALISED = dataclasses.replace(NETWORK, batch_norm='all')
+SETTINGS = TrainingSettings(
+    num_steps=20,
+    batch_size=8,
+    learning_rate=1e-3,
+    warmup_steps=4,
+    schedule='cosine',
+    set_size=40,
+    epochs_per_set=1,
+    init_from='',
+    max_minutes=0.0,
+    num_validation=10,
+    log_every=2,
+    validate_every=4,
+)
+PAPERS_SETS = dataclasses.replace(SETTINGS, set_size=16, epochs_per_set=3)
+CHECKPOINTING = CheckpointSettings(every_steps=8, keep=1)
+SEED = 5
+
+
+def tiny_config(network=NETWORK, settings=SETTINGS):
+    """The same as a config, with an evaluation as short."""
+    config = quick.get_config()
+    config.seed = SEED
+    config.problem.update(dataclasses.asdict(PROBLEM))
+    config.model.update({field: getattr(network, field) for field in config.model})
+    config.train.update(dataclasses.asdict(settings))
+    config.checkpoint.update(dataclasses.asdict(CHECKPOINTING))
+    config.separate.update(num_peaks=4, num_swaps=20, num_chains=1, resolution=4.0)
+    config.evaluate.update(num_cases=4, batch_size=4)
+    return config
+
+
+def shared_environment():
+    """For processes that need not compile what this one has."""
+    return os.environ | {
+        'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5',
+        'TF_CPP_MIN_LOG_LEVEL': '3',  # XLA warns of what it takes from there
+    }
+
+
+def as_flags(config):
+    """Flags that make this config of configs/quick.py."""
+    before, now = (each.to_dict() for each in (quick.get_config(), config))
+    changed = {
+        f'{section}.{field}': value
+        for section, fields in now.items()
+        if isinstance(fields, dict)
+        for field, value in fields.items()
+        if value != before[section][field]
+    }
+    return [f'--config.{name}={value}' for name, value in ({'seed': now['seed']} | changed).items()]
+
+
+def run(workdir, settings=SETTINGS, network=NETWORK, checkpointing=CHECKPOINTING):
+    """Trains, going on with what the workdir holds."""
+    workdir.mkdir(exist_ok=True)
+    return train(network, PROBLEM, settings, checkpointing, SEED, workdir, {'seed': SEED})
+
+
+def without_timings(rows):
+    timings = ('seconds', 'examples_per_second')
+    return [{name: value for name, value in row.items() if name not in timings} for row in rows]
+
+
+def log_of(workdir):
+    return without_timings(read_metrics(workdir / 'metrics.jsonl'))
+
+
+def assert_same_trees(ours, theirs):
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for first, second in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def saved_steps(workdir):
+    """Steps of the checkpoints, from the names of their directories."""
+    return sorted(int(entry.name) for entry in (workdir / 'checkpoints').iterdir() if entry.name.isdigit())
+
+
+def last_checkpoint(workdir):
+    """The arrays of the last checkpoint, and all of its counters that are not timings."""
+    with Checkpoints(workdir / 'checkpoints', read_only=True) as checkpoints:
+        items = checkpoints.manager.restore(checkpoints.latest_step)
+    counters = {name: value for name, value in items['counters'].items() if name != 'seconds'}
+    return {item: jax.tree.map(np.asarray, items[item]) for item in ('params', 'optimizer')}, counters
+
+
+def assert_same_run(workdir, whole_dir):
+    """One run is bit for bit the other: checkpoints, what is kept of them, and the log but for timings."""
+    assert log_of(workdir) == log_of(whole_dir)
+    assert saved_steps(workdir) == saved_steps(whole_dir)
+    ours, theirs = last_checkpoint(workdir), last_checkpoint(whole_dir)
+    assert ours[1] == theirs[1]
+    assert_same_trees(ours[0], theirs[0])
