@@ -169,7 +169,7 @@ class Checkpoints:
         try:
             return dict(self.manager.restore(step, args=ocp.args.Composite(**wanted)))
         except (ValueError, OSError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0][:200]
+            reason = str(error).strip().partition('\n')[0][:200]
             raise InputError(
                 f'{self.directory / str(step)}: the checkpoint cannot be read ({reason}); remove that directory to use '
                 'the one before it'
