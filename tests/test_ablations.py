@@ -9,7 +9,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from tiny import NORMALISED, PAPERS_SETS, log_of, tiny_config
+from tiny import log_of, tiny_config
 
 from configs import ablations, quick_ablations
 from patterson_jax import experiment, runs
@@ -30,6 +30,13 @@ def optax_promotes_types():
         yield
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Whether the atoms of a config can be placed is tested in test_config.py, and takes long to compile."""
+    monkeypatch.setattr('patterson_jax.config.check_drawable', lambda problem: None)
+
+
+@pytest.mark.usefixtures('undrawn')
 @pytest.mark.parametrize('config', CONFIGS.values(), ids=CONFIGS)
 def test_every_run_differs_from_the_baseline_in_its_changes_and_nothing_else(config):
     every = comparison_runs(config.get_config())
@@ -56,6 +63,7 @@ def test_every_run_differs_from_the_baseline_in_its_changes_and_nothing_else(con
     assert len({(run.weights, json.dumps(run.config.to_dict())) for run in every}) == len(every)
 
 
+@pytest.mark.usefixtures('undrawn')
 @pytest.mark.parametrize('config', CONFIGS.values(), ids=CONFIGS)
 def test_weights_are_evaluated_only_where_they_fit(config):
     every = comparison_runs(config.get_config())
@@ -77,6 +85,7 @@ def test_weights_are_evaluated_only_where_they_fit(config):
             assert getattr(run.problem, field) == getattr(trained.problem, field)
 
 
+@pytest.mark.usefixtures('undrawn')
 @pytest.mark.parametrize('config', CONFIGS.values(), ids=CONFIGS)
 def test_lengths_follow_the_epochs_and_the_size_of_sets_and_batches_in_every_run(config):
     changed = config.get_config('figure8')
@@ -93,6 +102,7 @@ def test_lengths_follow_the_epochs_and_the_size_of_sets_and_batches_in_every_run
         assert train.sets_begun(train.num_steps) == 11
 
 
+@pytest.mark.usefixtures('undrawn')
 def test_another_seed_is_another_one_than_the_baselines():
     config = quick_ablations.get_config('figure8')
     config.seed = 1
@@ -100,6 +110,7 @@ def test_another_seed_is_another_one_than_the_baselines():
     assert (seeds['baseline'], seeds['baseline_again']) == (1, 2)
 
 
+@pytest.mark.usefixtures('undrawn')
 @pytest.mark.parametrize('config', CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize('figure', ablations.FIGURES)
 def test_a_variant_is_one_figure_with_its_runs(config, figure):
@@ -108,6 +119,7 @@ def test_a_variant_is_one_figure_with_its_runs(config, figure):
     assert {run.name for run in comparison_runs(variant)} == set(ablations.FIGURES[figure])
 
 
+@pytest.mark.usefixtures('undrawn')
 def test_a_sweep_trains_each_run_that_is_trained_once():
     """The others need the weights of one that is."""
     for config in CONFIGS.values():
@@ -118,6 +130,7 @@ def test_a_sweep_trains_each_run_that_is_trained_once():
             assert all(len(each) == 1 for each in sweep)
 
 
+@pytest.mark.usefixtures('undrawn')
 def test_a_run_alone_is_that_of_the_whole_comparison():
     config = quick_ablations.get_config('figure8')
     whole = {run.name: run for run in comparison_runs(config)}
@@ -126,6 +139,7 @@ def test_a_run_alone_is_that_of_the_whole_comparison():
     assert alone.config.to_dict() == whole['one_set'].config.to_dict()
 
 
+@pytest.mark.usefixtures('undrawn')
 def test_an_unknown_run_is_refused_with_those_there_are():
     config = quick_ablations.get_config('figure8')
     config.ablation.only = 'uncentred'
@@ -157,7 +171,7 @@ def test_a_bad_change_is_refused_with_the_name_of_its_run(changes, message, lock
     assert len(str(refusal.value).splitlines()) == 1
 
 
-def test_a_comparison_is_trained_and_nothing_else(tmp_path):
+def test_a_comparison_is_trained_and_nothing_else(tmp_path, work):
     for mode in ('evaluate', 'solve', 'inspect'):
         with pytest.raises(InputError) as refusal:
             experiment.run(mode, quick_ablations.get_config(), tmp_path)
@@ -165,15 +179,15 @@ def test_a_comparison_is_trained_and_nothing_else(tmp_path):
 
 
 def small_comparison():
-    """Two runs that are trained, the second for as many cases at another rate, and one with the first one's weights."""
-    config = tiny_config(NORMALISED, PAPERS_SETS)
+    """Two runs that are trained, the second one shorter, and one with the first one's weights."""
+    config = tiny_config()
     config.ablation = ConfigDict(
         {
             'only': '',
-            'figures': {'rate': ('first', 'fewer', 'slow'), 'cases': ('first', 'fewer')},
+            'figures': {'length': ('first', 'fewer', 'short'), 'cases': ('first', 'fewer')},
             'runs': {
                 'first': {'label': 'as it is', 'weights': '', 'changes': {}},
-                'slow': {'label': 'slowly', 'weights': '', 'changes': {'train': {'learning_rate': 1e-4}}},
+                'short': {'label': 'briefly', 'weights': '', 'changes': {'train': {'num_steps': 12}}},
                 'fewer': {'label': 'fewer cases', 'weights': 'first', 'changes': {'evaluate': {'num_cases': 3}}},
             },
         }
@@ -214,24 +228,24 @@ def work(monkeypatch):
 
 
 def test_a_comparison_leaves_its_runs_figures_and_tables(comparison):
-    assert sorted(path.name for path in comparison.iterdir()) == ['fewer', 'figures', 'first', 'slow']
+    assert sorted(path.name for path in comparison.iterdir()) == ['fewer', 'figures', 'first', 'short']
     figures = sorted(path.name for path in (comparison / 'figures').iterdir())
     # With a single curve there is nothing to compare.
-    assert figures == ['cases.json', 'cases.md', 'rate.json', 'rate.md', 'rate.png']
-    picture = matplotlib.image.imread(comparison / 'figures' / 'rate.png')
+    assert figures == ['cases.json', 'cases.md', 'length.json', 'length.md', 'length.png']
+    picture = matplotlib.image.imread(comparison / 'figures' / 'length.png')
     assert min(picture.shape[:2]) > 500
     assert len(np.unique(picture[..., :3].reshape(-1, 3), axis=0)) > 20
     assert not (comparison / 'fewer' / 'metrics.jsonl').exists()
-    record = json.loads((comparison / 'slow' / 'config.json').read_text())
-    assert record['overrides'] == {'seed': 5, 'train': {'learning_rate': 1e-4}}
-    assert record['config']['train']['learning_rate'] == 1e-4
+    record = json.loads((comparison / 'short' / 'config.json').read_text())
+    assert record['overrides'] == {'seed': 5, 'train': {'num_steps': 12}}
+    assert record['config']['train']['num_steps'] == 12
 
 
 def test_the_table_has_what_the_logs_and_evaluations_of_its_runs_have(comparison):
-    rows = json.loads((comparison / 'figures' / 'rate.json').read_text())['runs']
-    assert [row['run'] for row in rows] == ['first', 'fewer', 'slow']
-    assert [row['label'] for row in rows] == ['as it is', 'fewer cases', 'slowly']
-    lines = (comparison / 'figures' / 'rate.md').read_text().splitlines()
+    rows = json.loads((comparison / 'figures' / 'length.json').read_text())['runs']
+    assert [row['run'] for row in rows] == ['first', 'fewer', 'short']
+    assert [row['label'] for row in rows] == ['as it is', 'fewer cases', 'briefly']
+    lines = (comparison / 'figures' / 'length.md').read_text().splitlines()
     assert len(lines) == 2 + len(rows)
     assert len({line.count('|') for line in lines}) == 1
     for row, line in zip(rows, lines[2:], strict=True):
@@ -249,15 +263,15 @@ def test_the_table_has_what_the_logs_and_evaluations_of_its_runs_have(comparison
         measured = None
         if row['run'] != 'fewer':
             last = read_metrics(comparison / row['run'] / 'metrics.jsonl')[-1]
-            assert last['step'] == 20
+            assert last['step'] == {'first': 20, 'short': 12}[row['run']]
             measured = last['validation_loss'] / last['validation_empty_loss']
         assert row['validation_error'] == measured
         columns = ('error', 'correlation', 'recall', 'recall_in_place', 'mean_error_in_place', 'random_recall')
         shown = ['' if measured is None else f'{measured:.3f}', *(f'{row[name]:.3f}' for name in columns)]
         assert [cell.strip() for cell in line.strip('|').split('|')] == [row['label'], *shown]
-    first, fewer, slow = rows
-    assert first['validation_error'] != slow['validation_error']
-    assert len({first['error'], fewer['error'], slow['error']}) == 3
+    first, fewer, short = rows
+    assert first['validation_error'] != short['validation_error']
+    assert len({first['error'], fewer['error'], short['error']}) == 3
     assert fewer['examples_seen'] == first['examples_seen']
 
 
@@ -267,12 +281,12 @@ def test_weights_of_another_run_give_what_they_give_there(comparison, tmp_path):
     config.ablation.runs.fewer.changes.evaluate.num_cases = 4
     copy = shutil.copytree(comparison, tmp_path / 'runs')
     experiment.run('train', config, copy)
-    paths = [copy / name / 'evaluation.json' for name in ('first', 'fewer', 'slow')]
-    first, fewer, slow = (json.loads(path.read_text()) for path in paths)
+    paths = [copy / name / 'evaluation.json' for name in ('first', 'fewer', 'short')]
+    first, fewer, short = (json.loads(path.read_text()) for path in paths)
     for report in (first, fewer):
         report['separated'].pop('seconds_per_case')
     assert first == fewer
-    assert first['map'] != slow['map']
+    assert first['map'] != short['map']
 
 
 def test_the_table_has_the_corner_where_one_is(copy):
@@ -281,15 +295,15 @@ def test_the_table_has_the_corner_where_one_is(copy):
     corner = {'inside': {'atoms': 2, 'recall': 0.25, 'mean_error': None}, 'elsewhere': {'atoms': 6, 'recall': 0.125}}
     path.write_text(json.dumps(report | {'corner': corner}))
     experiment.run('train', small_comparison(), copy)
-    rows = json.loads((copy / 'figures' / 'rate.json').read_text())['runs']
+    rows = json.loads((copy / 'figures' / 'length.json').read_text())['runs']
     columns = ('recall_in_corner', 'recall_elsewhere')
     assert [[row[name] for name in columns] for row in rows] == [[0.25, 0.125], [None, None], [None, None]]
-    lines = (copy / 'figures' / 'rate.md').read_text().splitlines()
+    lines = (copy / 'figures' / 'length.md').read_text().splitlines()
     assert [line.split('|')[-3:-1] for line in lines[2:]] == [[' 0.250 ', ' 0.125 '], ['  ', '  '], ['  ', '  ']]
 
 
 @pytest.mark.parametrize('field', ['problem.num_atoms', 'model.features', 'separate.num_peaks'])
-def test_what_the_runs_were_made_from_cannot_be_changed_by_a_flag(tmp_path, field):
+def test_what_the_runs_were_made_from_cannot_be_changed_by_a_flag(tmp_path, work, field):
     with pytest.raises(InputError, match=rf'^{field} is changed; .* in the config file, so change it there$'):
         experiment.run('train', quick_ablations.get_config(), tmp_path / 'runs', overrides={field: 4})
     assert not (tmp_path / 'runs').exists()
@@ -321,7 +335,7 @@ def test_a_second_call_trains_and_evaluates_nothing(copy, capsys):
 
 
 def test_only_what_is_missing_is_done(copy, work):
-    for name, kind in (('slow', 'train'), ('fewer', 'evaluate')):
+    for name, kind in (('short', 'train'), ('fewer', 'evaluate')):
         aside = (copy / name).rename(copy.parent / name)
         experiment.run('train', small_comparison(), copy)
         assert work == [(kind, name)]
@@ -332,17 +346,17 @@ def test_only_what_is_missing_is_done(copy, work):
 
 
 def test_a_run_that_was_removed_is_trained_again_as_it_was(copy):
-    evaluation = copy / 'slow' / 'evaluation.json'
-    expected, logged = json.loads(evaluation.read_text()), log_of(copy / 'slow')
-    others = {path: time for path, time in times(copy).items() if 'slow' not in path.parts}
-    shutil.rmtree(copy / 'slow')
+    evaluation = copy / 'short' / 'evaluation.json'
+    expected, logged = json.loads(evaluation.read_text()), log_of(copy / 'short')
+    others = {path: time for path, time in times(copy).items() if 'short' not in path.parts}
+    shutil.rmtree(copy / 'short')
     experiment.run('train', small_comparison(), copy)
-    assert {path: time for path, time in times(copy).items() if 'slow' not in path.parts} == others
+    assert {path: time for path, time in times(copy).items() if 'short' not in path.parts} == others
     again = json.loads(evaluation.read_text())
     for report in (again, expected):
         report['separated'].pop('seconds_per_case')
     assert again == expected
-    assert log_of(copy / 'slow') == logged
+    assert log_of(copy / 'short') == logged
 
 
 def test_what_is_not_finished_or_out_of_date_is_done_again(copy, work):
@@ -362,16 +376,16 @@ def test_what_is_not_finished_or_out_of_date_is_done_again(copy, work):
     assert done() == [('train', 'first'), ('evaluate', 'fewer')]
     os.utime(log, ns=(stamp, stamp))
     assert done() == []
-    evaluation = copy / 'slow' / 'evaluation.json'
+    evaluation = copy / 'short' / 'evaluation.json'
     evaluation.write_text(evaluation.read_text()[:100])
-    assert done() == [('train', 'slow')]
+    assert done() == [('train', 'short')]
 
 
 def test_other_ways_to_evaluate_evaluate_again(copy, work):
     config = small_comparison()
     config.evaluate.batch_size = 2
     experiment.run('train', config, copy)
-    assert work == [('train', 'first'), ('train', 'slow'), ('evaluate', 'fewer')]
+    assert work == [('train', 'first'), ('train', 'short'), ('evaluate', 'fewer')]
 
 
 def test_a_comparison_of_another_config_is_refused_and_left_alone(copy):
@@ -387,8 +401,8 @@ def test_a_comparison_of_another_config_is_refused_and_left_alone(copy):
 
 def test_one_run_alone_is_trained_without_drawing(tmp_path, work, capsys):
     config = small_comparison()
-    config.ablation.only = 'slow'
+    config.ablation.only = 'short'
     experiment.run('train', config, tmp_path / 'runs')
-    assert work == [('train', 'slow')]
+    assert work == [('train', 'short')]
     assert not (tmp_path / 'runs' / 'figures').exists()
-    assert 'run 1 of 1, slow: slowly' in capsys.readouterr().err
+    assert 'run 1 of 1, short: briefly' in capsys.readouterr().err

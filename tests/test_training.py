@@ -105,13 +105,15 @@ def test_eight_devices_see_the_same_cases_and_losses_as_one(eight_devices, norma
     np.testing.assert_allclose(eight['validation_loss'], one['validation_loss'], rtol=1e-4)
     np.testing.assert_allclose(eight['validation_correlation'], one['validation_correlation'], rtol=1e-3)
     assert len(one['statistics']) == (6 if normalised else 0)
+    for start, values in zip(3 * (0, 1), one['statistics'], strict=False):  # means and variances
+        assert np.all(np.abs(np.subtract(values, start)) > 1e-4)
     for ours, theirs in zip(eight['statistics'], one['statistics'], strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_step_is_adam_on_the_gradient_of_the_mean_squared_error():
     """Without warm-up Adam's first step moves every weight by the learning rate against the sign of its gradient."""
-    settings = dataclasses.replace(SETTINGS, warmup_steps=0, schedule='constant', learning_rate=1e-3)
+    settings = dataclasses.replace(SETTINGS, warmup_steps=0, learning_rate=1e-3)
     before = with_biases(init_state(NETWORK, PROBLEM, settings, SEED))
 
     @jax.jit
@@ -219,9 +221,9 @@ def test_a_set_for_several_epochs_must_be_a_multiple_of_the_batch():
 
 
 def test_learning_rate_warms_up_and_decays():
-    cosine = learning_rate_schedule(SETTINGS)
+    cosine = learning_rate_schedule(dataclasses.replace(SETTINGS, schedule='cosine'))
     np.testing.assert_allclose([cosine(0), cosine(2), cosine(4), cosine(20)], [0, 5e-4, 1e-3, 1e-5], rtol=1e-5)
-    constant = learning_rate_schedule(dataclasses.replace(SETTINGS, schedule='constant'))
+    constant = learning_rate_schedule(SETTINGS)
     np.testing.assert_allclose([constant(0), constant(4), constant(20)], [0, 1e-3, 1e-3], rtol=1e-5)
 
 
@@ -298,7 +300,7 @@ def _run_until(workdir, settings, step):
 def test_diverging_run_stops_with_metric_and_step_and_keeps_its_checkpoint(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         _run_until(tmp_path, SETTINGS, step=14)
-    settings = dataclasses.replace(SETTINGS, learning_rate=1e30, warmup_steps=0, schedule='constant')
+    settings = dataclasses.replace(SETTINGS, learning_rate=1e30, warmup_steps=0)
     with pytest.raises(NonFiniteError, match=r'(loss|correlation|gradient_norm) is (nan|inf) at step \d+'):
         run(tmp_path, settings)
     with Checkpoints(tmp_path / 'checkpoints', read_only=True) as checkpoints:
