@@ -114,7 +114,7 @@ def _abstract_calls(network, grid_size):
     def record(call, arguments, keywords, context):
         output = call(*arguments, **keywords)
         if isinstance(context.module, Convolution) and context.method_name == '__call__':
-            calls.append((context.module.path, output.shape[1:]))
+            calls.append((context.module.path, (output.shape[3], *output.shape[:3])))
         return output
 
     def init(key, image):  # a new function each time, because JAX would not trace the same one again
@@ -151,9 +151,9 @@ def _felt(network, length):
                 return arguments[0]
             if not isinstance(context.module, Convolution) or context.method_name != '__call__':
                 return call(*arguments, **keywords)
-            light = _spread(jnp.max(arguments[0], axis=1, keepdims=True), context.module.kernel_size)
-            felt.append(light[:, 0, :, 0, 0])
-            return jnp.repeat(light, context.module.features, axis=1)
+            light = _spread(jnp.max(arguments[0], axis=3, keepdims=True), context.module.kernel_size)
+            felt.append(light[:, 0, 0, 0].T)
+            return jnp.repeat(light, context.module.features, axis=3)
 
         with nn.intercept_methods(follow):
             network.apply({}, images)
@@ -164,8 +164,8 @@ def _felt(network, length):
 
 
 def _spread(light, kernel_size):
-    """Maximum over a window along x of images `(batch, channel, x, y, z)`."""
-    return jax.lax.reduce_window(light, -jnp.inf, jax.lax.max, (1, 1, kernel_size, 1, 1), (1,) * 5, 'SAME')
+    """Maximum over a window along x of images `(x, y, z, channel, batch)`."""
+    return jax.lax.reduce_window(light, -jnp.inf, jax.lax.max, (kernel_size, 1, 1, 1, 1), (1,) * 5, 'SAME')
 
 
 def _count(params):

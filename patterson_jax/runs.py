@@ -23,6 +23,7 @@ TRAINING_SECTIONS = ('seed', 'problem', 'model', 'train')
 MAY_CHANGE = ('train.max_minutes',)  # when a run is started again
 EVALUATION_SECTIONS = ('seed', 'problem', 'separate', 'evaluate')
 WEIGHT_FIELDS = ('grid_size', 'atom_radius', 'input_scale', 'origin')
+COMPUTING_FIELDS = ('convolution', 'precision')  # of the network: how it computes, not what
 
 
 def train_experiment(experiment: Experiment, config: ConfigDict, workdir: Path, overrides: dict[str, Any]) -> None:
@@ -171,10 +172,10 @@ def load_weights(experiment: Experiment, config: ConfigDict, directory: Path) ->
 
 
 def _weight_differences(trained, now):
-    """Differences in what weights depend on: the network, but not how it convolves, and its input."""
+    """Differences in what weights depend on: the network, but not how it computes, and its input."""
 
     def relevant(config):
-        model = {field: value for field, value in config['model'].items() if field != 'convolution'}
+        model = {field: value for field, value in config['model'].items() if field not in COMPUTING_FIELDS}
         return {'model': model, 'problem': {field: config['problem'].get(field) for field in WEIGHT_FIELDS}}
 
     return differences(relevant(trained), relevant(now), ('model', 'problem'))

@@ -1,14 +1,13 @@
 """The convolution against sliding windows in float64 and against XLA's own operator, value and gradients."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from patterson_jax.learning.convolution import convolve, fast_size
+from patterson_jax.learning.convolution import convolve, plan
 
 SHAPES = [  # kernel, channels in, channels out, grid, batch
     (1, 3, 5, (4, 4, 4), 3),
@@ -21,6 +20,10 @@ SHAPES = [  # kernel, channels in, channels out, grid, batch
     (7, 1, 4, (8, 8, 8), 1),
     (7, 3, 5, (2, 4, 9), 1),
     (7, 4, 1, (9, 3, 5), 3),
+    (3, 2, 5, (16, 3, 11), 2),  # many tiles along x, a last one that is not full along z
+    (5, 2, 3, (40, 13, 26), 1),
+    (5, 1, 2, (33, 2, 40), 2),
+    (7, 3, 1, (20, 27, 8), 2),
 ]
 
 
@@ -28,9 +31,9 @@ def draw(kernel_size, channels_in, channels_out, grid, batch):
     """An image, a kernel and weights for a sum over the result."""
     rng = np.random.default_rng(kernel_size)
     shapes = (
-        (batch, channels_in, *grid),
+        (*grid, channels_in, batch),
         (kernel_size,) * 3 + (channels_in, channels_out),
-        (batch, channels_out, *grid),
+        (*grid, channels_out, batch),
     )
     return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
 
@@ -38,9 +41,9 @@ def draw(kernel_size, channels_in, channels_out, grid, batch):
 def by_windows(image, kernel):
     """The convolution by its definition, in float64."""
     size = kernel.shape[0]
-    padded = np.pad(image.astype(np.float64), [(0, 0)] * 2 + [(size // 2,) * 2] * 3)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (size,) * 3, (2, 3, 4))
-    return np.einsum('bixyzuvw,uvwio->boxyz', windows, kernel, optimize=True)
+    padded = np.pad(image.astype(np.float64), [(size // 2,) * 2] * 3 + [(0, 0)] * 2)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (size,) * 3, (0, 1, 2))
+    return np.einsum('xyzibuvw,uvwio->xyzob', windows, kernel, optimize=True)
 
 
 def relative_error(found, expected):
@@ -90,8 +93,9 @@ def test_vmap_of_the_spectral_gradient_gives_what_a_loop_gives():
     image, kernel, weights = draw(3, 2, 3, (4, 2, 3), 4)
 
     def gradients(image, weights, method):
-        return value_and_gradients(image[None], kernel, weights[None], method=method)[1:]
+        return value_and_gradients(image[..., None], kernel, weights[..., None], method=method)[1:]
 
+    image, weights = np.moveaxis(image, -1, 0), np.moveaxis(weights, -1, 0)
     found = jax.vmap(functools.partial(gradients, method='spectral'))(image, weights)
     expected = [gradients(*pair, method='direct') for pair in zip(image, weights, strict=True)]
     for mine, theirs in zip(found, zip(*expected, strict=True), strict=True):
@@ -101,12 +105,12 @@ def test_vmap_of_the_spectral_gradient_gives_what_a_loop_gives():
 @pytest.mark.parametrize(
     ('image_shape', 'kernel_shape', 'method', 'complaint'),
     [
-        ((1, 2, 4, 4, 4), (4, 4, 4, 2, 3), 'auto', r'kernel has shape \(4, 4, 4, 2, 3\)'),
-        ((1, 2, 4, 4, 4), (3, 3, 5, 2, 3), 'auto', r'kernel has shape \(3, 3, 5, 2, 3\)'),
-        ((1, 2, 4, 4, 4), (3, 3, 3, 2), 'auto', r'kernel has shape \(3, 3, 3, 2\)'),
-        ((1, 3, 4, 4, 4), (3, 3, 3, 2, 3), 'auto', r'image has shape \(1, 3, 4, 4, 4\).*\(batch, 2, x, y, z\)'),
-        ((2, 4, 4, 4), (3, 3, 3, 2, 3), 'auto', r'image has shape \(2, 4, 4, 4\)'),
-        ((1, 2, 4, 4, 4), (3, 3, 3, 2, 3), 'fft', r"method is 'fft'.*auto, spectral, direct"),
+        ((4, 4, 4, 2, 1), (4, 4, 4, 2, 3), 'auto', r'kernel has shape \(4, 4, 4, 2, 3\)'),
+        ((4, 4, 4, 2, 1), (3, 3, 5, 2, 3), 'auto', r'kernel has shape \(3, 3, 5, 2, 3\)'),
+        ((4, 4, 4, 2, 1), (3, 3, 3, 2), 'auto', r'kernel has shape \(3, 3, 3, 2\)'),
+        ((4, 4, 4, 3, 1), (3, 3, 3, 2, 3), 'auto', r'image has shape \(4, 4, 4, 3, 1\).*\(x, y, z, 2, batch\)'),
+        ((4, 4, 4, 2), (3, 3, 3, 2, 3), 'auto', r'image has shape \(4, 4, 4, 2\)'),
+        ((4, 4, 4, 2, 1), (3, 3, 3, 2, 3), 'fft', r"method is 'fft'.*auto, spectral, direct"),
     ],
 )
 def test_shapes_and_methods_that_make_no_sense_are_refused(image_shape, kernel_shape, method, complaint):
@@ -114,8 +118,24 @@ def test_shapes_and_methods_that_make_no_sense_are_refused(image_shape, kernel_s
         convolve(jnp.zeros(image_shape), jnp.zeros(kernel_shape), method)
 
 
-def test_fast_sizes_are_the_next_products_of_two_three_and_five():
-    powers = itertools.product(range(11), range(8), range(6))
-    products = np.array(sorted(2**a * 3**b * 5**c for a, b, c in powers))
-    for least in range(1, 600):
-        assert fast_size(least) == products[products >= least][0]
+@pytest.mark.parametrize('shape', [*SHAPES, (5, 20, 20, (40, 40, 40), 8), (7, 20, 20, (64, 21, 20), 1)])
+def test_tiles_cover_each_axis_and_nothing_that_wraps_around_reaches_the_output(shape):
+    kernel_size, channels_in, channels_out, grid, batch = shape
+    half = kernel_size // 2
+    axes = plan((*grid, channels_in, batch), (kernel_size,) * 3 + (channels_in, channels_out))
+    for axis, size in zip(axes, grid, strict=True):
+        assert (axis.size, axis.points % 2) == (size, 0)
+        assert axis.tiles * axis.tile >= size > (axis.tiles - 1) * axis.tile
+        assert axis.margin == (half if axis.tiles > 1 else 0)
+        assert axis.points >= axis.tile + (2 * half if axis.tiles > 1 else half)
+    assert shape != SHAPES[-4] or axes[0].tiles > 1  # or the tests above would see no tiles
+
+
+def test_the_spectral_method_serves_images_and_kernels_of_half_precision_in_single_precision():
+    image, kernel, weights = (jnp.asarray(each, jnp.bfloat16) for each in draw(5, 3, 4, (6, 7, 4), 2))
+    found = value_and_gradients(image, kernel, weights, method='spectral')
+    single = [each.astype(jnp.float32) for each in (image, kernel, weights)]
+    expected = value_and_gradients(*single, method='direct')
+    for half, full in zip(found, expected, strict=True):
+        assert half.dtype == jnp.bfloat16
+        assert relative_error(half.astype(jnp.float32), full) < 2**-8  # half a unit in the last of eight places

@@ -26,9 +26,9 @@ class Normalised(nn.Module):
 
     @nn.compact
     def __call__(self, patterson):
-        image = Convolution(2, 3, name='first')(patterson[:, None])
-        image = nn.BatchNorm(use_running_average=True, axis=1)(image)
-        return Convolution(1, 3, name='last')(jax.nn.relu(image))[:, 0]
+        image = Convolution(2, 3, name='first')(jnp.moveaxis(patterson, 0, -1)[:, :, :, None])
+        image = nn.BatchNorm(use_running_average=True, axis=3)(image)
+        return Convolution(1, 3, name='last')(jax.nn.relu(image))[:, :, :, 0]
 
 
 @pytest.fixture(scope='module')
@@ -102,7 +102,7 @@ def test_receptive_fields_are_the_support_of_the_real_networks_gradients(outer, 
         _, state = network.apply(
             params, images, capture_intermediates=lambda module, _: isinstance(module, Convolution)
         )
-        return jnp.sum(state['intermediates'][name]['__call__'][0][..., voxel, voxel, voxel])
+        return jnp.sum(state['intermediates'][name]['__call__'][0][voxel, voxel, voxel])
 
     @jax.jit
     def gradients(images):

@@ -305,3 +305,17 @@ def test_diverging_run_stops_with_metric_and_step_and_keeps_its_checkpoint(tmp_p
         run(tmp_path, settings)
     with Checkpoints(tmp_path / 'checkpoints', read_only=True) as checkpoints:
         assert checkpoints.latest_step == 8
+
+
+def test_steps_take_the_memory_of_the_state_and_only_the_first_compiles(caplog):
+    state = replicate(init_state(NETWORK, PROBLEM, SETTINGS, SEED))
+    train_step = parallelize(make_train_step(NETWORK, PROBLEM, SETTINGS, SEED), donate=True)
+    with jax.log_compiles():
+        after, _ = jax.block_until_ready(train_step(state))
+        assert any('ompil' in record.message for record in caplog.records)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+        caplog.clear()
+        for _ in range(3):
+            after, _ = train_step(after)
+        assert int(after.step) == 4
+    assert not caplog.records

@@ -15,10 +15,14 @@ from patterson_jax.learning.convolution import METHODS, convolve
 from patterson_jax.learning.parallel import AXIS
 
 BATCH_NORM = ('none', 'early', 'all')
+PRECISIONS = ('float32', 'bfloat16')
 
 
 class Convolution(nn.Module):
-    """A "same" convolution, with bias or without; `(batch, channel, x, y, z)` in and out, He-normal weights."""
+    """A "same" convolution, with bias or without; `(x, y, z, channel, batch)` in and out, He-normal weights.
+
+    The weights are of single precision; they are rounded to the image's type where they are used.
+    """
 
     features: int
     kernel_size: int
@@ -28,13 +32,13 @@ class Convolution(nn.Module):
     @nn.compact
     def __call__(self, image: Array) -> Array:
         """Applies the layer."""
-        shape = (self.kernel_size,) * 3 + (image.shape[1], self.features)
+        shape = (self.kernel_size,) * 3 + (image.shape[3], self.features)
         kernel = self.param('kernel', nn.initializers.he_normal(), shape)
-        image = convolve(image, kernel, self.method)
+        image = convolve(image, kernel.astype(image.dtype), self.method)
         if not self.use_bias:
             return image
         bias = self.param('bias', nn.initializers.zeros, (self.features,))
-        return image + bias[None, :, None, None, None]
+        return image + bias.astype(image.dtype)[None, None, None, :, None]
 
 
 class PattersonNet(nn.Module):
@@ -50,6 +54,7 @@ class PattersonNet(nn.Module):
         inner_depth: hidden layers on the half grid.
         decoder_depth: hidden layers on the full grid after the up-sampling, before the output layer.
         convolution: method of `learning.convolution.convolve`.
+        precision: 'float32' or 'bfloat16', the type of what goes from layer to layer; weights stay in float32.
         batch_norm: which hidden layers are normalised over batch and voxels before their ReLU: 'none', as in the paper,
             'early', those before the pool, or 'all'. In training it must run under `parallelize`.
     """
@@ -61,6 +66,7 @@ class PattersonNet(nn.Module):
     inner_depth: int = 8
     decoder_depth: int = 1
     convolution: str = 'auto'
+    precision: str = 'float32'
     batch_norm: str = 'none'
 
     def __post_init__(self):
@@ -71,6 +77,7 @@ class PattersonNet(nn.Module):
         for field in ('encoder_depth', 'inner_depth', 'decoder_depth'):
             require(getattr(self, field) >= 0, field, getattr(self, field), '0 or more')
         require(self.convolution in METHODS, 'convolution', self.convolution, f'one of {", ".join(METHODS)}')
+        require(self.precision in PRECISIONS, 'precision', self.precision, f'one of {", ".join(PRECISIONS)}')
         require(self.batch_norm in BATCH_NORM, 'batch_norm', self.batch_norm, f'one of {", ".join(BATCH_NORM)}')
         super().__post_init__()
 
@@ -87,35 +94,35 @@ class PattersonNet(nn.Module):
                 image = layer(image)
                 if normalised:
                     axis = None if self.is_initializing() else AXIS
-                    norm = nn.BatchNorm(not train, axis=1, axis_name=axis, name=f'{name}_norm')
+                    norm = nn.BatchNorm(not train, axis=3, axis_name=axis, name=f'{name}_norm')
                     image = norm(image)
                 image = jax.nn.relu(image)
             return image
 
-        image = patterson[:, None]
+        image = jnp.moveaxis(patterson, 0, -1)[:, :, :, None].astype(self.precision)
         image = hidden_layers(image, 'encoder', self.encoder_depth, self.outer_kernel_size)
         image = max_pool(image)
         image = hidden_layers(image, 'inner', self.inner_depth, self.inner_kernel_size)
         image = upsample(image)
         image = hidden_layers(image, 'decoder', self.decoder_depth, self.outer_kernel_size)
         image = Convolution(1, self.outer_kernel_size, self.convolution, name='output')(image)
-        return jnp.tanh(image[:, 0])
+        return jnp.tanh(jnp.moveaxis(image[:, :, :, 0], -1, 0).astype(jnp.float32))
 
 
 def max_pool(image: Array) -> Array:
-    """Maximum over blocks of 2³ of the last three axes, as pairs along each axis.
+    """Maximum over blocks of 2³ of the first three axes, as pairs along each axis.
 
     `nn.max_pool` has a gradient that GPUs refuse in deterministic mode; this form has not.
     """
-    for axis in (-3, -2, -1):
-        even = jax.lax.slice_in_dim(image, 0, None, 2, axis % image.ndim)
-        odd = jax.lax.slice_in_dim(image, 1, None, 2, axis % image.ndim)
+    for axis in range(3):
+        even = jax.lax.slice_in_dim(image, 0, None, 2, axis)
+        odd = jax.lax.slice_in_dim(image, 1, None, 2, axis)
         image = jnp.maximum(even, odd)
     return image
 
 
 def upsample(image: Array) -> Array:
-    """Repeats every value of the last three axes 2³ times."""
-    for axis in (-3, -2, -1):
+    """Repeats every value of the first three axes 2³ times."""
+    for axis in range(3):
         image = jnp.repeat(image, 2, axis=axis)
     return image

@@ -99,8 +99,8 @@ def parallelize(function: Callable, donate: bool = False) -> Callable:
         out_axes=None,
         donate_argnums=(0,) if donate else (),
     )
-    local_devices = np.arange(jax.local_device_count())
-    return lambda *arguments: mapped(arguments, local_devices)
+    each_device = jax.pmap(lambda number: number)(np.arange(jax.local_device_count()))  # kept there for all calls
+    return lambda *arguments: mapped(arguments, each_device)
 
 
 def share_of_batch(batch_size: int) -> Array:
