@@ -68,7 +68,7 @@ REPEATS = flags.DEFINE_integer('repeats', 5, 'Timings of each thing, after the f
 CELL_SECONDS = flags.DEFINE_float('cell-seconds', 60.0, 'No timing of a cell begins after this; it has one at least.')
 GRID = flags.DEFINE_integer('grid', None, 'Grid size in place of 40; of the series, those up to it.')
 FEATURES = flags.DEFINE_integer('features', None, 'Channels in place of 20; of the series, those up to it.')
-OUTPUT = flags.DEFINE_string('output', None, 'File to write; default speed-DEVICE.json beside this program.')
+OUTPUT = flags.DEFINE_string('json', None, 'File to write; default speed-DEVICE.json beside this program.')
 CELL = flags.DEFINE_string('cell', None, 'For the program itself: the one measurement to make, in JSON.')
 
 
@@ -907,7 +907,7 @@ def read_settings() -> Settings:
     if OUTPUT.value is not None:  # before hours of measurement are lost
         output = Path(OUTPUT.value)
         writable = output.parent.is_dir() and not output.is_dir()
-        require(writable, '--output', OUTPUT.value, 'a file in a directory that exists')
+        require(writable, '--json', OUTPUT.value, 'a file in a directory that exists')
     direct_batches = _whole_numbers('--direct-batches', DIRECT_BATCHES.value)
     return Settings(tuple(TABLES_FLAG.value), batches, direct_batches, REPEATS.value, seconds, grid, features)
 

@@ -75,7 +75,7 @@ def test_small_run(tmp_path):
     output = tmp_path / 'speed.json'
     result = run(
         '--tables=network,data', '--batches=1', '--direct-batches=', '--repeats=1', '--cell-seconds=1',
-        '--grid=8', '--features=2', f'--output={output}',
+        '--grid=8', '--features=2', f'--json={output}',
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert '## network' in result.stdout
@@ -106,7 +106,7 @@ def test_small_run(tmp_path):
         ('--grid=nine', "'nine'", 'a whole number'),
         ('--cell-seconds=long', "'long'", 'a number'),
         ('--grid=9', '9', 'even number'),
-        ('--output=/nowhere/at/all.json', "'/nowhere/at/all.json'", 'a directory that exists'),
+        ('--json=/nowhere/at/all.json', "'/nowhere/at/all.json'", 'a directory that exists'),
     ],
 )
 def test_wrong_flags_are_told_in_one_line(flag, received, allowed):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from patterson_jax.learning.convolution import convolve, plan
+from patterson_jax.learning.convolution import convolve, fastest_method, plan
 
 SHAPES = [  # kernel, channels in, channels out, grid, batch
     (1, 3, 5, (4, 4, 4), 3),
@@ -139,3 +139,13 @@ def test_the_spectral_method_serves_images_and_kernels_of_half_precision_in_sing
     for half, full in zip(found, expected, strict=True):
         assert half.dtype == jnp.bfloat16
         assert relative_error(half.astype(jnp.float32), full) < 2**-8  # half a unit in the last of eight places
+
+
+@pytest.mark.parametrize(('kernel_size', 'method'), [(1, 'direct'), (3, 'spectral'), (7, 'spectral')])
+def test_auto_is_spectral_on_a_cpu_unless_the_kernel_is_a_point(kernel_size, method, monkeypatch):
+    shapes = (6, 6, 6, 2, 1), (kernel_size,) * 3 + (2, 3)
+    assert fastest_method(*shapes) == method
+    image, kernel = (jnp.ones(shape) for shape in shapes)
+    assert str(jax.make_jaxpr(convolve)(image, kernel)).count('conv_general_dilated') == (method == 'direct')
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    assert fastest_method(*shapes) == 'direct'
