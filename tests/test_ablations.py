@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 
-import jax
 import matplotlib.image
 import numpy as np
 import pytest
@@ -23,11 +22,7 @@ CONFIGS = {'ablations': ablations, 'quick_ablations': quick_ablations}
 EVERY_SECTION = ('seed', *SECTIONS)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def optax_promotes_types():
-    """Optax multiplies floats by an integer count, which the strict mode of the other tests forbids."""
-    with jax.numpy_dtype_promotion('standard'):
-        yield
+pytestmark = pytest.mark.usefixtures('optax_promotes_types')
 
 
 @pytest.fixture

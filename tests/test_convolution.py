@@ -1,6 +1,10 @@
 """The convolution against sliding windows in float64 and against XLA's own operator, value and gradients."""
 
 import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -149,3 +153,19 @@ def test_auto_is_spectral_on_a_cpu_unless_the_kernel_is_a_point(kernel_size, met
     assert str(jax.make_jaxpr(convolve)(image, kernel)).count('conv_general_dilated') == (method == 'direct')
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
     assert fastest_method(*shapes) == 'direct'
+
+
+def test_the_equality_holds_with_the_compilers_own_settings():
+    """The other tests switch a fusion of matrix products off that users have."""
+    tests = Path(__file__).parent
+    program = """
+import test_convolution as tests
+for shape in tests.SHAPES[-4:]:
+    arrays = tests.draw(*shape)
+    spectral, direct = (tests.value_and_gradients(*arrays, method=method) for method in ('spectral', 'direct'))
+    for found, expected in zip(spectral, direct, strict=True):
+        assert tests.relative_error(found, expected) < 1e-5, shape
+"""
+    environment = os.environ | {'XLA_FLAGS': '', 'PYTHONPATH': os.pathsep.join([str(tests), str(tests.parent)])}
+    done = subprocess.run([sys.executable, '-c', program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import matplotlib.image
 import numpy as np
 import pytest
@@ -22,11 +21,7 @@ ROOT = Path(__file__).parent.parent
 OZONE = ROOT / 'docs' / 'ozone.xyz'
 
 
-@pytest.fixture(scope='module', autouse=True)
-def optax_promotes_types():
-    """Optax multiplies floats by an integer count, which the strict mode of the other tests forbids."""
-    with jax.numpy_dtype_promotion('standard'):
-        yield
+pytestmark = pytest.mark.usefixtures('optax_promotes_types')
 
 
 def short_config():

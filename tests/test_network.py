@@ -61,6 +61,25 @@ def test_spectral_and_direct_networks_give_the_same_map_from_the_same_weights():
     np.testing.assert_allclose(spectral, direct, atol=1e-5)  # measured 1e-6
 
 
+def test_half_precision_between_layers_leaves_weights_and_map_in_single_precision():
+    parameters, image = small_parameters()
+    network = PattersonNet(**SMALL, precision='bfloat16')
+    kinds = jax.eval_shape(network.init, jax.random.key(0), image)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(kinds)} == {'float32'}
+
+    def apply(network):
+        return jax.jit(
+            lambda parameters: network.apply(parameters, image, mutable=['intermediates'], capture_intermediates=True)
+        )(parameters)
+
+    (half, state), (single, _) = apply(network), apply(PattersonNet(**SMALL))
+    between = [value for name, value in state['intermediates'].items() if name != '__call__']
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(between)} == {'bfloat16'}
+    assert half.dtype == single.dtype == jnp.float32
+    error = np.linalg.norm(half - single) / np.linalg.norm(single)
+    assert 1e-5 < error < 0.05  # rounded to eight binary places layer after layer, not to fewer
+
+
 def test_pooling_takes_the_largest_of_each_block_of_eight():
     image = np.random.default_rng(2).normal(size=(4, 6, 8, 2, 3)).astype(np.float32)
     expected = image.reshape(2, 2, 3, 2, 4, 2, 2, 3).max(axis=(1, 3, 5))

@@ -33,12 +33,7 @@ from patterson_jax.learning.training import init_state, squared_errors, state_wi
 from patterson_jax.runs import evaluate_experiment, load_weights, train_experiment
 from patterson_jax.simulation.examples import example_key, make_batch, network_input, stream_key
 
-
-@pytest.fixture(scope='module', autouse=True)
-def optax_promotes_types():
-    """Optax multiplies floats by an integer count, which the strict mode of the other tests forbids."""
-    with jax.numpy_dtype_promotion('standard'):
-        yield
+pytestmark = pytest.mark.usefixtures('optax_promotes_types')
 
 
 @pytest.fixture(scope='module', autouse=True)

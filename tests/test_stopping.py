@@ -12,7 +12,6 @@ import time
 import types
 from pathlib import Path
 
-import jax
 import pytest
 from tiny import (
     SETTINGS,
@@ -36,11 +35,7 @@ from patterson_jax.learning.stopping import StopRequest, unfinished_on_sigterm
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope='module', autouse=True)
-def optax_promotes_types():
-    """Optax multiplies floats by an integer count, which the strict mode of the other tests forbids."""
-    with jax.numpy_dtype_promotion('standard'):
-        yield
+pytestmark = pytest.mark.usefixtures('optax_promotes_types')
 
 
 @pytest.fixture

@@ -39,12 +39,7 @@ from patterson_jax.learning.training import (
 )
 from patterson_jax.simulation.examples import make_batch, network_input, stream_key
 
-
-@pytest.fixture(scope='module', autouse=True)
-def optax_promotes_types():
-    """Optax multiplies floats by an integer count, which the strict mode of the other tests forbids."""
-    with jax.numpy_dtype_promotion('standard'):
-        yield
+pytestmark = pytest.mark.usefixtures('optax_promotes_types')
 
 
 def with_biases(state):
