@@ -53,6 +53,7 @@ def add_runs(config: ml_collections.ConfigDict, variant: str) -> ml_collections.
     config.ablation.num_epochs = 100
     config.ablation.only = ''  # name of one run to train, without drawing; '': all
     config.train.epochs_per_set = 3
+    config.evaluate.methods = ''  # the networks are compared, nothing is refined
     set_size, batch_size = config.train.get_ref('set_size'), config.train.get_ref('batch_size')
     config.train.num_steps = config.ablation.get_ref('num_epochs') * set_size // batch_size
     config.train.log_every = set_size // batch_size

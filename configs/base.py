@@ -2,14 +2,15 @@
 
     python run_experiment.py --config=configs/base.py
 
-Needs a GPU or TPU: the paper trained for 300 hours on a GTX 1080 Ti, and on two CPU cores a training step takes 0.63 s
-an example, so that the run would take 95 days. configs/quick.py is the same experiment made small, for a laptop.
+Needs a GPU or TPU: the paper trained for 300 hours on a GTX 1080 Ti, and on two CPU cores a training step takes 0.16 s
+an example, so that the run would take 24 days. configs/quick.py is the same experiment made small, for a laptop.
 
 Variants, after a colon (`--config=configs/base.py:original_only`):
     original_only   the target is A alone, not A + B (the paper's section 3.2.1)
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 VARIANTS = ('', 'original_only')
 
@@ -36,6 +37,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.problem.origin = 'centre'  # of the Patterson map in the network's input; or 'corner', as in files
     config.problem.empty_corner = 0.0  # edge of a corner kept empty in training, filled in evaluation; 0: none
     config.problem.filled_corner = 0.0  # edge of a corner in which every case has an atom; 0: none
+    config.problem.noise = 0.0  # standard deviation of the measured amplitudes |F|, as a part of them
+    config.problem.resolution = config_dict.placeholder(float)  # |h| up to which |F| is measured; None: everywhere
 
     # The network: the paper's twelve layers and 1,202,821 weights (2.3).
     config.model = ml_collections.ConfigDict()
@@ -78,9 +81,18 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.separate.first_threshold = 0.02  # a swap may raise the relative misfit by less than this,
     config.separate.last_threshold = 0.001  # falling to this at the last swap
 
+    # From a Patterson map to atoms, by any method.
+    config.solve = ml_collections.ConfigDict()
+    config.solve.method = 'auto'  # 'network', 'least_squares', 'phase_retrieval', 'minimum_function', or all in turn
+    config.solve.max_attempts = 12  # at a map, each begins differently; they end when the verdict is solved
+    config.solve.max_seconds = 0.0  # no attempt at a map begins after so long; 0: no limit, and results do not vary
+    config.solve.resolution = config_dict.placeholder(float)  # |h| of a file's map; None: found in it
+    config.solve.num_atoms_known = True  # False: other numbers than problem.num_atoms are tried on a file's map too
+
     config.evaluate = ml_collections.ConfigDict()
     config.evaluate.num_cases = 500  # 0: train only
-    config.evaluate.batch_size = 20  # cases solved at once; does not change the scores
+    config.evaluate.batch_size = 20  # cases that the network solves at once; does not change the scores
+    config.evaluate.methods = 'network'  # of `solve`, with commas between; '': the paper's procedure, nothing refined
 
     # Units in files; the rest of the program knows only voxels.
     config.files = ml_collections.ConfigDict()

@@ -19,6 +19,6 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.train.update(num_validation=64, log_every=50, validate_every=200)
     config.checkpoint.update(every_steps=1000, keep=2)
     config.separate.update(num_peaks=8, num_swaps=400, resolution=5.0)
-    config.evaluate.update(num_cases=200, batch_size=50)
+    config.evaluate.update(num_cases=200, batch_size=50, methods='network,least_squares')
     config.files.update(voxel_size=0.5, element='O')
     return config

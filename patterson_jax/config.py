@@ -19,7 +19,9 @@ from patterson_jax.learning.network import PattersonNet
 from patterson_jax.learning.training import TrainingSettings
 from patterson_jax.simulation.atoms import check_drawable
 from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.reflections import check_enough
 from patterson_jax.solving.separation import SeparationSettings
+from patterson_jax.solving.solver import SolveSettings
 
 SECTIONS = {
     'problem': Problem,
@@ -27,6 +29,7 @@ SECTIONS = {
     'train': TrainingSettings,
     'checkpoint': CheckpointSettings,
     'separate': SeparationSettings,
+    'solve': SolveSettings,
     'evaluate': EvaluationSettings,
     'files': FileSettings,
 }
@@ -43,6 +46,7 @@ class Experiment:
     train: TrainingSettings
     checkpoint: CheckpointSettings
     separate: SeparationSettings
+    solve: SolveSettings
     evaluate: EvaluationSettings
     files: FileSettings
 
@@ -111,11 +115,17 @@ def _check_names(owner, section, allowed):
 
 
 def _typed(name, value, kind):
+    optional = type(None) in typing.get_args(kind)
+    if optional:
+        if value is None:
+            return None
+        kind = typing.get_args(kind)[0]
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         words = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'a word'}
-        raise InputError(f'{name} is {value!r}; it must be {words[kind]}')
+        allowed = f'{words[kind]} or None' if optional else words[kind]
+        raise InputError(f'{name} is {value!r}; it must be {allowed}')
     return value
 
 
@@ -123,6 +133,7 @@ def _check_together(experiment):
     problem, separate = experiment.problem, experiment.separate
     try:
         check_drawable(problem)
+        check_enough(problem)
     except InputError as error:
         raise InputError(f'problem.{error}') from error
     half = problem.grid_size // 2

@@ -1,7 +1,8 @@
 """Evaluation: many unseen cases to scores, as the paper counts and as a user needs (paper, 3.5).
 
-Found atoms are scored twice: at the best translation, which a Patterson map does not fix, so that any method can be
-compared with any other; and where the network put them, as in the paper, whose network also learns to centre.
+All methods that are asked for solve the same cases. Found atoms are scored at the best translation, which a Patterson
+map does not fix, so that any method can be compared with any other; those that the paper's procedure takes from the
+network's map also where the network put them, as in the paper, whose network also learns to centre.
 
 The paper counts a pair of a found and a true atom when each is the other's nearest, at whatever distance, which most
 random positions achieve too. What leads here is recall: the part of the true atoms that are so paired within one voxel.
@@ -9,10 +10,10 @@ random positions achieve too. What leads here is recall: the part of the true at
 
 import dataclasses
 import functools
+import operator
 import time
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,12 +25,21 @@ from patterson_jax.simulation.atoms import draw_positions, in_corner
 from patterson_jax.simulation.density import map_correlation
 from patterson_jax.simulation.examples import Example, example_key, make_batch, stream_key
 from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.interpretation import Interpretation, interpret_batch
 from patterson_jax.solving.separation import SeparationSettings
-from patterson_jax.solving.solver import Solution, solve_batch
+from patterson_jax.solving.solver import CASES_AT_ONCE, METHODS, Network, SolveSettings, solve_maps
+from patterson_jax.solving.verdict import VERDICTS
 
 MATCH_DISTANCE = 1.0  # voxels
 PAIRING_DISTANCE = 2.0  # voxels, for the pairs that fix the translation
 HISTOGRAM_EDGES = np.linspace(0, 2, 41)  # voxels
+SCORED_AS = {
+    'separated': 'network, separated',
+    'refined': 'network, refined',
+    'auto': 'all methods in turn',
+    'random': 'at random',
+}
+CASES_IN_MEMORY = 64  # of those that go from method to method
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +48,24 @@ class EvaluationSettings:
 
     num_cases: int
     batch_size: int
+    methods: str
 
     def __post_init__(self):
+        for method in self.chosen_methods:
+            require(method in METHODS, 'methods', self.methods, f'some of {", ".join(METHODS)}, with commas between')
         require(self.num_cases >= 0, 'num_cases', self.num_cases, '0 or more')
         require(self.num_cases < 2**31, 'num_cases', self.num_cases, f'at most {2**31 - 1}')
         require(self.batch_size >= 1, 'batch_size', self.batch_size, '1 or more')
+
+    @property
+    def chosen_methods(self) -> tuple[str, ...]:
+        """The methods, each once, in the order in which they are named."""
+        return tuple(dict.fromkeys(method.strip() for method in self.methods.split(','))) if self.methods else ()
+
+    @property
+    def need_network(self) -> bool:
+        """Whether weights are needed: for the network among the methods, or for the paper's procedure alone."""
+        return not self.methods or 'network' in self.chosen_methods
 
 
 class Match(NamedTuple):
@@ -65,13 +88,12 @@ class Match(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """Cases with their solutions and scores, along a leading axis."""
+    """Cases with what the network and the paper's procedure make of them, and scores, along a leading axis."""
 
     examples: Example
-    solutions: Solution
+    solutions: Interpretation
     match: Match
     match_in_place: Match
-    random_match: Match
     squared_error: Array
     empty_squared_error: Array
     correlation: Array
@@ -116,31 +138,120 @@ def _pair(found, true):
 
 
 def evaluate(
-    network: nn.Module,
-    params: object,
     problem: Problem,
     separation: SeparationSettings,
+    solving: SolveSettings,
     settings: EvaluationSettings,
     seed: int,
+    network: Network | None = None,
     num_shown: int = 7,
-) -> tuple[dict, Evaluated]:
-    """Solves the cases of the evaluation stream with a trained network and scores the answers.
+) -> tuple[dict, Evaluated | None]:
+    """Solves the cases of the evaluation stream by the methods of the settings and scores the answers.
 
     Args:
-        network: what `params` belong to.
-        params: trained weights.
         problem: what the cases are; a corner that it leaves empty in training is filled in them.
         separation: how to separate.
-        settings: how many cases, at least one, how many at once; the scores do not depend on the latter.
+        solving: the budget of each method for a case.
+        settings: how many cases, at least one, how many at once by the network, and the methods; the scores do not
+            depend on how many at once.
         seed: fixes the cases.
+        network: trained; without it there are no scores of the paper's procedure.
         num_shown: how many cases to return whole.
 
     Returns:
-        The contents of `evaluation.json`, and the first cases, for figures.
+        The contents of `evaluation.json`, and the first cases as the network solves them, for figures.
     """
     problem = problem.testing
-    chunk = functools.partial(_evaluate_chunk, network, problem, separation, settings.batch_size, seed)
-    params = jax.device_put(params, jax.devices()[0])  # one device solves; copies would repeat its work
+    report = {
+        'cases': settings.num_cases,
+        'atoms': settings.num_cases * problem.num_atoms,
+        'seed': seed,
+        'device': jax.devices()[0].device_kind,
+    }
+    first = None
+    if network is not None:
+        scores, first = _evaluate_network(network, problem, separation, settings, seed, num_shown)
+        report |= scores
+    answers = {method: [] for method in settings.chosen_methods}
+    random_matches, seconds = [], dict.fromkeys(answers, 0.0)
+    at_once = min(CASES_AT_ONCE, settings.num_cases)
+    for start in range(0, settings.num_cases, CASES_IN_MEMORY):
+        indices = np.arange(start, min(start + CASES_IN_MEMORY, settings.num_cases))
+        cases = jax.device_get(_cases(seed, indices, problem))
+        random_matches.append(_matches(cases.random, cases.positions))
+        for method, found in answers.items():
+            whole = dataclasses.replace(solving, method=method)
+            with ProgressReport(method.replace('_', ' '), len(indices)) as progress:
+                solutions = solve_maps(
+                    cases.keys, cases.patterson, problem, whole, separation, network, progress.update, at_once
+                )
+            match = _matches(np.stack([each.positions for each in solutions]), cases.positions)
+            found += [
+                _Answer(jax.tree.map(operator.itemgetter(place), match), each.r_factor, each.r_free, each.verdict)
+                for place, each in enumerate(solutions)
+            ]
+            seconds[method] += sum(each.seconds for each in solutions)
+    report['random'] = _scores(jax.tree.map(lambda *each: np.concatenate(each), *random_matches))
+    for method, found in answers.items():
+        name = 'refined' if method == 'network' else method
+        report[name] = _method_scores(found) | {'seconds_per_case': seconds[method] / settings.num_cases}
+    return report, first
+
+
+class _Answer(NamedTuple):
+    """How one method's answer to one case compares with the truth, and what it says of itself."""
+
+    match: Match
+    r_factor: float
+    r_free: float
+    verdict: str
+
+
+class _Cases(NamedTuple):
+    """Cases for any method, along a leading axis; `random` are positions drawn without looking."""
+
+    keys: Array
+    patterson: Array
+    positions: Array
+    random: Array
+
+
+@functools.partial(jax.jit, static_argnames=('problem', 'seed'))
+def _cases(seed, indices, problem):
+    examples = make_batch(stream_key(seed, 'evaluation'), 0, indices, problem)
+    drawn = jax.vmap(lambda key: draw_positions(key, problem))(_keys(seed, 'random', indices))
+    return _Cases(_keys(seed, 'separation', indices), examples.patterson, examples.positions, drawn)
+
+
+def _keys(seed, stream, indices):
+    return jax.vmap(lambda index: example_key(stream_key(seed, stream), 0, index))(indices)
+
+
+_match_all = jax.jit(jax.vmap(match_atoms))
+
+
+def _matches(found, true):
+    return jax.device_get(_match_all(found, true))
+
+
+def _method_scores(answers):
+    match = jax.tree.map(lambda *each: np.stack(each), *(answer.match for answer in answers))
+    right = np.all(match.within, axis=-1)
+    verdicts = {
+        verdict: {
+            'right': int(sum(right[place] for place, each in enumerate(answers) if each.verdict == verdict)),
+            'wrong': int(sum(not right[place] for place, each in enumerate(answers) if each.verdict == verdict)),
+        }
+        for verdict in VERDICTS
+    }
+    means = {name: float(np.mean([getattr(each, name) for each in answers])) for name in ('r_factor', 'r_free')}
+    return _scores(match) | means | {'verdict': verdicts}
+
+
+def _evaluate_network(network, problem, separation, settings, seed, num_shown):
+    """Scores of the network's maps and of the paper's procedure."""
+    chunk = functools.partial(_evaluate_chunk, network.apply, problem, separation, settings.batch_size, seed)
+    params = jax.device_put(network.params, jax.devices()[0])  # one device solves; copies would repeat its work
     run = jax.jit(chunk).lower(params, np.int32(0)).compile()
     starts = range(0, settings.num_cases, settings.batch_size)
     parts, shown, seconds = [], [], 0.0
@@ -157,29 +268,22 @@ def evaluate(
             progress.update(start + kept)
     scores = jax.tree.map(lambda *each: np.concatenate(each), *parts)
     first = jax.tree.map(lambda *each: np.concatenate(each)[:num_shown], *shown)
-    report = _report(scores, seed, seconds / (len(starts) * settings.batch_size))
+    report = _network_scores(scores, seconds / (len(starts) * settings.batch_size))
     if problem.filled_corner:
         report['corner'] = _corner_scores(scores, problem)
     return report, first
 
 
-def _evaluate_chunk(network, problem, separation, batch_size, seed, params, start):
+def _evaluate_chunk(apply, problem, separation, batch_size, seed, params, start):
     indices = start + jnp.arange(batch_size)
     examples = make_batch(stream_key(seed, 'evaluation'), 0, indices, problem)
-
-    def keys_of(stream):
-        return jax.vmap(lambda index: example_key(stream_key(seed, stream), 0, index))(indices)
-
-    solutions = solve_batch(
-        keys_of('separation'), examples.patterson, functools.partial(network.apply, params), problem, separation
-    )
-    random_positions = jax.vmap(lambda key: draw_positions(key, problem))(keys_of('random'))
+    keys = _keys(seed, 'separation', indices)
+    solutions = interpret_batch(keys, examples.patterson, functools.partial(apply, params), problem, separation)
     return Evaluated(
         examples,
         solutions,
         jax.vmap(match_atoms)(solutions.positions, examples.positions),
         jax.vmap(functools.partial(match_atoms, translate=False))(solutions.positions, examples.positions),
-        jax.vmap(match_atoms)(random_positions, examples.positions),
         jnp.mean((solutions.density - examples.target) ** 2, axis=(1, 2, 3)),
         jnp.mean(examples.target**2, axis=(1, 2, 3)),
         map_correlation(solutions.density, examples.target),
@@ -191,7 +295,6 @@ def _small(evaluated):
     return {
         'match': evaluated.match,
         'match_in_place': evaluated.match_in_place,
-        'random_match': evaluated.random_match,
         'r_factor': evaluated.solutions.r_factor,
         'positions': evaluated.examples.positions,
         'squared_error': evaluated.squared_error,
@@ -200,22 +303,16 @@ def _small(evaluated):
     }
 
 
-def _report(scores, seed, seconds_per_case):
-    match = scores['match']
+def _network_scores(scores, seconds_per_case):
     return {
-        'cases': len(match.errors),
-        'atoms': match.errors.size,
-        'seed': seed,
-        'device': jax.devices()[0].device_kind,
         'map': {
             'mse': float(np.mean(scores['squared_error'])),
             'mse_of_empty_map': float(np.mean(scores['empty_squared_error'])),
             'correlation': float(np.mean(scores['correlation'])),
         },
-        'separated': _scores(match)
+        'separated': _scores(scores['match'])
         | {'r_factor': float(np.mean(scores['r_factor'])), 'seconds_per_case': seconds_per_case},
         'separated_in_place': _scores(scores['match_in_place']),
-        'random': _scores(scores['random_match']),
     }
 
 
@@ -252,3 +349,26 @@ def _scores(match):
         'solved': int(np.sum(np.all(match.within, axis=-1))),
         'histogram': {'bin_width': float(HISTOGRAM_EDGES[1]), 'counts': counts.tolist()},
     }
+
+
+def describe_scores(report: dict) -> str:
+    """What an evaluation found, in words: one line for each method, and one for positions at random."""
+    lines = [f'{report["cases"]} unseen cases of {report["atoms"] // report["cases"]} atoms']
+    for name in ('separated', 'refined', *METHODS, 'random'):
+        scores = report.get(name)
+        if scores is None:
+            continue
+        words = [
+            f'{scores["recall"]:.2%} of atoms within {MATCH_DISTANCE:g} voxel',
+            f'{scores["solved"]} cases with every atom',
+            f'mean error {scores["mean_error"]:.{3 if scores["mean_error"] >= 0.01 else 6}f} voxel',
+        ]
+        if name == 'separated':
+            words.append(f'map correlation {report["map"]["correlation"]:.3f}')
+        if 'verdict' in scores:
+            solved = scores['verdict']['solved']
+            words.append(f'{solved["right"] + solved["wrong"]} said to be solved, {solved["wrong"]} of them wrongly')
+        if 'seconds_per_case' in scores:
+            words.append(f'{scores["seconds_per_case"]:.3f} s a case')
+        lines.append(f'{SCORED_AS.get(name, name.replace("_", " "))}: {", ".join(words)}')
+    return '\n'.join(lines)

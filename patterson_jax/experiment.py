@@ -1,9 +1,9 @@
 """The modes of `run_experiment.py`: train, evaluate, simulate, solve, inspect. Here the wings meet the files."""
 
+import dataclasses
 import functools
 import json
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,20 +21,30 @@ from patterson_jax.files import (
     make_directory,
     read_map,
     read_xyz,
+    require_memory,
     voxel_positions,
+    write_chimerax,
     write_json,
     write_map,
+    write_pdb,
+    write_res,
     write_xyz,
 )
 from patterson_jax.inspection import describe_example, describe_network
+from patterson_jax.learning.checkpoints import has_checkpoint
 from patterson_jax.learning.stopping import unfinished_on_sigterm
 from patterson_jax.runs import evaluate_experiment, load_weights, train_experiment
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.examples import example_key, make_example, stream_key
-from patterson_jax.simulation.patterson import patterson_map
-from patterson_jax.solving.solver import check_patterson, solve_batch
+from patterson_jax.simulation.patterson import measured_map
+from patterson_jax.solving.input_maps import check_patterson, fit_problem, restore_origin_term
+from patterson_jax.solving.interpretation import patterson_correlation
+from patterson_jax.solving.reflections import absolute_scale
+from patterson_jax.solving.solver import Network, solve_maps, solve_unknown_number
 
 MODES = ('train', 'evaluate', 'simulate', 'solve', 'inspect')
+ENDINGS = ('.json', '.xyz', '.pdb', '.res', '.cxc', '.png', '_density.ccp4')  # of what a solved map gives
+DRAWN_LEVEL = 0.4  # of the highest density, where viewers draw its surface
 
 
 def run(
@@ -101,10 +111,10 @@ def simulate_files(experiment: Experiment, inputs: tuple[Path, ...], output: Pat
     _for_each(inputs, functools.partial(_simulate_file, experiment, output))
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _simulated_maps(positions, problem):
+@functools.partial(jax.jit, static_argnums=2)
+def _simulated_maps(key, positions, problem):
     density = render(positions, problem.grid_size, problem.atom_radius)
-    return patterson_map(density), density
+    return measured_map(key, density, problem), density
 
 
 def _simulate_file(experiment, output, path):
@@ -132,7 +142,8 @@ def _simulate_file(experiment, output, path):
             f'{path}: atoms {first} and {second} are {nearest * voxel_size:.3f} Å apart; their spheres overlap below '
             f'{2 * problem.atom_radius * voxel_size:.3f} Å'
         )
-    maps = _simulated_maps(positions.astype(np.float32), problem)
+    key = example_key(stream_key(experiment.seed, 'files'), 0, 0)
+    maps = _simulated_maps(key, positions.astype(np.float32), problem)
     for name, values in zip(('patterson', 'density'), maps, strict=True):
         target = output / f'{path.stem}_{name}.ccp4'
         write_map(target, np.asarray(values), voxel_size)
@@ -147,64 +158,102 @@ def solve_files(
     inputs: tuple[Path, ...],
     output: Path | None,
 ) -> None:
-    """Solves Patterson maps in CCP4 files with a run's best weights: `NAME.json`, `.xyz`, `.png`, `_density.ccp4`."""
+    """Solves Patterson maps in CCP4 files: `NAME.json`, `.xyz`, `.pdb`, `.res`, `.cxc`, `.png`, `_density.ccp4`.
+
+    The network needs the weights of a run and the grid that it was trained on. `auto` goes without it where there are
+    no weights, none being asked for, or another grid.
+    """
     output = _prepare_output(inputs, output)
-    params = load_weights(experiment, config, checkpoint or workdir).params
-
-    solver = functools.cache(lambda: _compiled_solver(experiment, params))  # compiled for the first good map
-    _for_each(inputs, functools.partial(_solve_file, experiment, solver, output))
-
-
-def _compiled_solver(experiment, params):
-    """A function from a Patterson map to its solution, compiled, so that its first use takes no longer than others."""
-    problem = experiment.problem
-    key = example_key(stream_key(experiment.seed, 'separation'), 0, 0)
-
-    def solve(params, patterson):
-        predict = functools.partial(experiment.model.apply, params)
-        solutions = solve_batch(key[None], patterson[None], predict, problem, experiment.separate)
-        return jax.tree.map(lambda each: each[0], solutions)
-
-    shape = jax.ShapeDtypeStruct((problem.grid_size,) * 3, np.float32)
-    return functools.partial(jax.jit(solve).lower(params, shape).compile(), params)
+    network = None
+    method = experiment.solve.method
+    if method == 'network' or (method == 'auto' and (checkpoint or has_checkpoint(workdir / 'checkpoints'))):
+        weights = load_weights(experiment, config, checkpoint or workdir)
+        network = Network(experiment.model.apply, weights.params)
+    _for_each(inputs, functools.partial(_solve_file, experiment, network, output))
 
 
-def _solve_file(experiment, solver, output, path):
-    problem = experiment.problem
+def _solve_file(experiment, network, output, path):
+    require_memory(path)
     values, voxel_size = read_map(path)
+    solving = experiment.solve
     try:
-        check_patterson(values, problem)
+        check_patterson(values)
+        problem = fit_problem(values, experiment.problem, solving.resolution)
+        values = restore_origin_term(values, problem)
+        if problem.grid_size != experiment.problem.grid_size:
+            if solving.method == 'network':
+                trained = experiment.problem.grid_size
+                raise InputError(f'{len(values)} voxels along each edge, and the network was trained on {trained}')
+            network = None
     except InputError as error:
         raise InputError(f'{path}: {error}') from error
     _refuse_to_overwrite(output, path.stem)
-    solve = solver()
-    began = time.perf_counter()
-    solution = jax.tree.map(np.asarray, solve(values))
-    seconds = time.perf_counter() - began
+    key = example_key(stream_key(experiment.seed, 'separation'), 0, 0)
+    if solving.num_atoms_known:
+        solution = solve_maps(key[None], values[None], problem, solving, experiment.separate, network)[0]
+    else:
+        try:
+            solution = solve_unknown_number(key, values, problem, solving, experiment.separate, network)
+        except InputError as error:
+            raise InputError(f'{path}: {error}') from error
+        problem = dataclasses.replace(problem, num_atoms=len(solution.positions))
+    _write_solution(experiment, solution, values, problem, voxel_size, output / path.stem, path)
+
+
+def _write_solution(experiment, solution, patterson, problem, voxel_size, target, path):
+    """Writes all files of a solution, the JSON last, and says in a line what it is."""
+    density, correlation = jax.device_get(_explain(patterson, solution.positions, problem))
+    predicted = solution.proposal.density
+    density = density if predicted is None else predicted
     positions = file_positions(solution.positions, problem.grid_size, voxel_size)
     report = {
         'input': str(path),
-        'method': 'network',
+        'verdict': solution.verdict,
+        'method': solution.method,
+        'num_atoms': problem.num_atoms,
         'positions': _rounded(positions),
         'positions_voxels': _rounded(solution.positions),
         'voxel_size': voxel_size,
         'enantiomorph': 'one of two: the inverse of these positions has the same Patterson map',
         'r_factor': float(solution.r_factor),
-        'r_factor_resolution': experiment.separate.resolution,
-        'patterson_correlation': float(solution.patterson_correlation),
-        'candidates_voxels': _rounded(solution.candidates),
-        'peak_heights': _rounded(solution.heights),
+        'r_free': float(solution.r_free),
+        'r_factor_resolution': solution.resolution,
+        'patterson_correlation': float(correlation),
+        'agreeing_starts': solution.agreeing,
+        'starts': solution.starts,
+        'next_r_factor': solution.rivals[0].r_factor if solution.rivals else None,
+        'alternatives_voxels': [_rounded(each) for each in solution.alternatives],
         'seed': experiment.seed,
-        'seconds': round(seconds, 3),
+        'seconds': round(solution.seconds, 3),
     }
-    name = path.stem
-    merit = f'R1 {report["r_factor"]:.3f}, Patterson correlation {report["patterson_correlation"]:.3f}'
-    write_map(output / f'{name}_density.ccp4', solution.density, voxel_size)
-    write_xyz(output / f'{name}.xyz', positions, experiment.files.element, f'{path.name}: {merit}')
-    title = f'{path.name}: predicted map and {problem.num_atoms} atoms\n{merit}'
-    draw_solution(output / f'{name}.png', solution.density, solution.positions, problem, title)
-    write_json(output / f'{name}.json', report)
-    print(f'{path}: {problem.num_atoms} atoms, {merit}; {output / name}.json, .xyz, .png, _density.ccp4')
+    if predicted is not None:
+        report['candidates_voxels'] = _rounded(solution.proposal.candidates)
+        report['peak_heights'] = _rounded(solution.proposal.heights)
+    merit = f'R1 {solution.r_factor:.3f}, R_free {solution.r_free:.3f}, Patterson correlation {correlation:.3f}'
+    title = f'{path.name}: {solution.verdict}, {problem.num_atoms} atoms by {solution.method.replace("_", " ")}'
+    edge, element = problem.grid_size * voxel_size, experiment.files.element
+    write_map(_beside(target, '_density.ccp4'), density, voxel_size)
+    write_xyz(_beside(target, '.xyz'), positions, element, f'{title}, {merit}')
+    write_pdb(_beside(target, '.pdb'), positions, edge, element, f'{title}, {merit}')
+    write_res(_beside(target, '.res'), positions, edge, element, f'{title}, {merit}')
+    radius = problem.atom_radius * voxel_size
+    write_chimerax(_beside(target, '.cxc'), DRAWN_LEVEL * float(np.max(density)), radius / 2)
+    both = predicted is not None and problem.target == 'both'
+    draw_solution(_beside(target, '.png'), density, solution.positions, problem, f'{title}\n{merit}', both)
+    write_json(_beside(target, '.json'), report)
+    others = f', {len(solution.alternatives)} alternatives' if solution.alternatives else ''
+    print(f'{title}{others}, {merit}; {target}{", ".join(ENDINGS)}')
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _explain(patterson, positions, problem):
+    """The density of atoms found, and the correlation of their Patterson map with the given one."""
+    density = render(positions, problem.grid_size, problem.atom_radius)
+    return density, patterson_correlation(absolute_scale(patterson, problem), positions, problem)
+
+
+def _beside(target, ending):
+    return target.with_name(f'{target.name}{ending}')
 
 
 def _rounded(values):
@@ -213,7 +262,7 @@ def _rounded(values):
 
 def _refuse_to_overwrite(output, name):
     """Results of an earlier solution may be replaced, nothing else; they have its JSON file beside them."""
-    for ending in ('.json', '.xyz', '.png', '_density.ccp4'):
+    for ending in ENDINGS:
         if (output / f'{name}{ending}').exists() and not _is_solution(output / f'{name}.json'):
             raise InputError(f'{output / name}{ending} exists and is no earlier result; name another --output')
 

@@ -1,8 +1,9 @@
 """The paper's figures from a run of ours, and a solved map.
 
-An example (figure 3), losses (7), maps (10), separation (11), positional accuracy (12).
+An example (figure 3), ambiguity (4), losses (7), maps (10), separation (11), positional accuracy (12).
 """
 
+import itertools
 from pathlib import Path
 
 import jax
@@ -11,10 +12,13 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import TwoSlopeNorm, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle, Polygon, Rectangle
 
 from patterson_jax.evaluation import MATCH_DISTANCE, Evaluated
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.examples import Example, network_input
+from patterson_jax.simulation.homometry import interatomic_vectors
+from patterson_jax.simulation.patterson import patterson_map
 from patterson_jax.simulation.problem import Problem
 
 ORIGINAL, INVERSE, CLASH, UNEXPLAINED = '#c8322f', '#2f5fc8', '#2f9e44', '#8a8a8a'
@@ -22,6 +26,16 @@ COMPARED = ('#c8322f', '#e08a1e', '#2f5fc8', '#2f9e44', '#7b3fa0', '#1a9c9c')
 LEAST_SHOWN = 0.1  # voxels with less density are left empty, as in the paper's Figure 10
 LEAST_MISFIT = 1e-12  # none is drawn lower, for the logarithm's sake
 DOTS_PER_INCH = 150
+
+STAGES = {  # of an evaluation: colour, histogram and name
+    'separated': (INVERSE, 'stepfilled', 'network, at the best translation'),
+    'separated_in_place': (ORIGINAL, 'step', 'as the network placed them'),
+    'refined': (CLASH, 'step', 'network, refined'),
+    'least_squares': ('#e08a1e', 'step', 'least squares'),
+    'phase_retrieval': ('#7b3fa0', 'step', 'phase retrieval'),
+    'minimum_function': ('#1a9c9c', 'step', 'minimum function'),
+    'auto': ('black', 'step', 'all methods in turn'),
+}
 
 _render = jax.jit(render, static_argnums=(1, 2))
 
@@ -166,24 +180,24 @@ def draw_separation(path: Path, misfits: np.ndarray) -> None:
 def draw_errors(path: Path, report: dict) -> None:
     """Figure 12: histogram of the distance between found and true atoms, over mutually nearest pairs.
 
-    Filled, at the best translation; outlined, where the network put them, as in the paper. `report` is the content of
-    `evaluation.json`.
+    Of the network's map at the best translation, filled, and where the network put them, as in the paper, outlined;
+    and of each method that was asked for. `report` is the content of `evaluation.json`.
     """
     figure = Figure(figsize=(6.5, 4.2), layout='constrained')
     axes = figure.subplots()
-    width = report['separated']['histogram']['bin_width']
-    bins = width * np.arange(len(report['separated']['histogram']['counts']) + 1)
-    styles = {
-        'separated': (INVERSE, 'stepfilled', 'at the best translation'),
-        'separated_in_place': (ORIGINAL, 'step', 'as the network placed them'),
-    }
-    for stage, (colour, kind, label) in styles.items():
+    histogram = next(report[stage]['histogram'] for stage in STAGES if stage in report)
+    width = histogram['bin_width']
+    bins = width * np.arange(len(histogram['counts']) + 1)
+    for stage, (colour, kind, label) in STAGES.items():
+        if stage not in report:
+            continue
         scores = report[stage]
         label = (
             f'{label}: {scores["matched"]} of {report["atoms"]} paired,\n'
-            f'mean {scores["mean_error"]:.3f} voxel, {scores["recall"]:.1%} of all within {MATCH_DISTANCE:g}'
+            f'mean {scores["mean_error"]:.3g} voxel, {scores["recall"]:.1%} of all within {MATCH_DISTANCE:g}'
         )
-        axes.hist(bins[:-1], bins, weights=scores['histogram']['counts'], histtype=kind, color=colour, label=label)
+        counts = scores['histogram']['counts']
+        axes.hist(bins[:-1], bins, weights=counts, histtype=kind, color=colour, label=label, linewidth=1.5)
     axes.axvline(MATCH_DISTANCE, color=UNEXPLAINED, linestyle='--', linewidth=1)
     ticks = np.arange(0, bins[-1], 0.5)[:-1]
     axes.set_xticks([*ticks, bins[-1] - width / 2], [*(f'{value:g}' for value in ticks), f'≥ {bins[-2]:g}'])
@@ -193,14 +207,175 @@ def draw_errors(path: Path, report: dict) -> None:
     _save(figure, path)
 
 
-def draw_solution(path: Path, density: np.ndarray, positions: np.ndarray, problem: Problem, title: str) -> None:
-    """The predicted map of one solved Patterson map, coloured by the atoms found, as in `draw_maps`."""
+def draw_frontier(path: Path, cells: list[dict]) -> None:
+    """Where each method stops: recall by colour, over resolution and number of atoms; a row a method, a column a noise.
+
+    Args:
+        path: of the picture.
+        cells: as `benchmarks/solvers.py` makes them: method, atoms, resolution, noise, cases, recall, solved,
+            seconds_per_case.
+    """
+    methods, noises, atoms = (
+        list(dict.fromkeys(cell[name] for cell in cells)) for name in ('method', 'noise', 'atoms')
+    )
+    noises, atoms = sorted(noises), sorted(atoms)
+    resolutions = sorted({cell['resolution'] for cell in cells}, key=lambda each: -(each or np.inf))
+    size = (1.2 + 1.05 * len(resolutions) * len(noises), 0.8 + (0.9 + 0.6 * len(atoms)) * len(methods))
+    figure = Figure(figsize=size, layout='constrained')
+    panels = figure.subplots(len(methods), len(noises), squeeze=False)
+    for row, column in np.ndindex(panels.shape):
+        axes, method, noise = panels[row, column], methods[row], noises[column]
+        recall = np.full((len(atoms), len(resolutions)), np.nan)
+        for cell in cells:
+            if (cell['method'], cell['noise']) == (method, noise):
+                y, x = atoms.index(cell['atoms']), resolutions.index(cell['resolution'])
+                recall[y, x] = cell['recall']
+                text = f'{cell["solved"]} / {cell["cases"]}\n{cell["seconds_per_case"]:.2f} s'
+                colour = 'black' if recall[y, x] > 0.6 else 'white'
+                axes.text(x, y, text, ha='center', va='center', fontsize=8, color=colour)
+        image = axes.imshow(recall, vmin=0, vmax=1, cmap='viridis', aspect='auto', origin='lower')
+        axes.set_xticks(range(len(resolutions)), [f'|h| ≤ {each:g}' if each else 'all' for each in resolutions])
+        axes.set_yticks(range(len(atoms)), atoms)
+        axes.tick_params(length=0, labelsize=8)
+        axes.set_title(f'{method.replace("_", " ")}, noise {noise:.0%}', fontsize=9)
+        if column == 0:
+            axes.set_ylabel('atoms')
+    figure.colorbar(image, ax=panels, label='atoms found within 1 voxel', shrink=0.6)
+    figure.suptitle('cases with every atom found, and seconds a case', fontsize=10)
+    _save(figure, path)
+
+
+def draw_solution(
+    path: Path, density: np.ndarray, positions: np.ndarray, problem: Problem, title: str, both: bool
+) -> None:
+    """The density map of one solved Patterson map, coloured by the atoms found, as in `draw_maps`.
+
+    `both` tells that the map shows their inverses too.
+    """
     figure = Figure(figsize=(5.5, 5.5), layout='constrained')
     axes = figure.add_subplot(projection='3d')
-    _draw_voxels(axes, density, positions, problem, _occupied_box(density[None]))
+    _draw_voxels(axes, density, positions, problem, _occupied_box(density[None]), (1, -1) if both else (1,))
     axes.set_title(title, fontsize=9)
-    _legend(figure)
+    if both:
+        _legend(figure)
     _save(figure, path)
+
+
+def draw_ambiguity(
+    path: Path,
+    true_pair: tuple[np.ndarray, np.ndarray],
+    periodic_pair: tuple[np.ndarray, np.ndarray],
+    problem: Problem,
+    cell_edge: int,
+) -> None:
+    """Figure 4, and what it leaves out: different atoms with the same Patterson map, in any cell or in a small one.
+
+    Three rows, each of two sets of atoms and their maps, all seen along z: a pair that is homometric in any cell, a
+    pair that is so in a small cell, and the latter in a cell twice as large, where the maps differ.
+
+    Args:
+        path: of the picture.
+        true_pair: U + V and U − V, `(num_u · 3, 3)`, voxels from the centre, V three points, in the order of
+            `simulation.homometry.homometric_pair`.
+        periodic_pair: two arrays `(num_atoms, 3)` that are homometric in the small cell.
+        problem: gives the grid of the first row and the radius of all atoms.
+        cell_edge: of the small cell, voxels.
+    """
+    figure = Figure(figsize=(13, 11.4), layout='constrained')
+    copies = ('U + V: U (red) at the corners of V (blue)', 'U − V: U at those of −V; the numbers are z')
+    sets = ('set 1', 'set 2: no translation or inverse of set 1')
+    rows = [
+        ('True ambiguity, which no empty space removes.', copies, true_pair, problem.grid_size),
+        ('Ambiguity of a small cell: the arrows differ by one of its edges.', sets, periodic_pair, cell_edge),
+        ('The same atoms in a cell twice as large.', ('set 1', 'set 2'), periodic_pair, 2 * cell_edge),
+    ]
+    panels = []
+    for row, (title, names, pair, grid_size) in zip(figure.subfigures(3, 1), rows, strict=True):
+        true = pair is true_pair
+        reach, farthest = (_reach(each) if true else cell_edge for each in (pair, interatomic_vectors(pair[0])))
+        maps = [_patterson(positions, grid_size, problem) for positions in pair]
+        difference = np.max(np.abs(maps[0] - maps[1])) / maps[0][0, 0, 0] * len(pair[0])
+        row.suptitle(f'{title} Largest difference of the Patterson maps: {difference:.1g} of one vector’s peak.')
+        axes = row.subplots(1, 4)
+        for column, (name, positions) in enumerate(zip(names, pair, strict=True)):
+            _draw_projection(axes[column], positions, grid_size, reach, problem)
+            axes[column].set_title(name, fontsize=9)
+            image = _draw_vectors(axes[column + 2], maps[column], len(positions), farthest)
+            axes[column + 2].set_title(f'Patterson map of {name.split(":")[0]}', fontsize=9)
+        row.colorbar(image, ax=axes[3], shrink=0.85, label='maximum along w, peaks of one vector', extend='max')
+        panels.append(axes)
+    for axes, positions in zip(panels[0], true_pair, strict=False):
+        _draw_triangles(axes, positions)
+    _mark_own_vectors(panels[1:], periodic_pair)
+    _save(figure, path)
+
+
+def _reach(points):
+    """A whole number of voxels, with some space beyond the outermost of the points."""
+    return int(np.ceil(np.max(np.abs(points)))) + 2
+
+
+def _patterson(positions, grid_size, problem):
+    return np.asarray(patterson_map(_render(positions.astype(np.float32), grid_size, problem.atom_radius)))
+
+
+def _draw_projection(axes, positions, grid_size, reach, problem):
+    """Atoms as circles with their heights, the cell and, if they are in reach, the atoms of the cells around it."""
+    for x, y in itertools.product((-1, 0, 1), repeat=2):
+        for position in positions + grid_size * np.array([x, y, 0]):
+            strength = 1 if (x, y) == (0, 0) else 0.3
+            circle = Circle(position[:2], problem.atom_radius, facecolor='#303030', alpha=strength, linewidth=0)
+            axes.add_patch(circle)
+            if strength == 1 and np.any(positions[:, 2]):
+                height = f'{position[2]:.0f}'.replace('-', '−')
+                axes.text(*position[:2], height, color='white', fontsize=8, ha='center', va='center')
+    _draw_cell(axes, grid_size)
+    _set_frame(axes, reach, 'xy')
+
+
+def _draw_vectors(axes, patterson, num_atoms, reach):
+    """The maximum along w of a Patterson map, origin at voxel 0, as far as `reach` and repeated if need be."""
+    shown = np.arange(-reach, reach + 1) % len(patterson)
+    vector_peak = patterson[0, 0, 0] / num_atoms  # the origin peak is the sum of the atoms' own
+    highest = np.max(patterson, axis=2)[np.ix_(shown, shown)] / vector_peak
+    extent = (-reach - 0.5, reach + 0.5) * 2
+    image = axes.imshow(highest.T, cmap='Greys', vmin=0, vmax=2, origin='lower', extent=extent)
+    _draw_cell(axes, len(patterson))
+    _set_frame(axes, reach, 'uv')
+    return image
+
+
+def _draw_cell(axes, edge):
+    axes.add_patch(Rectangle((-edge / 2, -edge / 2), edge, edge, fill=False, linestyle='--', edgecolor=UNEXPLAINED))
+
+
+def _set_frame(axes, reach, names):
+    axes.set(xlim=(-reach - 0.5, reach + 0.5), ylim=(-reach - 0.5, reach + 0.5), aspect='equal')
+    axes.set_xlabel(f'{names[0]}, voxels', fontsize=8, labelpad=1)
+    axes.set_ylabel(f'{names[1]}, voxels', fontsize=8, labelpad=-4)
+    axes.tick_params(labelsize=7)
+
+
+def _draw_triangles(axes, positions, num_copies=3):
+    """The copies of U, one at each point of V or −V, and the triangle of the latter through their centres."""
+    copies = np.reshape(positions, (-1, num_copies, 3))[..., :2]
+    for copy in np.moveaxis(copies, 1, 0):
+        axes.add_patch(Polygon(copy, facecolor=ORIGINAL, edgecolor=ORIGINAL, alpha=0.35, zorder=0))
+    axes.add_patch(Polygon(np.mean(copies, axis=0), fill=False, edgecolor=INVERSE, linewidth=1.5, zorder=0))
+
+
+def _mark_own_vectors(panels, pair):
+    """Arrows between the atoms whose vector only one of two sets has, and rings where it ends in the maps."""
+    for number, colour in enumerate((ORIGINAL, INVERSE)):
+        positions, others = pair[number], interatomic_vectors(pair[1 - number])
+        vectors = interatomic_vectors(positions)
+        own = vectors[np.all(np.max(np.abs(vectors[:, None] - others[None]), axis=-1) > 0.1, axis=1)]
+        starts = [each for each in positions if np.any(np.all(np.abs(each + own[0] - positions) < 0.1, axis=1))]
+        for small, axes in zip((True, False), panels, strict=True):
+            arrow = {'arrowstyle': '-|>', 'color': colour, 'linewidth': 1.8, 'shrinkA': 0, 'shrinkB': 0}
+            axes[number].annotate('', (starts[0] + own[0])[:2], starts[0][:2], arrowprops=arrow, zorder=4)
+            for each in axes[2:] if small else axes[[2 + number]]:
+                each.plot(*own[:, :2].T, 'o', markersize=14, fillstyle='none', color=colour, markeredgewidth=1.6)
 
 
 def _draw_voxels(axes, density, positions, problem, box, signs=(1, -1)):

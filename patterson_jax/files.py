@@ -1,4 +1,4 @@
-"""Maps and atoms in files: CCP4/MRC through gemmi, and .xyz. The one place that knows Å.
+"""Maps and atoms in files: CCP4/MRC and PDB through gemmi, .xyz, SHELX .res, ChimeraX. The one place that knows Å.
 
 A CCP4 map holds values at grid points, the first one at the cell's origin; a voxel of ours has its centre half a voxel
 further. Atoms are written at (r + grid/2 − 1/2) · voxel_size, so that in any viewer they lie on the density.
@@ -7,6 +7,7 @@ further. Atoms are written at (r + grid/2 − 1/2) · voxel_size, so that in any
 import dataclasses
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,11 @@ from patterson_jax.errors import InputError, require
 BYTES_OF_MODE = {0: 1, 1: 2, 2: 4, 6: 2}
 HEADER_BYTES = 1024
 MOST_SYMMETRY_OPERATORS = 192
+MEMORY_OF_SOLVING = 1000  # bytes for each byte of a map
+PDB_RANGE = (-999.999, 9999.999)  # what fits the eight columns of a coordinate, Å
+SHELX_RANGE = (-5, 5)  # cells; SHELXL takes a value beyond as the number of a free variable
+ATOMS_NAMED = 99  # in a residue, for four columns hold a chemical symbol and two digits
+MO_K_ALPHA = 0.71073  # Å
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +68,18 @@ def write_map(path: Path, values: np.ndarray, voxel_size: float) -> None:
             raise OSError(f'{path}: could not be written whole; is the disk full?')
 
     _write_whole(path, write)
+
+
+def require_memory(path: Path) -> None:
+    """Raises InputError if a map is so large that this machine cannot hold what solving it takes."""
+    if not path.is_file():
+        return  # which reading it tells
+    needed, memory = MEMORY_OF_SOLVING * path.stat().st_size, os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    if needed > memory:
+        raise InputError(
+            f'{path}: {path.stat().st_size / 1e9:.1f} GB; to solve it takes about {needed / 1e9:.0f} GB of memory, and '
+            f'this machine has {memory / 1e9:.0f}; sample the map more coarsely'
+        )
 
 
 def read_map(path: Path) -> Map:
@@ -162,6 +180,145 @@ def write_xyz(path: Path, positions: np.ndarray, element: str, comment: str) -> 
     atoms = (f'{element:<2} {x:12.6f} {y:12.6f} {z:12.6f}' for x, y, z in np.asarray(positions))
     text = '\n'.join([str(len(positions)), ' '.join(comment.split()), *atoms]) + '\n'
     _write_whole(path, lambda part: part.write_text(text, encoding='utf-8'))
+
+
+def write_pdb(path: Path, positions: np.ndarray, cell_edge: float, element: str, comment: str) -> None:
+    """Writes positions as a PDB file: HETATM records of unknown ligands, UNL, in a cubic cell, P 1.
+
+    Viewers have no radius for an atom of unknown kind, 'X': it is written as carbon, and a REMARK says so.
+
+    Args:
+        path: of the file.
+        positions: `(num_atoms, 3)` in Å in the frame of the written map (`file_positions`); they may lie outside the
+            cell.
+        cell_edge: of the written map, Å.
+        element: chemical symbol, or 'X'.
+        comment: for the TITLE record, which has no letters but ASCII capitals.
+
+    Raises:
+        InputError: a coordinate that the format's columns do not hold.
+    """
+    _require_within(path, positions, PDB_RANGE, 'Å')
+    structure = gemmi.Structure()
+    structure.cell, structure.spacegroup_hm = gemmi.UnitCell(*[cell_edge] * 3, 90, 90, 90), 'P 1'
+    structure.info['_struct.title'] = _ascii_line(comment)
+    symbol, remark = _drawn_element(element)
+    if remark:
+        structure.raw_remarks = [f'REMARK  99 {remark.upper():69}']
+    chain = gemmi.Chain('A')
+    for residue_number, names in enumerate(_atom_names(symbol, len(positions)), start=1):
+        residue = gemmi.Residue()
+        residue.name, residue.seqid, residue.het_flag = 'UNL', gemmi.SeqId(residue_number, ' '), 'H'
+        for name, position in names:
+            atom = gemmi.Atom()
+            atom.name, atom.element, atom.pos = (
+                name.upper(),
+                gemmi.Element(symbol),
+                gemmi.Position(*positions[position]),
+            )
+            residue.add_atom(atom)
+        chain.add_residue(residue)
+    model = gemmi.Model(1)
+    model.add_chain(chain)
+    structure.add_model(model)
+    text = structure.make_pdb_string()
+    _write_whole(path, lambda part: part.write_text(text, encoding='ascii'))
+
+
+def write_res(path: Path, positions: np.ndarray, cell_edge: float, element: str, comment: str) -> None:
+    """Writes positions as a SHELX .res file: fractional coordinates in a cubic cell, P1, non-centrosymmetric.
+
+    SHELX has no scattering factors for an atom of unknown kind, 'X': it is written as carbon, and a REM says so. The
+    wavelength is that of Mo Kα; no data of ours depend on it. More than 99 atoms are divided into residues, for SHELX
+    takes names of at most four characters.
+
+    Args:
+        path: of the file.
+        positions: `(num_atoms, 3)` in Å in the frame of the written map (`file_positions`).
+        cell_edge: of the written map, Å.
+        element: chemical symbol, or 'X'.
+        comment: for TITL, cut so that the line has the 80 characters that SHELX reads.
+
+    Raises:
+        InputError: an atom five cells or more from the origin, which SHELX takes for the number of a free variable.
+    """
+    fractions = np.asarray(positions, np.float64) / cell_edge
+    _require_within(path, fractions, SHELX_RANGE, 'cells')
+    symbol, remark = _drawn_element(element)
+    lines = [
+        f'TITL {_ascii_line(comment)[:75]}',
+        f'CELL {MO_K_ALPHA} {cell_edge:.5f} {cell_edge:.5f} {cell_edge:.5f} 90 90 90',
+        'ZERR 1 0 0 0 0 0 0',
+        'LATT -1',
+        f'SFAC {symbol}',
+        f'UNIT {len(fractions)}',
+        *([f'REM {remark}'] if remark else []),
+        'FVAR 1.0',
+    ]
+    for residue_number, names in enumerate(_atom_names(symbol, len(fractions))):
+        lines += [f'RESI {residue_number}'] if residue_number else []
+        for name, position in names:
+            x, y, z = fractions[position]
+            lines.append(f'{name:<4} 1 {x:11.6f} {y:11.6f} {z:11.6f} 11.00000 0.05000')
+    text = '\n'.join([*lines, 'HKLF 4', 'END']) + '\n'
+    _write_whole(path, lambda part: part.write_text(text, encoding='ascii'))
+
+
+def write_chimerax(path: Path, level: float, sphere_radius: float) -> None:
+    """Writes NAME.cxc, with which UCSF ChimeraX shows NAME.pdb and NAME_density.ccp4 of the same directory.
+
+    Args:
+        path: of the file; its name gives NAME.
+        level: of the map's transparent surface.
+        sphere_radius: of the spheres that stand for atoms, Å.
+    """
+    lines = [
+        '# Atoms as spheres in the transparent surface of their map. In an empty session they become models #1 and #2.',
+        f'open {_chimerax_name(f"{path.stem}.pdb")}',
+        f'open {_chimerax_name(f"{path.stem}_density.ccp4")}',
+        'show #1 atoms',
+        'style #1 sphere',
+        f'size #1 atomRadius {sphere_radius:g}',
+        'color #1 firebrick',
+        f'volume #2 style surface step 1 level {level:g} color cornflowerblue showOutlineBox true',
+        'transparency #2 60',
+        'view',
+    ]
+    text = '\n'.join(lines) + '\n'
+    _write_whole(path, lambda part: part.write_text(text, encoding='utf-8'))
+
+
+def _chimerax_name(name):
+    """A file's name for ChimeraX's `open`, which has quotes but no escapes, and reads what they held a second time.
+
+    Characters that do not survive that become the wildcard for one character.
+    """
+    return '"' + re.sub(r'[":;$*\[\x00-\x1f\x7f\ud800-\udfff]|^~', '?', name) + '"'
+
+
+def _drawn_element(element):
+    """The chemical symbol that stands for an element in files that must have one, and a remark if it is not its own."""
+    if element == 'X':
+        return 'C', 'The kind of the atoms is not known; they are written as carbon.'
+    return gemmi.Element(element).name, ''
+
+
+def _atom_names(symbol, num_atoms):
+    """For each residue its atoms, as pairs of a name of at most four characters and the number of its position."""
+    for first in range(0, num_atoms, ATOMS_NAMED):
+        numbers = range(first, min(first + ATOMS_NAMED, num_atoms))
+        yield [(f'{symbol}{number - first + 1}', number) for number in numbers]
+
+
+def _ascii_line(text):
+    return ' '.join(text.split()).encode('ascii', 'replace').decode()
+
+
+def _require_within(path, values, allowed, unit):
+    low, high = allowed
+    bad = np.asarray(values)[~((np.asarray(values) > low) & (np.asarray(values) < high))]
+    if bad.size:
+        raise InputError(f'{path}: a coordinate is {bad[0]:g} {unit}; the format holds those from {low} to {high}')
 
 
 def write_json(path: Path, content: dict) -> None:

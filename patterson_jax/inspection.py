@@ -15,7 +15,7 @@ import numpy as np
 from patterson_jax.learning.network import Convolution
 from patterson_jax.simulation.examples import Example
 from patterson_jax.simulation.problem import Problem
-from patterson_jax.solving.solver import origin_distances
+from patterson_jax.solving.interpretation import origin_distances
 
 THICKNESS = 2  # voxels across the rods that receptive fields are measured on: what the pool needs
 MARGIN = 8  # voxels of a rod left over: those at its ends see less

@@ -10,18 +10,19 @@ from ml_collections import ConfigDict
 
 from patterson_jax.config import Experiment, check_devices, differences
 from patterson_jax.errors import InputError, Unfinished, require
-from patterson_jax.evaluation import evaluate
+from patterson_jax.evaluation import describe_scores, evaluate
 from patterson_jax.figures import draw_errors, draw_losses, draw_maps, draw_separation
 from patterson_jax.files import make_directory, write_json
 from patterson_jax.learning.checkpoints import Checkpoints, find_checkpoints, has_checkpoint
 from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.learning.parallel import is_first_process, on_any_process, wait_for_all
 from patterson_jax.learning.training import Start, init_state, train
+from patterson_jax.solving.solver import Network
 
 RECORD = 'config.json'
 TRAINING_SECTIONS = ('seed', 'problem', 'model', 'train')
 MAY_CHANGE = ('train.max_minutes',)  # when a run is started again
-EVALUATION_SECTIONS = ('seed', 'problem', 'separate', 'evaluate')
+EVALUATION_SECTIONS = ('seed', 'problem', 'separate', 'solve', 'evaluate')
 WEIGHT_FIELDS = ('grid_size', 'atom_radius', 'input_scale', 'origin')
 COMPUTING_FIELDS = ('convolution', 'precision')  # of the network: how it computes, not what
 
@@ -91,9 +92,9 @@ def _start_of_run(experiment, config, workdir):
 def evaluate_experiment(
     experiment: Experiment, config: ConfigDict, workdir: Path, checkpoint: Path | None = None
 ) -> None:
-    """Scores a run's best weights on unseen cases; writes `evaluation.json` and figures in the workdir."""
+    """Scores a run's best weights, or methods that need none, on unseen cases; writes `evaluation.json` and figures."""
     require(experiment.evaluate.num_cases >= 1, 'evaluate.num_cases', 0, '1 or more to evaluate')
-    weights = load_weights(experiment, config, checkpoint or workdir)
+    weights = load_weights(experiment, config, checkpoint or workdir) if experiment.evaluate.need_network else None
     make_directory(workdir, '--workdir')
     stopped = None
     if is_first_process():
@@ -106,27 +107,21 @@ def evaluate_experiment(
 
 
 def _score(weights, experiment, config, workdir):
+    network = weights and Network(experiment.model.apply, weights.params)
     report, shown = evaluate(
-        experiment.model, weights.params, experiment.problem, experiment.separate, experiment.evaluate, experiment.seed
+        experiment.problem, experiment.separate, experiment.solve, experiment.evaluate, experiment.seed, network
     )
-    report |= {
-        'weights': {'step': weights.step, 'trained_on': weights.config['problem']},
-        'settings': evaluation_settings(config),
-    }
-    figures, scores = workdir / 'figures', report['separated']
-    draw_maps(figures / 'maps.png', shown, experiment.problem)
-    draw_separation(figures / 'separation.png', shown.solutions.misfit)
+    report['settings'] = evaluation_settings(config)
+    figures = workdir / 'figures'
+    if weights:
+        report['weights'] = {'step': weights.step, 'trained_on': weights.config['problem']}
+        draw_maps(figures / 'maps.png', shown, experiment.problem)
+        draw_separation(figures / 'separation.png', shown.solutions.misfit)
+        for difference in differences(weights.config, config, ('problem',)):
+            print(f'note: in the training of these weights {difference}')
     draw_errors(figures / 'errors.png', report)
     write_json(workdir / 'evaluation.json', report)  # last: where it is, all is
-    for difference in differences(weights.config, config, ('problem',)):
-        print(f'note: in the training of these weights {difference}')
-    print(
-        f'{report["cases"]} unseen cases: {scores["recall"]:.1%} of {report["atoms"]} atoms within 1 voxel, '
-        f'{scores["solved"]} cases with every atom; mean error {scores["mean_error"]:.3f} voxel; '
-        f'map correlation {report["map"]["correlation"]:.3f}; '
-        f'atoms at random would score {report["random"]["recall"]:.1%}\n'
-        f'{workdir / "evaluation.json"}, {figures}'
-    )
+    print(f'{describe_scores(report)}\n{workdir / "evaluation.json"}, {figures}')
 
 
 def evaluation_settings(config: dict) -> dict:

@@ -376,9 +376,13 @@ def test_what_is_not_finished_or_out_of_date_is_done_again(copy, work):
     assert done() == [('train', 'short')]
 
 
-def test_other_ways_to_evaluate_evaluate_again(copy, work):
+@pytest.mark.parametrize(
+    ('section', 'field', 'value'),
+    [('evaluate', 'batch_size', 2), ('evaluate', 'methods', 'network'), ('solve', 'max_attempts', 2)],
+)
+def test_other_ways_to_evaluate_evaluate_again(copy, work, section, field, value):
     config = small_comparison()
-    config.evaluate.batch_size = 2
+    config[section][field] = value
     experiment.run('train', config, copy)
     assert work == [('train', 'first'), ('train', 'short'), ('evaluate', 'fewer')]
 

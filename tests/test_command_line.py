@@ -3,6 +3,7 @@
 Most commands run in this process, for speed, and a few in one of their own, where stderr is all that a person sees.
 """
 
+import functools
 import json
 import os
 import re
@@ -12,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import gemmi
+import jax
 import numpy as np
 import pytest
 from absl.testing import flagsaver
@@ -19,9 +22,11 @@ from absl.testing import flagsaver
 import run_experiment
 from configs import quick
 from patterson_jax.config import validate
-from patterson_jax.files import read_map, write_map, write_xyz
+from patterson_jax.files import read_map, read_xyz, voxel_positions, write_map, write_xyz
 from patterson_jax.learning.checkpoints import Checkpoints
 from patterson_jax.learning.training import init_state
+from patterson_jax.simulation.density import render
+from patterson_jax.simulation.patterson import measured_frequencies, patterson_map
 
 # config_flags loads a config by an old way of importlib's.
 pytestmark = pytest.mark.filterwarnings('ignore:.*load_module:DeprecationWarning')
@@ -31,14 +36,25 @@ QUICK, CLUSTER, ABLATIONS = (
     f'--config={REPOSITORY / "configs" / name}.py' for name in ('quick', 'cluster', 'quick_ablations')
 )
 # Solving with weights that were never trained, by as little work as there can be.
-TINY = (
+TINY_NETWORK = (
     '--config.model.features=2',
     '--config.model.inner_kernel_size=3',
     '--config.model.inner_depth=1',
+)
+TINY = (
+    *TINY_NETWORK,
     '--config.separate.num_swaps=5',
     '--config.separate.num_chains=1',
+    '--config.solve.method=network',
+    '--config.solve.max_attempts=1',
 )
+# Solving without weights; in a box so small that vectors leave some of the map empty. Compiled once for all tests.
+SMALL_BOX = '--config.problem.box_edge=4.5'
+LEAST_SQUARES = (QUICK, SMALL_BOX, '--config.solve.method=least_squares', '--config.solve.max_attempts=1')
+AUTO = (QUICK, SMALL_BOX, '--config.solve.max_attempts=1')
 TRIANGLE = np.array([[0.0, 0, 0], [1.5, 0, 0], [0, 1.5, 0.4]])
+CUT = '--config.problem.resolution=4'
+ENDINGS = ('.json', '.xyz', '.pdb', '.res', '.cxc', '.png', '_density.ccp4')
 
 
 class Result(NamedTuple):
@@ -97,19 +113,29 @@ def process(tmp_path):
     return run
 
 
-@pytest.fixture(scope='module')
-def workdir(tmp_path_factory):
-    """A run's directory with a checkpoint of weights as they are before training, for the config QUICK and TINY."""
+def save_untrained(directory, grid_size=16):
+    """Makes a run's directory with a checkpoint of weights as they are before training, for QUICK and TINY_NETWORK."""
     config = quick.get_config()
-    for override in TINY:
+    config.problem.grid_size = grid_size
+    for override in TINY_NETWORK:
         field, value = override.removeprefix('--config.').split('=')
         config.update_from_flattened_dict({field: int(value)})
     experiment = validate(config)
     state = init_state(experiment.model, experiment.problem, experiment.train, experiment.seed)
-    directory = tmp_path_factory.mktemp('run')
     with Checkpoints(directory / 'checkpoints') as checkpoints:
         checkpoints.save(1, state.params, state.optimizer, config.to_dict(), {'step': 1, 'seconds': 0.0}, 1.0)
     return directory
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+    return save_untrained(tmp_path_factory.mktemp('run'))
+
+
+@functools.cache
+def patterson_of_triangle(grid_size=16):
+    positions = voxel_positions(TRIANGLE, 0.5).astype(np.float32)
+    return np.asarray(jax.jit(lambda: patterson_map(render(positions, grid_size, 1.0)))())
 
 
 def files_in(directory):
@@ -137,6 +163,30 @@ MISTAKES = {
     'word for a number': ([QUICK, '--config.train.num_steps=many'], 'config.train.num_steps', "'many'"),
     'number for a section': ([QUICK, '--config.train=3'], 'config.train', "'3'"),
     'not a boolean': ([QUICK, '--config.problem.centred=maybe'], 'config.problem.centred', 'maybe'),
+    'word for a resolution': ([QUICK, '--config.problem.resolution=high'], 'config.problem.resolution', "'high'"),
+    'word for the resolution of a file': (
+        [QUICK, '--config.solve.resolution=high'],
+        'config.solve.resolution',
+        "'high'",
+    ),
+    'no such resolution': (
+        [QUICK, '--config.problem.resolution=0.5'],
+        'problem.resolution is 0.5; it must be a number',
+    ),
+    'no such noise': ([QUICK, '--config.problem.noise=1.5'], 'problem.noise is 1.5; it must be from 0 to 1'),
+    'no such method': (
+        [QUICK, '--config.solve.method=neural'],
+        "solve.method is 'neural'; it must be one of network, least_squares, phase_retrieval, minimum_function, auto",
+    ),
+    'no such method to evaluate': (
+        [QUICK, '--config.evaluate.methods=network,neural'],
+        "evaluate.methods is 'network,neural'",
+        'least_squares',
+    ),
+    'no atoms': (
+        [QUICK, '--mode=solve', '--input=map.ccp4', '--output=new', '--config.problem.num_atoms=0'],
+        'problem.num_atoms is 0; it must be 1 or more',
+    ),
     'out of range': ([QUICK, '--config.train.batch_size=0'], 'train.batch_size is 0; it must be 1 or more'),
     'not a number': ([QUICK, '--config.train.learning_rate=nan'], 'train.learning_rate is nan', 'positive number'),
     'unknown mode': ([QUICK, '--mode=slove'], "--mode is 'slove'", 'train, evaluate, simulate, solve'),
@@ -157,8 +207,12 @@ MISTAKES = {
     'solve nothing': ([QUICK, '--mode=solve', '--output=new'], '--input is missing'),
     'solve to nowhere': ([QUICK, '--mode=solve', '--input=map.ccp4'], '--output is missing'),
     'solve without weights': (
-        [QUICK, '--mode=solve', '--input=map.ccp4', '--output=new', '--workdir=none'],
+        [QUICK, '--mode=solve', '--input=map.ccp4', '--output=new', '--workdir=none', '--config.solve.method=network'],
         'none: no checkpoint there',
+    ),
+    'solve with weights that are not there': (
+        [QUICK, '--mode=solve', '--input=map.ccp4', '--output=new', '--checkpoint=numbers'],
+        'numbers: no checkpoint there',
     ),
     'simulate nothing': ([QUICK, '--mode=simulate', '--output=new'], '--input is missing'),
     'simulate to nowhere': ([QUICK, '--mode=simulate', '--input=map.ccp4'], '--output is missing'),
@@ -336,7 +390,7 @@ def test_solve_solves_what_it_can_and_names_what_it_cannot(command, workdir, tmp
     assert command(QUICK, '--mode=simulate', '--input=good.xyz', '--output=maps').status == 0
     good = read_map(tmp_path / 'maps' / 'good_patterson.ccp4').values
     write_map(tmp_path / 'centred.ccp4', np.fft.fftshift(good), 0.5)
-    write_map(tmp_path / 'small.ccp4', good[:8, :8, :8], 0.5)
+    write_map(tmp_path / 'small.ccp4', patterson_of_triangle(12), 0.5)
     bad = {
         'none.ccp4': 'no such file',
         'centred.ccp4': 'shift it by half a cell',
@@ -350,7 +404,193 @@ def test_solve_solves_what_it_can_and_names_what_it_cannot(command, workdir, tmp
         assert line.startswith(f'{name}: ')
         assert reason in line
     names = {path.name for path in (tmp_path / 'solved').iterdir()}
-    assert names == {f'good_patterson{end}' for end in ('.json', '.xyz', '.png', '_density.ccp4')}
+    assert names == {f'good_patterson{end}' for end in ENDINGS}
+    report = json.loads((tmp_path / 'solved' / 'good_patterson.json').read_text())
+    assert report['method'] == 'network'
+    assert np.shape(report['candidates_voxels']) == (16, 3) and np.shape(report['peak_heights']) == (8,)
+
+
+def distances(positions):
+    first, second = np.triu_indices(len(positions), 1)
+    return np.sort(np.linalg.norm(positions[first] - positions[second], axis=1))
+
+
+def assert_solved(directory, name, method='least_squares'):
+    """All files are there, and agree on the molecule that was simulated."""
+    assert {path.name for path in directory.iterdir() if path.name.startswith(name)} == {f'{name}{e}' for e in ENDINGS}
+    report = json.loads((directory / f'{name}.json').read_text())
+    assert (report['verdict'], report['method'], report['num_atoms']) == ('solved', method, 3)
+    found = read_xyz(directory / f'{name}.xyz')
+    np.testing.assert_allclose(distances(found), distances(TRIANGLE), atol=0.005)  # Å; a hundredth of a voxel
+    np.testing.assert_allclose(report['positions'], found, atol=1e-3)
+    return report, found
+
+
+def test_a_map_is_solved_without_any_weights_and_every_file_has_the_molecule(command, tmp_path):
+    write_molecule(tmp_path / 'good.xyz')
+    assert command(*LEAST_SQUARES, '--mode=simulate', '--input=good.xyz', '--output=maps').status == 0
+    result = command(*LEAST_SQUARES, '--mode=solve', '--input=maps/good_patterson.ccp4', '--output=solved')
+    assert (result.status, result.errors) == (0, '')
+    (line,) = result.output.splitlines()
+    assert line.startswith('good_patterson.ccp4: solved, 3 atoms by least squares')
+    assert {path.name for path in (tmp_path / 'solved').iterdir()} == {f'good_patterson{e}' for e in ENDINGS}
+    report, found = assert_solved(tmp_path / 'solved', 'good_patterson')
+    assert max(report['r_factor'], report['r_free']) < 0.01
+    assert report['input'] == 'maps/good_patterson.ccp4' and 'candidates_voxels' not in report
+
+    solved = tmp_path / 'solved' / 'good_patterson'
+    structure = gemmi.read_pdb(str(solved.with_suffix('.pdb')))
+    assert structure.cell.a == pytest.approx(8)
+    np.testing.assert_allclose([each.atom.pos.tolist() for each in structure[0].all()], found, atol=1e-3)
+    lines = [line.split() for line in solved.with_suffix('.res').read_text().splitlines()]
+    atoms = np.array([line[2:5] for line in lines if re.fullmatch(r'O\d', line[0])], float)
+    np.testing.assert_allclose(8 * atoms, found, atol=1e-3)
+    density = read_map(tmp_path / 'solved' / 'good_patterson_density.ccp4')
+    assert density.voxel_size == 0.5
+    given = read_map(tmp_path / 'maps' / 'good_density.ccp4').values
+    assert np.sum(density.values) == pytest.approx(np.sum(given), rel=1e-5)
+    scene = solved.with_suffix('.cxc').read_text()
+    assert '"good_patterson.pdb"' in scene and '"good_patterson_density.ccp4"' in scene
+
+
+def test_good_maps_are_solved_beside_a_bad_one_and_the_bad_one_is_named(command, tmp_path):
+    broken = patterson_of_triangle().copy()
+    broken[1, 2, 3] = np.nan
+    for name, values in (('a', 3 * patterson_of_triangle()), ('bad', broken), ('b', 1e-3 * patterson_of_triangle())):
+        write_map(tmp_path / f'{name}.ccp4', values, 0.5)
+    inputs = [f'--input={name}.ccp4' for name in ('a', 'bad', 'b')]
+    result = command(*LEAST_SQUARES, '--mode=solve', *inputs, '--output=solved')
+    assert result.status == 2
+    assert result.lines() == ['bad.ccp4: 1 of its values are NaN or infinite']
+    assert [line.partition(':')[0] for line in result.output.splitlines()] == ['a.ccp4', 'b.ccp4']
+    for name in ('a', 'b'):  # of any scale
+        assert_solved(tmp_path / 'solved', name)
+    assert not list((tmp_path / 'solved').glob('bad*'))
+
+
+def with_nan(path):
+    values = patterson_of_triangle().copy()
+    values[0, 0, 0] = np.nan
+    write_map(path, values, 0.5)
+
+
+def not_cubic(path):
+    ccp4 = gemmi.Ccp4Map()
+    ccp4.grid = gemmi.FloatGrid(patterson_of_triangle()[:, :, :12].copy(), gemmi.UnitCell(8, 8, 6, 90, 90, 90))
+    ccp4.grid.spacegroup = gemmi.SpaceGroup('P 1')
+    ccp4.update_ccp4_header(2, True)
+    ccp4.write_ccp4_map(str(path))
+
+
+def flat(path):
+    write_map(path, np.ones((16, 16, 16)), 0.5)
+
+
+def too_small_a_grid(path):
+    squares = np.abs(np.fft.rfftn(np.random.default_rng(0).uniform(size=(6, 6, 6)))) ** 2
+    write_map(path, np.fft.irfftn(squares, (6, 6, 6), (0, 1, 2)), 0.5)
+
+
+BAD_MAPS = {
+    'NaN': (with_nan, '1 of its values are NaN or infinite'),
+    'not cubic': (not_cubic, '16 x 16 x 12 voxels', 'only cubic grids in cubic cells can be solved'),
+    'flat': (flat, 'the same everywhere'),
+    'too small': (too_small_a_grid, '6 voxels along each edge', 'an even number, 8 or more'),
+}
+
+
+@pytest.mark.parametrize(('write', 'fragments'), [(case[0], case[1:]) for case in BAD_MAPS.values()], ids=BAD_MAPS)
+def test_a_map_that_cannot_be_solved_is_one_line(command, tmp_path, write, fragments):
+    write(tmp_path / 'bad.ccp4')
+    result = command(*LEAST_SQUARES, '--mode=solve', '--input=bad.ccp4', '--output=solved')
+    assert result.lines() == [result.error()]
+    assert result.error().startswith('bad.ccp4: ')
+    for fragment in fragments:
+        assert fragment in result.error()
+    assert set(files_in(tmp_path)) == {Path('bad.ccp4')}
+
+
+def test_a_map_too_large_for_the_memory_is_one_line_before_it_is_read(command, tmp_path, monkeypatch):
+    write_map(tmp_path / 'large.ccp4', patterson_of_triangle(), 0.5)
+    monkeypatch.setattr('patterson_jax.files.MEMORY_OF_SOLVING', 10**12)
+    monkeypatch.setattr('patterson_jax.experiment.read_map', lambda path: pytest.fail('it was read'))
+    result = command(*LEAST_SQUARES, '--mode=solve', '--input=large.ccp4', '--output=solved')
+    assert result.lines() == [result.error()]
+    assert result.error().startswith('large.ccp4: ') and 'sample the map more coarsely' in result.error()
+    assert set(files_in(tmp_path)) == {Path('large.ccp4')}
+
+
+def test_a_map_of_another_grid_than_the_networks_is_solved_without_it_unless_it_is_asked_for(command, tmp_path):
+    run = save_untrained(tmp_path / 'run', grid_size=20)
+    write_map(tmp_path / 'other.ccp4', patterson_of_triangle(), 0.5)
+    arguments = (*AUTO, *TINY_NETWORK, '--config.problem.grid_size=20', '--mode=solve', '--input=other.ccp4')
+    result = command(*arguments, '--output=solved', f'--workdir={run}', '--config.solve.method=network')
+    assert result.lines() == [result.error()]
+    assert result.error() == 'other.ccp4: 16 voxels along each edge, and the network was trained on 20'
+    assert not list((tmp_path / 'solved').iterdir())
+    for place in (f'--workdir={run}', f'--checkpoint={run}', '--workdir=none'):
+        assert command(*arguments, '--output=solved', place)[::2] == (0, '')
+        assert_solved(tmp_path / 'solved', 'other')
+        for path in (tmp_path / 'solved').iterdir():
+            path.unlink()
+
+
+def test_a_map_whose_origin_term_was_taken_out_is_solved(command, tmp_path):
+    patterson = patterson_of_triangle()
+    write_map(tmp_path / 'mean_zero.ccp4', patterson - np.mean(patterson), 0.5)
+    result = command(*LEAST_SQUARES, '--mode=solve', '--input=mean_zero.ccp4', '--output=solved')
+    assert (result.status, result.errors) == (0, '')
+    report, _ = assert_solved(tmp_path / 'solved', 'mean_zero')
+    assert report['patterson_correlation'] > 0.999
+
+
+def test_the_number_of_atoms_is_found_where_it_is_not_known(command, tmp_path):
+    write_map(tmp_path / 'map.ccp4', patterson_of_triangle(), 0.5)
+    other = '--config.problem.num_atoms=5'
+    arguments = (*LEAST_SQUARES, other, '--mode=solve', '--input=map.ccp4', '--output=solved')
+    result = command(*arguments, '--config.solve.num_atoms_known=false')
+    assert (result.status, result.errors) == (0, '')
+    assert ', 3 atoms by least squares' in result.output
+    assert_solved(tmp_path / 'solved', 'map')
+
+
+def simulated(command, tmp_path, *flags):
+    write_molecule(tmp_path / 'good.xyz')
+    assert command(QUICK, '--mode=simulate', '--input=good.xyz', '--output=maps', *flags).status == 0
+    return read_map(tmp_path / 'maps' / 'good_patterson.ccp4').values
+
+
+def test_a_simulated_map_has_the_noise_and_the_symmetry_of_a_measured_one(command, tmp_path):
+    clean, exact = simulated(command, tmp_path), patterson_of_triangle()
+    np.testing.assert_allclose(clean, exact, atol=1e-5 * np.max(exact))
+    noisy = simulated(command, tmp_path, '--config.problem.noise=0.1')
+    np.testing.assert_allclose(noisy, np.roll(np.flip(noisy), 1, axis=(0, 1, 2)), atol=1e-5 * np.max(noisy))
+    before, now = (np.fft.rfftn(each).real for each in (clean, noisy))
+    assert now[0, 0, 0] == pytest.approx(before[0, 0, 0], rel=1e-5)
+    strong = (before > 1e-2 * before[0, 0, 0]) & (np.arange(before.size).reshape(before.shape) > 0)
+    relative = np.sqrt(now[strong] / before[strong]) - 1
+    assert np.std(relative) == pytest.approx(0.1, rel=0.15) and abs(np.mean(relative)) < 0.02
+    np.testing.assert_array_equal(simulated(command, tmp_path, '--config.problem.noise=0.1'), noisy)
+    other = simulated(command, tmp_path, '--config.problem.noise=0.1', '--config.seed=1')
+    assert np.max(np.abs(other - noisy)) > 1e-3 * np.max(noisy)
+
+
+def test_a_simulated_map_ends_at_its_resolution(command, tmp_path):
+    clean, cut = (np.fft.rfftn(simulated(command, tmp_path, *flags)).real for flags in ((), (CUT,)))
+    inside = measured_frequencies(16, 4)
+    allowed = 1e-6 * clean[0, 0, 0]
+    np.testing.assert_allclose(cut, np.where(inside, clean, 0), atol=allowed)
+    assert np.max(clean[~inside]) > 100 * allowed
+
+
+def test_resolutions_are_flags_with_numbers(command, asked):
+    flags = ('--config.problem.resolution=8', '--config.solve.resolution=6.5')
+    assert command(QUICK, *flags).status == 0
+    _, config, _, overrides = asked.pop()
+    assert (config.problem.resolution, config.solve.resolution) == (8, 6.5)
+    assert overrides == {'problem.resolution': 8, 'solve.resolution': 6.5}
+    experiment = validate(config)
+    assert (experiment.problem.resolution, experiment.solve.resolution) == (8.0, 6.5)
 
 
 def test_weights_of_another_network_are_refused(command, workdir, tmp_path):

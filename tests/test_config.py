@@ -122,6 +122,8 @@ def test_the_base_config_is_the_papers_experiment():
         'origin': 'centre',
         'empty_corner': 0.0,
         'filled_corner': 0.0,
+        'noise': 0.0,
+        'resolution': None,
     }
     maps = jax.ShapeDtypeStruct((1, 40, 40, 40), jnp.float32)
     weights = jax.tree.leaves(jax.eval_shape(experiment.model.init, jax.random.key(0), maps))
@@ -138,7 +140,32 @@ def test_a_whole_number_will_do_for_a_number():
     assert rate == 1
 
 
+@pytest.mark.parametrize('field', ['problem.resolution', 'solve.resolution'])
+def test_a_resolution_is_a_number_or_none(field):
+    section, _, name = field.partition('.')
+    for value, expected in ((8, 8.0), (4.5, 4.5), (None, None)):
+        resolution = getattr(getattr(validate(quick_with({field: value})), section), name)
+        assert resolution == expected
+        assert type(resolution) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ('methods', 'chosen', 'need_network'),
+    [
+        ('', (), True),  # the paper's procedure alone
+        ('network', ('network',), True),
+        ('least_squares', ('least_squares',), False),
+        ('minimum_function, network,phase_retrieval', ('minimum_function', 'network', 'phase_retrieval'), True),
+        ('auto,auto , least_squares,auto', ('auto', 'least_squares'), False),
+    ],
+)
+def test_methods_to_evaluate_are_taken_once_each_in_the_order_in_which_they_are_named(methods, chosen, need_network):
+    settings = validate(quick_with({'evaluate.methods': methods})).evaluate
+    assert (settings.chosen_methods, settings.need_network) == (chosen, need_network)
+
+
 NAN, INFINITE = float('nan'), float('inf')
+METHODS_THERE_ARE = 'network, least_squares, phase_retrieval, minimum_function, auto'
 WRONG_VALUES = [
     ('train.num_steps', '4000', 'a whole number'),
     ('train.num_steps', 4000.0, 'a whole number'),
@@ -162,6 +189,15 @@ WRONG_VALUES = [
     ('problem.origin', 'edge', 'one of centre, corner'),
     ('problem.empty_corner', -1.0, 'from 0, for none, to half of box_edge, 2.75 voxels'),
     ('problem.filled_corner', 2.76, 'from 0, for none, to half of box_edge, 2.75 voxels'),
+    ('problem.noise', -0.1, 'from 0 to 1'),
+    ('problem.noise', 1.1, 'from 0 to 1'),
+    ('problem.noise', NAN, 'from 0 to 1'),
+    ('problem.noise', None, 'a number'),
+    ('problem.resolution', 0.5, 'a number, 1 or more, or None where every amplitude is measured'),
+    ('problem.resolution', NAN, 'a number, 1 or more, or None where every amplitude is measured'),
+    ('problem.resolution', INFINITE, 'a number, 1 or more, or None where every amplitude is measured'),
+    ('problem.resolution', 'high', 'a number or None'),
+    ('problem.resolution', True, 'a number or None'),
     ('model.features', 0, '1 or more'),
     ('model.outer_kernel_size', 4, 'an odd number, 1 or more'),
     ('model.inner_kernel_size', -3, 'an odd number, 1 or more'),
@@ -193,6 +229,25 @@ WRONG_VALUES = [
     ('separate.resolution', 0.5, 'a number, 1 or more'),
     ('separate.resolution', 8.5, 'at most half the grid, 8'),
     ('separate.last_threshold', -0.1, 'a number, 0 or more'),
+    ('solve.method', 'neural', f'one of {METHODS_THERE_ARE}'),
+    ('solve.method', '', f'one of {METHODS_THERE_ARE}'),
+    ('solve.method', 'network,auto', f'one of {METHODS_THERE_ARE}'),
+    ('solve.max_attempts', 0, '1 or more'),
+    ('solve.max_attempts', 2.0, 'a whole number'),
+    ('solve.max_seconds', -1.0, 'a number of seconds, or 0 for no limit'),
+    ('solve.max_seconds', NAN, 'a number of seconds, or 0 for no limit'),
+    ('solve.max_seconds', INFINITE, 'a number of seconds, or 0 for no limit'),
+    ('solve.resolution', 0.5, 'a number, 1 or more, or None to find it in the map'),
+    ('solve.resolution', NAN, 'a number, 1 or more, or None to find it in the map'),
+    ('solve.resolution', 'high', 'a number or None'),
+    ('solve.num_atoms_known', 'no', 'True or False'),
+    ('solve.num_atoms_known', None, 'True or False'),
+    ('problem.resolution', 1.0, 'larger: it leaves 3 reflections, and 3 atoms need 20 or more'),
+    ('evaluate.methods', 'neural', f'some of {METHODS_THERE_ARE}, with commas between'),
+    ('evaluate.methods', 'network,neural', f'some of {METHODS_THERE_ARE}, with commas between'),
+    ('evaluate.methods', 'network,', f'some of {METHODS_THERE_ARE}, with commas between'),
+    ('evaluate.methods', 'network least_squares', f'some of {METHODS_THERE_ARE}, with commas between'),
+    ('evaluate.methods', None, 'a word'),
     ('evaluate.num_cases', -1, '0 or more'),
     ('evaluate.num_cases', 2**31, 'at most 2147483647'),
     ('files.voxel_size', NAN, 'a positive number of Å'),

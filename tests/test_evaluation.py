@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from patterson_jax import evaluation
-from patterson_jax.evaluation import EvaluationSettings, evaluate
-from patterson_jax.figures import draw_maps
+from patterson_jax.evaluation import EvaluationSettings, describe_scores, evaluate
+from patterson_jax.figures import draw_errors, draw_maps
 from patterson_jax.learning.network import PattersonNet
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.separation import SeparationSettings
+from patterson_jax.solving.solver import METHODS, Network, SolveSettings
 
 PROBLEM = Problem(grid_size=12, num_atoms=3, min_separation=2.4, box_edge=5.0)
 NETWORK = PattersonNet(
@@ -25,6 +26,7 @@ SEPARATION = SeparationSettings(
     first_threshold=0.02,
     last_threshold=0.001,
 )
+SOLVING = SolveSettings(method='auto', max_attempts=1, max_seconds=0.0, resolution=None, num_atoms_known=True)
 match_atoms = jax.jit(evaluation.match_atoms)
 match_in_place = jax.jit(lambda found, true: evaluation.match_atoms(found, true, translate=False))
 TRUE = np.random.default_rng(0).uniform(-6, 6, (10, 3)).astype(np.float32)
@@ -81,16 +83,24 @@ def params():
     return NETWORK.init(jax.random.key(0), jnp.zeros((1, 12, 12, 12)))
 
 
-def scored(params, num_cases, batch_size, problem=PROBLEM, num_shown=7):
-    settings = EvaluationSettings(num_cases, batch_size)
-    return evaluate(NETWORK, params, problem, SEPARATION, settings, seed=3, num_shown=num_shown)
+def scored(params, num_cases, batch_size, problem=PROBLEM, num_shown=7, methods=''):
+    settings = EvaluationSettings(num_cases, batch_size, methods)
+    network = params and Network(NETWORK.apply, params)
+    return evaluate(problem, SEPARATION, SOLVING, settings, seed=3, network=network, num_shown=num_shown)
+
+
+def without_timings(report):
+    return {
+        name: {field: value for field, value in scores.items() if field != 'seconds_per_case'}
+        if isinstance(scores, dict)
+        else scores
+        for name, scores in report.items()
+    }
 
 
 def test_report_is_the_same_again_and_does_not_depend_on_the_batch(params):
     first, again, whole = scored(params, 10, 4), scored(params, 10, 4), scored(params, 10, 10)
-    for report, _ in (first, again, whole):
-        report['separated'].pop('seconds_per_case')
-    assert first[0] == again[0] == whole[0]
+    assert without_timings(first[0]) == without_timings(again[0]) == without_timings(whole[0])
     np.testing.assert_allclose(first[1].examples.positions, whole[1].examples.positions)
 
 
@@ -166,3 +176,129 @@ def test_of_the_cases_shown_three_are_drawn_as_maps(params, monkeypatch):
     draw_maps(None, scored(params, 10, 4)[1], PROBLEM)
     titles = [axes.get_title().partition(':')[0] for axes in figures[0].axes[::2]]
     assert titles == ['case 1', 'case 2', 'case 3']
+
+
+@pytest.fixture(scope='module')
+def classical():
+    """Scores of least squares without any network."""
+    return scored(None, 8, 4, methods='least_squares')
+
+
+@pytest.fixture(scope='module')
+def paper(params):
+    """Scores of the paper's procedure alone."""
+    return scored(params, 8, 4)
+
+
+@pytest.fixture(scope='module')
+def both(params):
+    """Scores of the network and of least squares."""
+    return scored(params, 8, 4, methods='network,least_squares')
+
+
+def assert_counts_add_up(scores, report):
+    cases, atoms = report['cases'], report['atoms']
+    assert scores['verdict'].keys() == {'solved', 'uncertain', 'not solved'}
+    counts = [each[kind] for each in scores['verdict'].values() for kind in ('right', 'wrong')]
+    assert min(counts) >= 0 and sum(counts) == cases
+    assert sum(each['right'] for each in scores['verdict'].values()) == scores['solved']
+    assert sum(scores['histogram']['counts']) == scores['matched'] <= atoms
+    assert scores['solved'] <= cases
+    assert min(scores['r_factor'], scores['r_free'], scores['seconds_per_case']) > 0
+
+
+def test_without_a_network_there_are_scores_of_the_methods_alone(classical):
+    report, shown = classical
+    assert shown is None
+    assert report.keys() == {'cases', 'atoms', 'seed', 'device', 'random', 'least_squares'}
+    assert_counts_add_up(report['least_squares'], report)
+
+
+def test_least_squares_finds_clean_cases_exactly_and_says_so(classical):
+    report, _ = classical
+    scores = report['least_squares']
+    assert scores['recall'] == 1 and scores['solved'] == report['cases'] == 8
+    assert scores['mean_error'] < 0.01 and scores['r_factor'] < 0.01
+    assert scores['verdict']['solved'] == {'right': 8, 'wrong': 0}
+    assert report['random']['recall'] < 0.9
+
+
+def test_with_a_network_its_maps_its_atoms_as_they_are_and_refined_and_each_other_method_are_scored(both, paper):
+    report, shown = both
+    entries = {'map', 'separated', 'separated_in_place', 'refined', 'least_squares', 'random'}
+    assert report.keys() == {'cases', 'atoms', 'seed', 'device', *entries}
+    for name in ('refined', 'least_squares'):
+        assert_counts_add_up(report[name], report)
+    assert shown.solutions.density.shape == (7, 12, 12, 12)
+    alone = paper[0]
+    assert 'refined' not in alone and 'verdict' not in alone['separated']
+    for name, scores in without_timings(alone).items():
+        assert without_timings(report)[name] == scores  # the paper's procedure is scored the same beside others
+
+
+def test_a_methods_scores_are_the_same_again_beside_others_and_with_any_batch_of_the_network(classical, both):
+    again = scored(None, 8, 1, methods='least_squares')[0]
+    for report in (again, both[0]):
+        for name in ('least_squares', 'random'):
+            assert without_timings(report)[name] == without_timings(classical[0])[name]
+
+
+def test_cases_that_do_not_fit_in_memory_together_are_scored_in_parts(classical, monkeypatch):
+    monkeypatch.setattr(evaluation, 'CASES_IN_MEMORY', 4)  # as many as are solved at once
+    assert without_timings(scored(None, 8, 4, methods='least_squares')[0]) == without_timings(classical[0])
+
+
+def test_the_scores_are_described_in_a_line_for_each(classical, both, paper):
+    names = {
+        'separated': 'network, separated',
+        'refined': 'network, refined',
+        'least_squares': 'least squares',
+        'random': 'at random',
+    }
+    for (report, _), expected in (
+        (classical, ('least_squares', 'random')),
+        (both, ('separated', 'refined', 'least_squares', 'random')),
+        (paper, ('separated', 'random')),
+    ):
+        first, *lines = describe_scores(report).splitlines()
+        assert first == f'{report["cases"]} unseen cases of 3 atoms'
+        assert [line.partition(':')[0] for line in lines] == [names[name] for name in expected]
+        for name, line in zip(expected, lines, strict=True):
+            assert f'{report[name]["recall"]:.2%} of atoms' in line
+            assert f'{report[name]["solved"]} cases with every atom' in line
+            assert ('said to be solved' in line) == (name not in ('separated', 'random'))
+            assert ('map correlation' in line) == (name == 'separated')
+    line = describe_scores(classical[0]).splitlines()[1]
+    assert '8 said to be solved, 0 of them wrongly' in line
+
+
+def test_every_method_has_a_name_and_a_line_of_its_own_where_scores_are_told(classical):
+    report = classical[0]
+    scores = report['least_squares']
+    several = {name: value for name, value in report.items() if name != 'least_squares'}
+    several |= {name: scores for name in METHODS if name != 'network'}
+    lines = describe_scores(several).splitlines()[1:]
+    starts = [line.partition(':')[0] for line in lines]
+    assert starts == ['least squares', 'phase retrieval', 'minimum function', 'auto', 'at random']
+
+
+@pytest.mark.parametrize(
+    ('which', 'curves'),
+    [
+        ('classical', ['least squares']),
+        ('both', ['network, at', 'as the network', 'network, refined', 'least squares']),
+        ('paper', ['network, at', 'as the network']),
+    ],
+)
+def test_errors_are_drawn_of_what_was_scored_and_nothing_else(which, curves, classical, both, paper, monkeypatch):
+    figures = []
+    monkeypatch.setattr('patterson_jax.figures._save', lambda figure, path: figures.append(figure))
+    report = {'classical': classical, 'both': both, 'paper': paper}[which][0]
+    draw_errors(None, report)
+    (axes,) = figures[0].axes
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    # Legends of histograms come in the order in which they were drawn.
+    assert len(labels) == len(curves)
+    for label, start in zip(labels, curves, strict=True):
+        assert label.startswith(start)
+        assert f' of {report["atoms"]} paired' in label

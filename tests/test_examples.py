@@ -20,12 +20,15 @@ from patterson_jax.simulation.examples import (
     stream_key,
     target_map,
 )
-from patterson_jax.simulation.patterson import patterson_map
+from patterson_jax.simulation.patterson import frequencies, intensities, patterson_intensities, patterson_map
 from patterson_jax.simulation.problem import Problem
 
 PROBLEM = Problem(grid_size=16, num_atoms=4, box_edge=6.0)
 
+NOISY = dataclasses.replace(PROBLEM, noise=0.2, resolution=6.0)
+
 batch_of = jax.jit(functools.partial(make_batch, problem=PROBLEM))
+noisy_batch_of = jax.jit(functools.partial(make_batch, problem=NOISY))
 
 
 @jax.jit
@@ -48,6 +51,32 @@ def test_an_example_is_the_same_bit_for_bit_in_any_batch():
     alone = jax.jit(functools.partial(make_example, problem=PROBLEM))(example_key(stream, 3, 9))
     for name in batch._fields:
         np.testing.assert_array_equal(getattr(alone, name), getattr(batch, name)[2])
+
+
+def test_the_noise_of_an_example_is_its_own_in_any_batch_and_its_atoms_are_those_without_noise():
+    stream, clean = stream_key(0, 'training'), one_batch()
+    batch = noisy_batch_of(stream, 3, jnp.array([5, 0, 9]))
+    np.testing.assert_array_equal(batch.positions, clean.positions)
+    np.testing.assert_array_equal(batch.target, clean.target)
+    other = noisy_batch_of(stream, 3, jnp.array([9, 2, 5]))
+    for here, there in ((0, 2), (2, 0)):
+        for name in batch._fields:
+            np.testing.assert_array_equal(getattr(other, name)[here], getattr(batch, name)[there])
+    assert not np.allclose(batch.patterson, clean.patterson, atol=0.1)
+
+
+def test_noise_has_the_problems_size_and_is_independent_from_case_to_case():
+    batch = noisy_batch_of(stream_key(0, 'training'), 3, jnp.array([5, 0, 9]))
+    lengths = np.linalg.norm(frequencies(16), axis=-1)
+    inside, draws = (lengths > 0) & (lengths <= 6) & (frequencies(16)[..., 2] > 0), []
+    for positions, patterson in zip(batch.positions, batch.patterson, strict=True):
+        exact, measured = np.asarray(intensities(density_of(positions))), np.asarray(patterson_intensities(patterson))
+        np.testing.assert_allclose(measured[lengths > 6], 0, atol=1e-4)
+        assert measured[0, 0, 0] == pytest.approx(exact[0, 0, 0], rel=1e-5)
+        draws.append(np.where(exact > 0.5, np.sqrt(np.maximum(measured, 0) / exact) - 1, 0)[inside])
+        assert np.std(draws[-1][draws[-1] != 0]) == pytest.approx(0.2, rel=0.15)
+    correlations = np.corrcoef(draws)
+    assert np.all(np.abs(correlations[~np.eye(3, dtype=bool)]) < 0.2)
 
 
 def test_seed_stream_set_and_index_each_make_another_example():

@@ -28,7 +28,8 @@ def short_config():
     config = quick.get_config()
     config.train.update(num_steps=600, log_every=100, validate_every=300)
     config.checkpoint.update(every_steps=300, keep=2)
-    config.evaluate.update(num_cases=50, batch_size=25)
+    config.solve.update(method='network', max_attempts=1)
+    config.evaluate.update(num_cases=50, batch_size=25, methods='')  # the others take long to compile
     return config
 
 
@@ -83,10 +84,12 @@ def test_ozone_is_solved_from_its_patterson_map_in_a_file(workdir, tmp_path):
     run('solve', short_config(), workdir, inputs=(patterson,), output=tmp_path / 'solved')
     solved = tmp_path / 'solved' / 'ozone_patterson'
     found = read_xyz(solved.with_suffix('.xyz'))
-    np.testing.assert_allclose(_distances(found), _distances(read_xyz(OZONE)), atol=0.3)  # Å; a voxel is 0.5 Å
+    # What the network finds to a part of a voxel is refined; Å, a hundredth of a voxel.
+    np.testing.assert_allclose(_distances(found), _distances(read_xyz(OZONE)), atol=0.005)
     report = json.loads(solved.with_suffix('.json').read_text())
     np.testing.assert_allclose(report['positions'], found, atol=1e-3)
-    assert report['r_factor'] < 0.3
+    assert (report['verdict'], report['method']) == ('solved', 'network')
+    assert report['r_factor'] < 0.01
     assert read_map(tmp_path / 'solved' / 'ozone_patterson_density.ccp4').values.shape == (16, 16, 16)
     assert (tmp_path / 'solved' / 'ozone_patterson.png').stat().st_size > 10_000
 
@@ -143,7 +146,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_evaluated_and_nothing_
     checkpoints = shutil.copytree(workdir, tmp_path / 'copy') / 'checkpoints'
     program, config = ROOT / 'run_experiment.py', ROOT / 'configs' / 'quick.py'
     command = [sys.executable, program, f'--config={config}', '--mode=evaluate', f'--workdir={tmp_path / "copy"}']
-    command += ['--config.evaluate.num_cases=25', '--config.evaluate.batch_size=25']
+    command += ['--config.evaluate.num_cases=25', '--config.evaluate.batch_size=25', '--config.evaluate.methods=']
     faults = {}
     for step, status in ((600, 0), (300, 2)):
         arrays = checkpoints / f'{step}' / 'params' / 'ocdbt.process_0' / 'd'

@@ -1,7 +1,9 @@
 """Maps and atoms in files, held against gemmi, a CCP4 writer of the test's own, and a disk that is full."""
 
 import contextlib
+import dataclasses
 import json
+import re
 import resource
 import struct
 
@@ -11,11 +13,23 @@ import numpy as np
 import pytest
 
 from patterson_jax.errors import InputError
-from patterson_jax.files import file_positions, read_map, read_xyz, voxel_positions, write_json, write_map, write_xyz
+from patterson_jax.files import (
+    file_positions,
+    read_map,
+    read_xyz,
+    voxel_positions,
+    write_chimerax,
+    write_json,
+    write_map,
+    write_pdb,
+    write_res,
+    write_xyz,
+)
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.patterson import patterson_map
 from patterson_jax.simulation.problem import Problem
-from patterson_jax.solving.solver import check_patterson, origin_distances
+from patterson_jax.solving.input_maps import check_patterson, restore_origin_term
+from patterson_jax.solving.interpretation import origin_distances
 
 draw = jax.jit(render, static_argnums=(1, 2))
 TYPE_OF_MODE = {0: 'i1', 1: 'i2', 2: 'f4', 6: 'u2'}
@@ -85,20 +99,69 @@ def test_gemmi_finds_the_whole_cell_in_a_written_map(tmp_path):
     np.testing.assert_array_equal(np.array(ccp4.grid), values)
 
 
+def pdb_atoms(path):
+    """Cell and atoms as gemmi reads them."""
+    structure = gemmi.read_pdb(str(path))
+    return structure.cell, [place.atom for place in structure[0].all()]
+
+
+def res_content(path):
+    """The instructions of a SHELX file by name, and its atoms: (name, SFAC number, x, y, z, occupancy, U).
+
+    As strict as SHELXL's manual: lines of 80 ASCII characters, instructions in their order, names of four characters
+    and once in a residue.
+    """
+    lines = path.read_text(encoding='ascii').splitlines()
+    instructions, atoms, names, order = {}, [], set(), []
+    for line in lines:
+        assert len(line) <= 80
+        word, *values = line.split()
+        if word in ('TITL', 'CELL', 'ZERR', 'LATT', 'SFAC', 'UNIT', 'FVAR', 'HKLF', 'END', 'REM', 'RESI'):
+            order += [word] * (word not in ('REM', 'RESI'))
+            instructions.setdefault(word, values)
+            names = set() if word == 'RESI' else names
+        else:
+            number, *parameters = values
+            assert re.fullmatch('[A-Z][A-Za-z]?[0-9]{1,3}', word)
+            assert len(word) <= 4
+            assert word not in names
+            assert len(parameters) == 5
+            names.add(word)
+            atoms.append((word, int(number), *map(float, parameters)))
+            assert order[-1] == 'FVAR'
+    assert order == ['TITL', 'CELL', 'ZERR', 'LATT', 'SFAC', 'UNIT', 'FVAR', 'HKLF', 'END']
+    return instructions, atoms
+
+
+def res_positions(path):
+    instructions, atoms = res_content(path)
+    return np.array([atom[2:5] for atom in atoms]) * float(instructions['CELL'][1])
+
+
+def assert_on_density(grid, atom, voxel_size):
+    points = [(point.value, grid.point_to_position(point).tolist()) for point in grid]
+    weights, places = (np.array(each) for each in zip(*points, strict=True))
+    centre_of_mass = weights @ places / weights.sum()
+    # A sphere's mass, put at the centres of its voxels, has its centre up to 0.024 voxel off the sphere's.
+    np.testing.assert_allclose(centre_of_mass, atom, atol=0.03 * voxel_size)
+    assert grid.interpolate_value(gemmi.Position(*atom), order=3) > 0.95 * weights.max()
+
+
 def test_written_atoms_lie_on_the_written_density(tmp_path):
     rng, grid_size, voxel_size = np.random.default_rng(0), 16, 0.7
     for position in rng.uniform(-3, 3, (4, 1, 3)).astype(np.float32):
         write_map(tmp_path / 'atom.ccp4', np.asarray(draw(position, grid_size, 1.0)), voxel_size)
-        write_xyz(tmp_path / 'atom.xyz', file_positions(position, grid_size, voxel_size), 'C', 'one atom')
+        atoms = file_positions(position, grid_size, voxel_size)
+        write_xyz(tmp_path / 'atom.xyz', atoms, 'C', 'one atom')
+        write_pdb(tmp_path / 'atom.pdb', atoms, grid_size * voxel_size, 'C', 'one atom')
+        write_res(tmp_path / 'atom.res', atoms, grid_size * voxel_size, 'C', 'one atom')
 
         grid = gemmi.read_ccp4_map(str(tmp_path / 'atom.ccp4'), setup=True).grid
-        atom = read_xyz(tmp_path / 'atom.xyz')[0]
-        points = [(point.value, grid.point_to_position(point).tolist()) for point in grid]
-        weights, places = (np.array(each) for each in zip(*points, strict=True))
-        centre_of_mass = weights @ places / weights.sum()
-        # A sphere's mass, put at the centres of its voxels, has its centre up to 0.024 voxel off the sphere's.
-        np.testing.assert_allclose(centre_of_mass, atom, atol=0.03 * voxel_size)
-        assert grid.interpolate_value(gemmi.Position(*atom), order=3) > 0.95 * weights.max()
+        cell, (pdb_atom,) = pdb_atoms(tmp_path / 'atom.pdb')
+        assert cell.parameters == pytest.approx(grid.unit_cell.parameters, abs=1e-5)
+        places = (read_xyz(tmp_path / 'atom.xyz')[0], pdb_atom.pos.tolist(), res_positions(tmp_path / 'atom.res')[0])
+        for atom in places:
+            assert_on_density(grid, atom, voxel_size)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +257,117 @@ def test_xyz_of_other_programs_is_read(tmp_path):
     np.testing.assert_array_equal(read_xyz(tmp_path / 'atoms.xyz'), [[-1.5, 2, 0.3], [0, 0, 0], [0.5, -0.5, 0.5]])
 
 
+ELEMENTS = ('C', 'C', False), ('Fe', 'Fe', False), ('FE', 'Fe', False), ('X', 'C', True)
+
+
+@pytest.mark.parametrize(('element', 'written', 'remark'), ELEMENTS, ids=[case[0] for case in ELEMENTS])
+def test_positions_come_back_from_pdb_as_they_went(tmp_path, element, written, remark):
+    path, positions = tmp_path / 'atoms.pdb', np.random.default_rng(0).uniform(-999, 9999, (205, 3))
+    positions[0] = -0.0001
+    write_pdb(path, positions, 14.8, element, 'map.ccp4:\nR1 0.1 ' + 'ö' * 100)
+    cell, atoms = pdb_atoms(path)
+    assert cell.parameters == (14.8, 14.8, 14.8, 90, 90, 90)
+    assert gemmi.read_pdb(str(path)).spacegroup_hm == 'P 1'
+    np.testing.assert_allclose([atom.pos.tolist() for atom in atoms], positions, rtol=0, atol=5.1e-4)
+    assert {(atom.element.name, atom.occ, atom.b_iso) for atom in atoms} == {(written, 1.0, 20.0)}
+    text = path.read_text(encoding='ascii')
+    assert {len(line) for line in text.splitlines()} == {80}
+    assert text.startswith('TITLE     MAP.CCP4: R1 0.1 ')
+    assert text.count('?') == 100
+    assert ('NOT KNOWN; THEY ARE WRITTEN AS CARBON' in text) == remark
+
+
+@pytest.mark.parametrize(('element', 'written', 'remark'), ELEMENTS, ids=[case[0] for case in ELEMENTS])
+def test_positions_come_back_from_res_as_they_went(tmp_path, element, written, remark):
+    path, positions = tmp_path / 'atoms.res', np.random.default_rng(0).uniform(-50, 50, (205, 3))
+    write_res(path, positions, 14.8, element, 'map.ccp4:\nR1 0.1 ' + 'ö' * 100)
+    instructions, atoms = res_content(path)
+    assert [float(value) for value in instructions['CELL']] == [0.71073, 14.8, 14.8, 14.8, 90, 90, 90]
+    expected = {'LATT': ['-1'], 'SFAC': [written], 'UNIT': ['205'], 'HKLF': ['4'], 'FVAR': ['1.0']}
+    assert {name: instructions[name] for name in expected} == expected
+    assert instructions['TITL'][:3] == ['map.ccp4:', 'R1', '0.1']
+    assert ('carbon.' in instructions.get('REM', [])) == remark
+    np.testing.assert_allclose(res_positions(path), positions, rtol=0, atol=5.1e-7 * 14.8)
+    assert {(atom[1], *atom[5:]) for atom in atoms} == {(1, 11.0, 0.05)}
+    assert atoms[0][0] == f'{written}1'
+
+
+def test_more_atoms_than_four_digits_count_are_written_without_fault(tmp_path):
+    positions = np.random.default_rng(0).uniform(0, 20, (10100, 3))
+    write_pdb(tmp_path / 'many.pdb', positions, 20.0, 'Fe', '')
+    write_res(tmp_path / 'many.res', positions, 20.0, 'Fe', '')
+    structure = gemmi.read_pdb(str(tmp_path / 'many.pdb'))
+    places = [(str(place.residue.seqid), place.atom.name) for place in structure[0].all()]
+    assert len(set(places)) == 10100
+    read = [place.atom.pos.tolist() for place in structure[0].all()]
+    np.testing.assert_allclose(read, positions, rtol=0, atol=5.1e-4)
+    np.testing.assert_allclose(res_positions(tmp_path / 'many.res'), positions, rtol=0, atol=1.1e-5)
+
+
+@pytest.mark.parametrize(
+    ('write', 'bad', 'fragments'),
+    [
+        (write_pdb, 10000.0, ('10000 Å', '-999.999 to 9999.999')),
+        (write_pdb, -1000.0, ('-1000 Å', '-999.999 to 9999.999')),
+        (write_pdb, np.nan, ('nan Å',)),
+        (write_res, 50.0, ('5 cells', '-5 to 5')),
+        (write_res, -np.inf, ('-inf cells', '-5 to 5')),
+    ],
+)
+def test_coordinates_that_a_format_cannot_hold_are_refused(tmp_path, write, bad, fragments):
+    message = refusal(write, tmp_path / 'atoms', np.array([[0, 0, 0], [0, bad, 0]]), 10.0, 'C', '')
+    for fragment in (str(tmp_path / 'atoms'), *fragments):
+        assert fragment in message
+    assert not list(tmp_path.iterdir())
+
+
+def opened_by_chimerax(directory, arguments):
+    """The files that ChimeraX opens, by the rules of its `open`: a name is read twice, without escapes."""
+    for _ in range(2):
+        quoted = re.match(r'"(.*?)"(?:\s|$)(.*)', arguments)
+        name, rest = quoted.groups() if quoted else re.match(r'([^;\s]*)(.*)', arguments).groups()
+        assert not rest
+        arguments = f'"{name}"' if re.search(r'\s|^["\']', name) else name
+    if (directory / name).exists():
+        return [name]
+    assert ':' not in name  # a database would be asked
+    return [path.name for path in directory.glob(name)]
+
+
+NAMES = [
+    'ozone',
+    'two words',
+    'a "quoted" name',
+    '"',
+    "it's  'so' ",
+    'a;b',
+    'a; b',
+    '[1] {2} #3',
+    '~$HOME 100%',
+    '1: x',
+    'ö\t',
+]
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_chimerax_opens_the_atoms_and_the_map_beside_the_script_whatever_their_name(tmp_path, name):
+    names = [f'{name}.pdb', f'{name}_density.ccp4']
+    for each in (*names, 'another.pdb', 'another_density.ccp4'):
+        (tmp_path / each).touch()
+    write_chimerax(tmp_path / f'{name}.cxc', 0.125, 0.35)
+    lines = (tmp_path / f'{name}.cxc').read_text(encoding='utf-8').split('\n')
+    opened = [opened_by_chimerax(tmp_path, line.removeprefix('open ')) for line in lines if line.startswith('open ')]
+    assert opened == [[each] for each in names]
+    assert {line.split()[0] for line in lines if line} == {
+        *('#', 'open', 'show', 'style', 'size', 'color', 'volume', 'transparency', 'view')
+    }
+    assert 'style #1 sphere' in lines
+    assert 'size #1 atomRadius 0.35' in lines
+    (volume,) = (line for line in lines if line.startswith('volume #2 '))
+    assert 'style surface' in volume
+    assert 'level 0.125' in volume
+
+
 def xyz_with(line):
     return f'3\n\nC 0 0 0\n{line}\nC 2 2 2\n'
 
@@ -258,6 +432,9 @@ WRITERS = {
     'map as small as a buffer': lambda path: write_map(path, np.ones((8, 8, 8)), 0.5),
     'xyz': lambda path: write_xyz(path, np.ones((100, 3)), 'C', 'comment'),
     'xyz that cannot be encoded': lambda path: write_xyz(path, np.ones((1, 3)), 'C', 'half a pair: \ud800'),
+    'PDB': lambda path: write_pdb(path, np.ones((100, 3)), 9.0, 'C', 'comment'),
+    'SHELX': lambda path: write_res(path, np.ones((100, 3)), 9.0, 'C', 'comment'),
+    'ChimeraX': lambda path: write_chimerax(path, 0.2, 0.5),
     'JSON': lambda path: write_json(path, {'numbers': list(range(1000))}),
     'JSON of NaN': lambda path: write_json(path, {'numbers': [1.0, np.nan]}),
 }
@@ -268,7 +445,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, write):
     old, new = tmp_path / 'old', tmp_path / 'new'
     old.write_bytes(b'of an earlier run')
     for path in (old, new):
-        with pytest.raises((OSError, ValueError)), full_disk(1500):
+        room = 100 if write is WRITERS['ChimeraX'] else 1500
+        with pytest.raises((OSError, ValueError)), full_disk(room):
             write(path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {'old': b'of an earlier run'}
 
@@ -282,7 +460,7 @@ def test_json_holds_what_was_written_and_a_list_of_numbers_on_one_line(tmp_path)
     assert text.endswith('}\n')
 
 
-PROBLEM = Problem(grid_size=16, num_atoms=3, min_separation=2.4, box_edge=5.5)
+PROBLEM = Problem(grid_size=16, num_atoms=3, min_separation=2.4, box_edge=4.5)
 POSITIONS = np.float32([[-2.1, 0.3, 1.2], [1.7, -1.6, 0.4], [0.2, 2.2, -1.9]])
 
 
@@ -318,16 +496,17 @@ def one_negative(spectrum):
 
 def test_patterson_maps_of_any_scale_cut_and_noisy_ones_too_are_taken(patterson, tmp_path):
     for scale in (1e-12, 0.01, 1, 1e12):
-        check_patterson(patterson * np.float32(scale), PROBLEM)
-    check_patterson(with_spectrum(patterson, without_high_frequencies), PROBLEM)
+        check_patterson(patterson * np.float32(scale))
+    check_patterson(with_spectrum(patterson, without_high_frequencies))
     noisy = with_spectrum(patterson, with_noise)
-    check_patterson((noisy + np.roll(np.flip(noisy), 1, axis=(0, 1, 2))) / 2, PROBLEM)
+    check_patterson((noisy + np.roll(np.flip(noisy), 1, axis=(0, 1, 2))) / 2)
     write_map(tmp_path / 'patterson.ccp4', patterson, 0.5)
-    check_patterson(read_map(tmp_path / 'patterson.ccp4').values, PROBLEM)
+    check_patterson(read_map(tmp_path / 'patterson.ccp4').values)
 
 
 NO_PATTERSONS = {
-    'wrong grid': (lambda patterson: np.pad(patterson, (0, 4)), '20 voxels along each edge', 'trained on 16'),
+    'odd grid': (lambda patterson: np.pad(patterson, (0, 3)), '19 voxels along each edge', 'an even number, 8 or more'),
+    'small grid': (lambda patterson: patterson[:6, :6, :6], '6 voxels along each edge', 'an even number, 8 or more'),
     'constant': (np.ones_like, 'the same everywhere'),
     'nothing': (np.zeros_like, 'the same everywhere'),
     'origin in the centre': (np.fft.fftshift, 'origin is in the centre', 'shift it by half a cell along each axis'),
@@ -340,13 +519,6 @@ NO_PATTERSONS = {
         'origin peak been taken out',
         'needed',
     ),
-    'too low': (lambda patterson: patterson - np.float32(0.1) * np.max(patterson), 'its sum', 'add the constant'),
-    'mean zero': (lambda patterson: patterson - np.mean(patterson), 'its sum', 'add the constant'),
-    'mean just above zero': (
-        lambda patterson: patterson - np.float32(0.999) * np.mean(patterson),
-        'its sum',
-        'add the constant',
-    ),
     'negative coefficients': (lambda patterson: with_spectrum(patterson, one_negative), '|F|²', '-0.05 of the highest'),
 }
 
@@ -356,7 +528,26 @@ NO_PATTERSONS = {
 )
 def test_what_is_no_patterson_map_is_refused_with_the_fault(patterson, change, fragments):
     for scale in (1, 1e-6):
-        message = refusal(check_patterson, change(patterson) * np.float32(scale), PROBLEM)
+        message = refusal(check_patterson, change(patterson) * np.float32(scale))
         assert message.startswith('no Patterson map that can be solved: ')
         for fragment in fragments:
             assert fragment in message
+
+
+WITHOUT_ORIGIN_TERM = {
+    'too low': lambda patterson: patterson - np.float32(0.1) * np.max(patterson),
+    'mean zero': lambda patterson: patterson - np.mean(patterson),
+    'mean just above zero': lambda patterson: patterson - np.float32(0.999) * np.mean(patterson),
+}
+
+
+@pytest.mark.parametrize('change', WITHOUT_ORIGIN_TERM.values(), ids=WITHOUT_ORIGIN_TERM)
+def test_a_missing_origin_term_is_restored_or_refused_where_vectors_may_reach_everywhere(patterson, change):
+    wider = dataclasses.replace(PROBLEM, box_edge=5.5)
+    for scale in (1, 1e-6):
+        changed = change(patterson) * np.float32(scale)
+        restored = restore_origin_term(changed, PROBLEM)
+        np.testing.assert_allclose(restored, patterson * scale, atol=1e-6 * scale * np.max(patterson))
+        message = refusal(restore_origin_term, changed, wider)
+        assert message.startswith('no Patterson map that can be solved: F(000)² is missing')
+        assert 'add the constant' in message

@@ -1,10 +1,12 @@
 """Patterson maps against sums over pairs of voxels and of atoms; the bookkeeping of frequencies by enumeration."""
 
+import dataclasses
 import functools
 import itertools
 from collections import Counter
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,14 +15,19 @@ from patterson_jax.simulation.patterson import (
     atom_factors,
     centre_origin,
     frequencies,
+    friedel_representatives,
     intensities,
     low_frequencies,
+    measured_frequencies,
+    measured_map,
     patterson_intensities,
     patterson_map,
     structure_factors,
 )
+from patterson_jax.simulation.problem import Problem
 
 GRID = 8
+NOISY = Problem(grid_size=16, num_atoms=4, box_edge=8.0, noise=0.1)
 POSITIONS = np.array([(0.25, -1.5, 2.125), (3.0, 1.75, 0.5), (-2.5, -3.125, -0.75), (1.0, 2.5, -3.5)], np.float32)
 
 
@@ -139,3 +146,90 @@ def test_centring_takes_the_origin_to_half_the_grid_and_twice_brings_it_back():
     np.testing.assert_array_equal(centred[:, 4, 4, 4], patterson[:, 0, 0, 0])
     np.testing.assert_array_equal(centred[:, 5, 3, 0], patterson[:, 1, 7, 4])
     np.testing.assert_array_equal(centre_origin(centred), patterson)
+
+
+def noisy_amplitudes(key, density, problem):
+    """|F| over the half space behind a measured map, as parts of those of the density."""
+    exact = np.sqrt(np.asarray(intensities(density), np.float64))
+    squares = np.asarray(patterson_intensities(measured_map(key, density, problem)), np.float64)
+    return np.sqrt(np.maximum(squares, 0)) / exact
+
+
+def white_density(grid_size):
+    """A map whose amplitudes are all far from zero, so that each can be told to a few millionths."""
+    density = 0.03 * np.random.default_rng(6).normal(size=(grid_size,) * 3)
+    density[0, 0, 0] += 10
+    return jnp.asarray(density, jnp.float32)
+
+
+def test_a_clean_and_complete_measurement_is_the_patterson_map_bit_for_bit():
+    density = density_of(POSITIONS, 16)
+    problem = dataclasses.replace(NOISY, noise=0.0)
+    np.testing.assert_array_equal(measured_map(jax.random.key(0), density, problem), patterson_map(density))
+
+
+@pytest.mark.parametrize('noise', [0.03, 0.3])
+def test_noise_is_in_proportion_to_the_amplitude_and_leaves_the_total_density_alone(noise):
+    density = white_density(16)
+    problem = dataclasses.replace(NOISY, noise=noise)
+    parts = np.stack([noisy_amplitudes(jax.random.key(seed), density, problem) for seed in range(40)])
+    np.testing.assert_allclose(parts[:, 0, 0, 0], 1, atol=1e-4)
+    away = parts.reshape(40, -1)[:, 1:]
+    assert np.mean(away) == pytest.approx(1, abs=0.02 * noise + 0.001)  # a few of |1 + 0.3 g| come from below zero
+    assert np.std(away) == pytest.approx(noise, rel=0.02)
+    deviations = np.std(away, axis=0)  # of each frequency by itself
+    assert deviations.min() > 0.5 * noise
+    assert deviations.max() < 1.7 * noise
+
+
+def test_noise_is_the_same_for_opposite_frequencies_and_of_its_own_for_others():
+    patterson = np.asarray(measured_map(jax.random.key(3), white_density(16), NOISY))
+    np.testing.assert_allclose(at_opposite_vectors(patterson), patterson, atol=1e-6 * patterson.max())
+    parts = noisy_amplitudes(jax.random.key(3), white_density(16), NOISY) - 1
+    values = np.round(parts / 1e-4).ravel()
+    values = np.unique(values)
+    pairs = len(np.unique(friedel_representatives(16)))
+    assert 0.6 * pairs < len(values) <= pairs  # some are as near to one another by chance
+    draws = parts[:, :, 1:8].ravel()
+    for shift in (1, 7, 16, 7 * 16):
+        assert abs(np.corrcoef(draws[:-shift], draws[shift:])[0, 1]) < 0.1
+
+
+def test_noise_differs_from_key_to_key_without_correlation():
+    density = white_density(16)
+    draws = [noisy_amplitudes(jax.random.key(seed), density, NOISY)[:, :, 1:8].ravel() - 1 for seed in range(4)]
+    np.testing.assert_array_equal(noisy_amplitudes(jax.random.key(2), density, NOISY)[:, :, 1:8].ravel() - 1, draws[2])
+    correlations = np.corrcoef(draws)
+    assert np.all(np.abs(correlations[~np.eye(4, dtype=bool)]) < 0.1)
+
+
+@pytest.mark.parametrize('noise', [0.0, 0.2])
+@pytest.mark.parametrize('resolution', [1.0, 3.0, 5.5, 8.0, 11.0])
+def test_amplitudes_beyond_the_resolution_are_zero_and_the_others_as_without_it(resolution, noise):
+    density = white_density(16)
+    whole = dataclasses.replace(NOISY, noise=noise)
+    cut = dataclasses.replace(whole, resolution=resolution)
+    before, after = (
+        np.asarray(patterson_intensities(measured_map(jax.random.key(1), density, each))) for each in (whole, cut)
+    )
+    lengths = np.linalg.norm(frequencies(16), axis=-1)
+    inside = lengths <= resolution + 1e-9
+    np.testing.assert_allclose(after[~inside], 0, atol=1e-3)
+    np.testing.assert_allclose(after[inside], before[inside], atol=1e-3)
+    assert before[~inside].min(initial=np.inf) > 1
+    np.testing.assert_array_equal(measured_frequencies(16, resolution), inside)
+    assert np.all(measured_frequencies(16, None))
+
+
+@pytest.mark.parametrize('grid_size', [8, 10])
+def test_representatives_are_the_same_for_opposite_frequencies_alone(grid_size):
+    def pair(h):
+        return frozenset((tuple(h % grid_size), tuple(-h % grid_size)))
+
+    members = {}
+    flat = frequencies(grid_size).reshape(-1, 3)
+    for h, representative in zip(flat, friedel_representatives(grid_size).ravel(), strict=True):
+        assert pair(flat[representative]) == pair(h)
+        members.setdefault(representative, set()).add(pair(h))
+    assert all(len(pairs) == 1 for pairs in members.values())
+    assert len(members) == len({pair(h) for h in flat})

@@ -40,6 +40,15 @@ CORNERS = ('empty_corner', 'filled_corner')
         ('origin', 'center'),
         ('origin', ''),
         *((field, value) for field in CORNERS for value in (-0.5, 6.13, math.nan, math.inf)),
+        ('noise', -0.1),
+        ('noise', 1.01),
+        ('noise', math.nan),
+        ('noise', math.inf),
+        ('resolution', 0.0),
+        ('resolution', 0.99),
+        ('resolution', -8.0),
+        ('resolution', math.nan),
+        ('resolution', math.inf),
     ],
 )
 def test_a_refusal_names_the_field_and_the_received_value(field, value):
@@ -67,6 +76,11 @@ def test_a_corner_cannot_be_empty_while_one_is_filled():
     with pytest.raises(InputError) as refusal:
         Problem(empty_corner=3.0, filled_corner=2.0)
     assert str(refusal.value) == 'filled_corner is 2.0; it must be 0 where there is an empty_corner'
+
+
+@pytest.mark.parametrize('limits', [{'noise': 1.0}, {'resolution': 1.0}, {'resolution': 1000.0}, {'resolution': None}])
+def test_noise_and_resolution_may_go_to_their_limits(limits):
+    assert dataclasses.replace(Problem(noise=0.0), **limits) == Problem(**limits)
 
 
 def test_the_corner_that_training_leaves_empty_is_the_one_that_testing_fills():

@@ -32,6 +32,7 @@ from patterson_jax.learning.parallel import mean_over_devices, parallelize
 from patterson_jax.learning.training import init_state, squared_errors, state_with
 from patterson_jax.runs import evaluate_experiment, load_weights, train_experiment
 from patterson_jax.simulation.examples import example_key, make_batch, network_input, stream_key
+from patterson_jax.solving.solver import Network
 
 pytestmark = pytest.mark.usefixtures('optax_promotes_types')
 
@@ -180,6 +181,37 @@ def test_a_run_of_no_cases_to_evaluate_is_only_trained(tmp_path, monkeypatch):
         evaluate_experiment(validate(config), config, tmp_path / 'run')
 
 
+def test_methods_that_need_no_network_are_evaluated_without_any_weights(tmp_path, monkeypatch, capsys):
+    scores = {'recall': 0.5, 'solved': 1, 'mean_error': 0.25}
+    given = []
+
+    def evaluate(*arguments):
+        given.append(arguments)
+        return {'cases': 4, 'atoms': 8, 'least_squares': scores, 'random': scores}, None
+
+    monkeypatch.setattr(runs, 'evaluate', evaluate)
+    for name in ('draw_maps', 'draw_separation'):
+        monkeypatch.setattr(runs, name, lambda *arguments: pytest.fail('there is no network to draw'))
+    drawn = []
+    monkeypatch.setattr(runs, 'draw_errors', lambda path, report: drawn.append((path, report['least_squares'])))
+    config = tiny_config()
+    config.evaluate.methods = 'least_squares'
+    experiment = validate(config)
+    evaluate_experiment(experiment, config, tmp_path / 'run')
+    ((*settings, seed, network),) = given
+    assert settings == [experiment.problem, experiment.separate, experiment.solve, experiment.evaluate]
+    assert (seed, network) == (SEED, None)
+    report = json.loads((tmp_path / 'run' / 'evaluation.json').read_text())
+    assert 'weights' not in report and report['least_squares'] == scores
+    assert report['settings']['solve'] == config.solve.to_dict()
+    assert drawn == [(tmp_path / 'run' / 'figures' / 'errors.png', scores)]
+    assert 'least squares: 50.00% of atoms' in capsys.readouterr().out
+    for methods in ('network', 'least_squares,network', ''):
+        config.evaluate.methods = methods
+        with pytest.raises(InputError, match='no checkpoint there'):
+            evaluate_experiment(validate(config), config, tmp_path / 'run')
+
+
 def test_only_the_time_limit_may_change_when_a_run_goes_on(later, earlier, tmp_path, monkeypatch):
     copy = shutil.copytree(later, tmp_path / 'run')
     monkeypatch.setattr(runs, 'evaluate_experiment', lambda *arguments: None)
@@ -214,14 +246,15 @@ def test_weights_with_running_averages_are_evaluated_as_they_were_trained(later,
         'seed': SEED,
         'problem': config.problem.to_dict(),
         'separate': config.separate.to_dict(),
-        'evaluate': {'num_cases': 4, 'batch_size': 4},
+        'solve': config.solve.to_dict(),
+        'evaluate': {'num_cases': 4, 'batch_size': 4, 'methods': ''},
     }
     moved = jax.tree.map(np.array, weights.params)
     assert any(np.any(each['mean'] != 0) for each in moved['batch_stats'].values())
 
     def scores(params):
-        settings = experiment.separate, experiment.evaluate, SEED
-        return evaluate(experiment.model, params, PROBLEM, *settings)[0]
+        settings = experiment.separate, experiment.solve, experiment.evaluate, SEED
+        return evaluate(PROBLEM, *settings, Network(experiment.model.apply, params))[0]
 
     expected = scores(moved)
     for each in (report, expected):

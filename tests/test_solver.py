@@ -1,3 +1,8 @@
+"""The solver: every method on the same cases, agreement, alternatives, the budget; a network that is always right."""
+
+import dataclasses
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,20 +11,24 @@ import pytest
 from patterson_jax.evaluation import match_atoms
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.examples import example_key, make_batch, stream_key
-from patterson_jax.simulation.patterson import intensities, patterson_map
+from patterson_jax.simulation.homometry import are_congruent, example_pair, periodic_pair
+from patterson_jax.simulation.patterson import patterson_map
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.separation import SeparationSettings
 from patterson_jax.solving.solver import (
-    absolute_scale,
-    interpret_map,
-    origin_distances,
-    patterson_correlation,
-    r_factor,
-    solve_batch,
+    CASES_AT_ONCE,
+    CLASSICAL_METHODS,
+    RANDOM_STARTS,
+    Network,
+    SolveSettings,
+    attempts,
+    likely_numbers,
+    solve_maps,
 )
 
 PROBLEM = Problem(grid_size=16, num_atoms=3, min_separation=2.4, box_edge=5.5)
-SETTINGS = SeparationSettings(
+NOISY = dataclasses.replace(PROBLEM, noise=0.6)
+SEPARATION = SeparationSettings(
     num_peaks=8,
     method='annealed',
     num_swaps=300,
@@ -28,76 +37,154 @@ SETTINGS = SeparationSettings(
     first_threshold=0.02,
     last_threshold=0.001,
 )
+SETTINGS = SolveSettings('least_squares', max_attempts=4, max_seconds=0.0, resolution=None, num_atoms_known=True)
+COUNT = CASES_AT_ONCE + 1  # more than one chunk, the last one not whole
+
+
+def cases(problem=PROBLEM, count=COUNT):
+    make = jax.jit(make_batch, static_argnums=3)
+    return jax.device_get(make(stream_key(0, 'calibration'), 0, np.arange(count), problem))
+
+
+def keys(count=COUNT):
+    return jax.vmap(lambda index: example_key(stream_key(0, 'separation'), 0, index))(jnp.arange(count))
+
+
+def solve(method, examples, problem=PROBLEM, network=None, **changes):
+    settings = dataclasses.replace(SETTINGS, method=method, **changes)
+    maps = examples.patterson
+    return solve_maps(keys(len(maps)), maps, problem, settings, SEPARATION, network)
+
+
+def errors(solution, positions):
+    return np.asarray(jax.jit(match_atoms)(solution.positions, positions).errors)
 
 
 @pytest.fixture(scope='module')
 def examples():
-    return jax.jit(lambda: make_batch(stream_key(0, 'evaluation'), 0, jnp.arange(20), PROBLEM))()
+    return cases()
 
 
 @pytest.fixture(scope='module')
-def interpret():
-    return jax.jit(jax.vmap(lambda *each: interpret_map(*each, PROBLEM, SETTINGS)))
+def least_squares(examples):
+    return solve('least_squares', examples)
 
 
-def keys(count):
-    return jax.vmap(lambda index: example_key(stream_key(0, 'separation'), 0, index))(jnp.arange(count))
+@pytest.mark.parametrize('method', CLASSICAL_METHODS)
+def test_every_method_finds_every_atom_exactly_and_says_so(method, examples):
+    for solution, positions in zip(solve(method, examples), examples.positions, strict=True):
+        assert np.max(errors(solution, positions)) < 0.001
+        assert solution.verdict == 'solved'
+        assert solution.method == method and solution.resolution == 8
+        assert max(solution.r_factor, solution.r_free) < 1e-3
 
 
-def test_true_maps_give_the_true_atoms(examples, interpret):
-    solutions = interpret(keys(20), examples.patterson, examples.target)
-    match = jax.vmap(match_atoms)(solutions.positions, examples.positions)
-    assert np.mean(match.within) >= 0.98
-    assert np.mean(match.errors) < 0.3
-    assert np.mean(solutions.patterson_correlation) > 0.8
+def test_a_solution_does_not_depend_on_the_other_maps(examples, least_squares):
+    last = jax.tree.map(lambda each: each[-1:], examples)
+    settings = dataclasses.replace(SETTINGS, method='least_squares')
+    alone = solve_maps(keys()[-1:], last.patterson, PROBLEM, settings, SEPARATION)[0]
+    assert np.max(errors(alone, least_squares[-1].positions)) < 1e-3  # either enantiomorph
+    assert (alone.agreeing, alone.starts) == (least_squares[-1].agreeing, least_squares[-1].starts)
 
 
-def test_scale_of_the_patterson_map_does_not_matter(examples, interpret):
-    solutions = interpret(keys(20), examples.patterson, examples.target)
-    scaled = interpret(keys(20), examples.patterson * 37, examples.target)
-    match = jax.vmap(match_atoms)(scaled.positions, solutions.positions)  # the chains may end on either enantiomorph
-    np.testing.assert_allclose(match.errors, 0, atol=1e-3)
-    np.testing.assert_allclose(scaled.r_factor, solutions.r_factor, atol=1e-4)
+def test_the_same_keys_give_the_same_solutions_whatever_the_scale(examples, least_squares):
+    again = solve('least_squares', examples)
+    scaled = solve('least_squares', examples._replace(patterson=37 * examples.patterson))
+    for first, second, third in zip(least_squares, again, scaled, strict=True):
+        np.testing.assert_array_equal(first.positions, second.positions)
+        assert np.max(errors(first, third.positions)) < 1e-3  # either enantiomorph
 
 
-def test_result_of_a_map_does_not_depend_on_its_batch(examples):
-    def predict(maps):
-        return maps / 2
-
-    solve = jax.jit(lambda *each: solve_batch(*each, predict, PROBLEM, SETTINGS))
-    together = solve(keys(4), examples.patterson[:4])
-    alone = solve(keys(4)[2:3], examples.patterson[2:3])
-    np.testing.assert_allclose(together.positions[2], alone.positions[0], atol=1e-5)
+def test_starts_that_agree_are_counted(least_squares):
+    for solution in least_squares:
+        assert 1 <= solution.agreeing <= solution.starts
+        assert solution.starts % RANDOM_STARTS == 0
+    assert max(solution.agreeing for solution in least_squares) > 1
 
 
-def test_absolute_scale_makes_the_sum_the_square_of_the_total_density(examples):
-    patterson = examples.patterson[0]
-    np.testing.assert_allclose(absolute_scale(patterson * 0.01, PROBLEM), patterson, rtol=1e-3, atol=1e-4)
+def test_noise_that_hides_the_answer_is_not_solved_and_uses_up_the_attempts():
+    problem = dataclasses.replace(NOISY, noise=1.0)
+    scrambled = cases(problem)
+    for solution in solve('least_squares', scrambled, dataclasses.replace(problem, noise=0.0), max_attempts=2):
+        assert solution.verdict != 'solved'
+        assert solution.starts == 2 * RANDOM_STARTS
+        assert all(rival.r_factor >= solution.r_factor for rival in solution.rivals)
 
 
-def test_r_factor_of_exact_and_of_scaled_amplitudes_is_zero_and_else_by_hand():
-    observed = jnp.array([1.0, 2.0, 3.0])
-    assert r_factor(observed, observed) == 0
-    np.testing.assert_allclose(r_factor(observed, 5 * observed), 0, atol=1e-6)
-    calculated = jnp.array([1.0, 1.0, 1.0])  # k = 6 / 3
-    np.testing.assert_allclose(r_factor(observed, calculated), (1 + 0 + 1) / 6, rtol=1e-6)
+def test_no_attempt_begins_that_might_not_end_in_time():
+    solutions = solve('least_squares', cases(NOISY), PROBLEM, max_attempts=9, max_seconds=1e-6)
+    assert {solution.starts for solution in solutions} == {RANDOM_STARTS}
 
 
-def test_true_positions_have_full_patterson_correlation_and_random_ones_have_not():
-    positions = jnp.array([[2.1, 0.3, -1.2], [-1.8, 1.6, 0.4], [-0.3, -1.9, 0.8]])
-    correlation = jax.jit(lambda patterson, positions: patterson_correlation(patterson, positions, PROBLEM))
-    patterson = jax.jit(lambda positions: patterson_map(render(positions, 16, 1.0)))(positions)
-    np.testing.assert_allclose(correlation(patterson, positions), 1, atol=1e-5)
-    np.testing.assert_allclose(correlation(patterson, -positions), 1, atol=1e-5)
-    assert correlation(patterson, positions * jnp.array([[1.0, -1.0, 1.0]])) < 0.9
+def test_auto_asks_the_network_once_and_then_the_classical_methods_in_turn():
+    settings = dataclasses.replace(SETTINGS, method='auto', max_attempts=8)
+    turns = [(method, number) for number in range(3) for method in CLASSICAL_METHODS]
+    assert list(attempts(settings, has_network=True)) == [('network', 0), *turns[:7]]
+    assert list(attempts(settings, has_network=False)) == turns[:8]
+    alone = dataclasses.replace(settings, method='phase_retrieval', max_attempts=2)
+    assert list(attempts(alone, has_network=True)) == [('phase_retrieval', 0), ('phase_retrieval', 1)]
 
 
-def test_origin_distances_wrap_around():
-    distances = origin_distances(8)
-    assert distances[0, 0, 0] == 0 and distances[7, 0, 0] == 1 and distances[4, 4, 4] == np.sqrt(48)
+def test_a_network_that_is_right_is_refined_to_the_truth_and_its_map_is_kept(examples):
+    one = jax.tree.map(lambda each: each[:1], examples)
+    network = Network(lambda params, inputs: jnp.broadcast_to(params, inputs.shape), one.target)
+    for method in ('network', 'auto'):
+        solution = solve(method, one, network=network)[0]
+        assert solution.method == 'network' and solution.verdict == 'solved'
+        assert np.max(errors(solution, one.positions[0])) < 0.001
+        np.testing.assert_array_equal(solution.proposal.density, one.target[0])
+        assert solution.proposal.candidates.shape == (2 * SEPARATION.num_peaks, 3)
+        assert solution.proposal.heights.shape == (SEPARATION.num_peaks,)
 
 
-def test_intensities_of_the_patterson_map_are_those_of_the_density(examples):
-    density = render(examples.positions[0], 16, 1.0)
-    spectrum = np.fft.rfftn(np.asarray(examples.patterson[0], np.float64)).real
-    np.testing.assert_allclose(spectrum, intensities(density), atol=1e-4)
+def test_auto_goes_on_when_the_network_is_wrong(examples):
+    one = jax.tree.map(lambda each: each[:1], examples)
+    wrong = np.roll(examples.target[1:2], 1, axis=1)
+    network = Network(lambda params, inputs: jnp.broadcast_to(params, inputs.shape), wrong * 0 + 1e-3)
+    solution = solve('auto', one, network=network)[0]
+    assert solution.verdict == 'solved' and solution.starts > 1
+    assert np.max(errors(solution, one.positions[0])) < 0.001
+
+
+@jax.jit
+def map_of(positions):
+    return patterson_map(render(positions, 40, 1.0))
+
+
+def test_of_a_homometric_pair_both_sets_come_back():
+    """By one start: that the other set is as good follows from the first one being of the form U + V."""
+    problem = Problem(num_atoms=9)
+    pair = example_pair(problem)
+    settings = dataclasses.replace(SETTINGS, method='phase_retrieval')
+    for positions in pair:
+        given = np.asarray(map_of(jnp.asarray(positions, jnp.float32)))
+        solution = solve_maps(keys(1), given[None], problem, settings, SEPARATION)[0]
+        found = [solution.positions, *solution.alternatives]
+        assert solution.verdict == 'uncertain' and len(found) == 2
+        for true in pair:
+            assert [are_congruent(each, true, 0.05) for each in found].count(True) == 1
+
+
+def test_the_ambiguity_of_a_small_cell_is_gone_in_a_large_one():
+    """The paper's Figure 4: two sets with the same map in a cell of 16 voxels, solved in one of 40."""
+    problem = Problem(num_atoms=4, box_edge=13.0)
+    settings = dataclasses.replace(SETTINGS, method='phase_retrieval')
+    pair = [each - np.mean(each, axis=0) for each in periodic_pair(16)]
+    for positions, other in itertools.permutations(pair):
+        given = np.asarray(map_of(jnp.asarray(positions, jnp.float32)))
+        solution = solve_maps(keys(1), given[None], problem, settings, SEPARATION)[0]
+        assert solution.verdict == 'solved' and not solution.alternatives
+        assert are_congruent(solution.positions, positions, 0.02)
+        assert not are_congruent(solution.positions, other, 0.5)
+
+
+@pytest.mark.parametrize(
+    ('number', 'noise', 'resolution'), [(2, 0.0, None), (10, 0.0, None), (10, 0.3, None), (10, 0.0, 8.0)]
+)
+def test_the_number_of_atoms_is_nearly_what_the_origin_peak_says(number, noise, resolution):
+    problem = Problem(num_atoms=number, noise=noise, resolution=resolution)
+    unknown = dataclasses.replace(problem, num_atoms=1)
+    for patterson in cases(problem, 3).patterson:
+        numbers = likely_numbers(patterson, unknown)
+        assert number in numbers[:3] and min(numbers) >= 1 and len(set(numbers)) == len(numbers)
+        assert numbers[0] == number or noise or resolution

@@ -13,11 +13,21 @@ from jax import Array
 
 from patterson_jax.simulation.atoms import draw_positions
 from patterson_jax.simulation.density import render
-from patterson_jax.simulation.patterson import centre_origin, patterson_map
+from patterson_jax.simulation.patterson import centre_origin, measured_map
 from patterson_jax.simulation.problem import Problem
 
 # Numbers, because they are folded into keys: to change one is to change every case of its stream.
-STREAMS = {'training': 0, 'validation': 1, 'calibration': 2, 'evaluation': 3, 'separation': 4, 'random': 5, 'order': 6}
+STREAMS = {
+    'training': 0,
+    'validation': 1,
+    'calibration': 2,
+    'evaluation': 3,
+    'separation': 4,
+    'random': 5,
+    'order': 6,
+    'files': 7,
+}
+NOISE = 2**32 - 1  # folded into an example's key for its noise; the attempts at its positions are numbered from 0
 
 
 class Example(NamedTuple):
@@ -25,7 +35,7 @@ class Example(NamedTuple):
 
     Attributes:
         positions: `(num_atoms, 3)`, voxels from the box centre.
-        patterson: `(grid, grid, grid)`, the Patterson map as it is, origin at voxel (0, 0, 0).
+        patterson: `(grid, grid, grid)`, the Patterson map as it is measured, origin at voxel (0, 0, 0).
         target: `(grid, grid, grid)`, the map that the network should return.
     """
 
@@ -48,7 +58,8 @@ def make_example(key: Array, problem: Problem) -> Example:
     """The case that belongs to a key."""
     positions = draw_positions(key, problem)
     density = render(positions, problem.grid_size, problem.atom_radius)
-    return Example(positions, patterson_map(density), target_map(density, problem))
+    patterson = measured_map(jax.random.fold_in(key, NOISE), density, problem)
+    return Example(positions, patterson, target_map(density, problem))
 
 
 def make_batch(stream: Array, set_number: Array | int, indices: Array, problem: Problem) -> Example:

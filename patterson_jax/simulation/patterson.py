@@ -5,12 +5,15 @@ Structure factors are kept as the half space that a real map needs, `(grid, grid
 "centred".
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from patterson_jax.simulation.density import atom_block
+from patterson_jax.simulation.problem import Problem
 
 
 def structure_factors(density: Array) -> Array:
@@ -34,6 +37,46 @@ def patterson_intensities(patterson: Array) -> Array:
     return structure_factors(patterson).real
 
 
+def measured_map(key: Array, density: Array, problem: Problem) -> Array:
+    """The Patterson map `(grid, grid, grid)` that an experiment gives: with the problem's noise, up to its resolution.
+
+    Amplitudes are multiplied by 1 + noise · g, g normal, one for each Friedel pair. F(000) has no noise: it is not
+    measured but known from what the cell holds.
+    """
+    if not problem.noise and problem.resolution is None:
+        return patterson_map(density)
+    squares = intensities(density)
+    if problem.noise:
+        draws = jax.random.normal(key, squares.shape, squares.dtype).ravel()[friedel_representatives(problem.grid_size)]
+        squares = squares * ((1 + problem.noise * draws) ** 2).at[0, 0, 0].set(1)
+    squares = jnp.where(measured_frequencies(problem.grid_size, problem.resolution), squares, 0)
+    return jnp.fft.irfftn(squares, s=density.shape, axes=(-3, -2, -1))
+
+
+def measured_frequencies(grid_size: int, resolution: float | None) -> np.ndarray:
+    """Which frequencies of the half space have |h| ≤ resolution, `(grid, grid, grid // 2 + 1)`; all of them if None."""
+    return within(frequencies(grid_size), np.inf if resolution is None else resolution)
+
+
+def within(chosen: np.ndarray, resolution: float) -> np.ndarray:
+    """Which frequencies `(..., 3)` have |h| ≤ resolution, where rounding of a square root does not count."""
+    return np.sum(chosen**2, axis=-1) <= resolution**2 * (1 + 1e-9)
+
+
+@functools.lru_cache
+def friedel_representatives(grid_size: int) -> np.ndarray:
+    """For each frequency of the half space the flat index of h or of −h, the same for both.
+
+    Returns:
+        `(grid, grid, grid // 2 + 1)`; a frequency whose opposite is not in the half space has its own index.
+    """
+    half = grid_size // 2 + 1
+    x, y, z = np.meshgrid(np.arange(grid_size), np.arange(grid_size), np.arange(half), indexing='ij')
+    index = (x * grid_size + y) * half + z
+    opposite = (-x % grid_size * grid_size + -y % grid_size) * half + z
+    return np.where((z == 0) | (z == grid_size // 2), np.minimum(index, opposite), index)
+
+
 def centre_origin(patterson: Array) -> Array:
     """Moves the origin of Patterson maps from voxel 0 to voxel grid / 2 of each axis."""
     return jnp.fft.fftshift(patterson, axes=(-3, -2, -1))
@@ -46,14 +89,13 @@ def frequencies(grid_size: int) -> np.ndarray:
     return np.stack(np.meshgrid(whole, whole, half, indexing='ij'), axis=-1)
 
 
-def low_frequencies(grid_size: int, resolution: float) -> np.ndarray:
+def low_frequencies(grid_size: int, resolution: float | None) -> np.ndarray:
     """Frequencies of the half space with 0 < |h| ≤ resolution, one of each Friedel pair, `(num_frequencies, 3)`."""
-    every = frequencies(grid_size).reshape(-1, 3)
-    squared = np.sum(every**2, axis=-1)
-    x, y, z = every.T
-    number, opposite = (sign * y % grid_size * grid_size + sign * x % grid_size for sign in (1, -1))
-    twin = ((z == 0) | (z == grid_size // 2)) & (number > opposite)  # h and −h both lie in these two planes
-    return every[(squared > 0) & (squared <= resolution**2) & ~twin]
+    representatives = friedel_representatives(grid_size)
+    chosen = measured_frequencies(grid_size, resolution)
+    chosen = chosen & (representatives == np.arange(representatives.size).reshape(representatives.shape))
+    chosen[0, 0, 0] = False
+    return frequencies(grid_size)[chosen]
 
 
 def atom_factors(position: Array, chosen: np.ndarray, grid_size: int, atom_radius: float) -> Array:
@@ -82,3 +124,14 @@ def atom_factors(position: Array, chosen: np.ndarray, grid_size: int, atom_radiu
     factors = jnp.einsum('xkl,xh->hkl', along_yz, phases[0])
     h, k, l = chosen.T
     return factors[h + limit, k + limit, l]
+
+
+def sphere_factor(chosen: np.ndarray, problem: Problem) -> np.ndarray:
+    """Form factor of one atom, a sphere averaged over voxels, at frequencies `(..., 3)`: real, about its centre.
+
+    Left out is what the sampling on the grid folds back from beyond it, which `atom_factors` has.
+    """
+    wave = 2 * np.pi / problem.grid_size * problem.atom_radius * np.linalg.norm(chosen, axis=-1)
+    safe = np.where(wave > 0, wave, 1)
+    sphere = np.where(wave > 0, 3 * (np.sin(safe) - safe * np.cos(safe)) / safe**3, 1)
+    return problem.atom_volume * sphere * np.prod(np.sinc(chosen / problem.grid_size), axis=-1)

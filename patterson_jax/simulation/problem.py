@@ -35,6 +35,8 @@ class Problem:
             inverse of one may lie in training, and in which one must lie in validation and evaluation; 0: no such
             corner. The paper's Discussion proposes it as a test of memorisation.
         filled_corner: edge of the corner in which an atom or an inverse must lie in every case; 0: no such corner.
+        noise: standard deviation of the measured amplitudes |F| as a part of them.
+        resolution: amplitudes are measured up to this |h|, the others are zero in the Patterson map; None: all are.
     """
 
     grid_size: int = 40
@@ -48,6 +50,8 @@ class Problem:
     origin: str = 'centre'
     empty_corner: float = 0.0
     filled_corner: float = 0.0
+    noise: float = 0.0
+    resolution: float | None = None
 
     def __post_init__(self):
         def check(field, condition, allowed):
@@ -71,6 +75,9 @@ class Problem:
         for field in ('empty_corner', 'filled_corner'):
             fits = 0 <= getattr(self, field) <= self.box_edge / 2
             check(field, fits, f'from 0, for none, to half of box_edge, {self.box_edge / 2:g} voxels')
+        check('noise', 0 <= self.noise <= 1, 'from 0 to 1')
+        complete = self.resolution is None or 1 <= self.resolution < math.inf
+        check('resolution', complete, 'a number, 1 or more, or None where every amplitude is measured')
         check('filled_corner', not (self.empty_corner and self.filled_corner), '0 where there is an empty_corner')
         check(
             'num_atoms',

@@ -1,155 +1,498 @@
-"""Patterson map to atoms: predicted map, peaks, separation, figures of merit (paper, 2.4.4 and 3.3 to 3.5).
+"""Patterson map to atoms, by any method, with a verdict.
+
+Every method proposes sets of atoms in attempts: the network and the minimum function by their maps, peaks and
+separation; phase retrieval by its density; least squares by random starts. From there one path serves them all: each
+set is refined, repaired where the first attempt did not do, and the best set and its rival, the best that differs from
+it, are finished with the exact renderer. Attempts go on until the verdict is `solved` or the budget is spent.
 
 The answer is one of two enantiomorphs: a set of atoms and its inverse have the same Patterson map.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+import dataclasses
+import functools
+import itertools
+import math
+import operator
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from patterson_jax.errors import InputError
-from patterson_jax.simulation.density import map_correlation, render
+from patterson_jax.errors import InputError, require
 from patterson_jax.simulation.examples import network_input
-from patterson_jax.simulation.patterson import (
-    atom_factors,
-    low_frequencies,
-    patterson_intensities,
-    patterson_map,
-)
+from patterson_jax.simulation.homometry import homometric_partners
+from patterson_jax.simulation.patterson import frequencies, measured_frequencies, patterson_intensities, sphere_factor
 from patterson_jax.simulation.problem import Problem
-from patterson_jax.solving.peaks import find_peaks, with_inverses
-from patterson_jax.solving.separation import SeparationSettings, separate
+from patterson_jax.solving.interpretation import interpret_map
+from patterson_jax.solving.least_squares import (
+    Finished,
+    compact,
+    finish,
+    random_positions,
+    refine,
+    repair,
+    same_atoms,
+)
+from patterson_jax.solving.minimum_function import minimum_map
+from patterson_jax.solving.phase_retrieval import (
+    PhaseRetrievalSettings,
+    centred_atoms,
+    retrieve_density,
+    touched_voxels,
+)
+from patterson_jax.solving.reflections import absolute_scale, highest_resolution, observed_amplitudes
+from patterson_jax.solving.separation import SeparationSettings
+from patterson_jax.solving.verdict import EXACT, judge
 
-SYMMETRY_TOLERANCE = 1e-3  # of the map's range
-SPECTRUM_TOLERANCE = 1e-3  # of the highest coefficient
+CLASSICAL_METHODS = ('least_squares', 'phase_retrieval', 'minimum_function')
+METHODS = ('network', *CLASSICAL_METHODS, 'auto')
+RANDOM_STARTS = 16  # of an attempt by least squares
+KEPT_STARTS = 4  # of these, which go on beyond the coarse stages
+VECTORS = 4  # of an attempt by the minimum function
+NUMBER_UNCERTAINTY, MOST_NEIGHBOURS = 0.2, 8  # of the first estimate of the number of atoms, in parts and in atoms
+SAME = 0.5  # voxels within which atoms of two sets are the same
+AS_GOOD = 1.05  # a set whose R1 is at most so many times the best's is an alternative
+REPAIRS_PER_ATOM = 0.5
+KEPT_SETS = 8
+STARTS = {'network': 1, 'least_squares': RANDOM_STARTS, 'phase_retrieval': 1, 'minimum_function': VECTORS}
+CASES_AT_ONCE = 4
 
-Predictor = Callable[[Array], Array]
-"""From network inputs `(batch, grid, grid, grid)` to density maps of the same shape."""
+
+@dataclasses.dataclass(frozen=True)
+class SolveSettings:
+    """How to solve; the fields are explained in configs/base.py, section `solve`. Raises InputError."""
+
+    method: str
+    max_attempts: int
+    max_seconds: float
+    resolution: float | None
+    num_atoms_known: bool
+
+    def __post_init__(self):
+        require(self.method in METHODS, 'method', self.method, f'one of {", ".join(METHODS)}')
+        require(self.max_attempts >= 1, 'max_attempts', self.max_attempts, '1 or more')
+        limit = math.isfinite(self.max_seconds) and self.max_seconds >= 0
+        require(limit, 'max_seconds', self.max_seconds, 'a number of seconds, or 0 for no limit')
+        measured = self.resolution is None or 1 <= self.resolution < math.inf
+        require(measured, 'resolution', self.resolution, 'a number, 1 or more, or None to find it in the map')
 
 
-class Solution(NamedTuple):
-    """What was found behind one Patterson map, or, with a leading axis, behind several.
+class Network(NamedTuple):
+    """A trained network: `apply(params, inputs)` gives density maps `(batch, grid, grid, grid)`."""
+
+    apply: Callable[[Any, Array], Array]
+    params: Any
+
+
+class Proposal(NamedTuple):
+    """Sets of atoms that a method proposes for one map.
 
     Attributes:
-        positions: `(num_atoms, 3)`, voxels from the box centre.
-        density: `(grid, grid, grid)`, the predicted map of both enantiomorphs.
-        candidates: `(2 · num_peaks, 3)`, the peaks of that map, then their inverses.
+        positions: `(num_sets, num_atoms, 3)`, voxels from the box centre.
+        density: `(grid, grid, grid)`, what the network predicts; None of a method whose map is not about the box
+            centre, or that makes none.
+        candidates: `(2 · num_peaks, 3)`, the peaks of that density, then their inverses.
         heights: `(num_peaks,)`, density at the peaks.
-        r_factor: R1 of the positions over the low frequencies.
-        patterson_correlation: correlation of measured and calculated Patterson map, origin peak left out.
-        misfit: what the separation minimised, after each swap of the best chain, `(num_swaps,)`.
     """
 
     positions: Array
-    density: Array
-    candidates: Array
-    heights: Array
-    r_factor: Array
-    patterson_correlation: Array
-    misfit: Array
+    density: Array | None = None
+    candidates: Array | None = None
+    heights: Array | None = None
 
 
-def solve_batch(
-    keys: Array, pattersons: Array, predict: Predictor, problem: Problem, settings: SeparationSettings
-) -> Solution:
-    """Solves Patterson maps `(batch, grid, grid, grid)`, origin at voxel (0, 0, 0), of any scale.
+class Attempt(NamedTuple):
+    """What one attempt gives for one map.
+
+    Attributes:
+        finished: of the best set and, if more than one was proposed, of its rival, along a leading axis.
+        has_rival: whether the rival differs from the best set.
+        agreeing: how many of the sets are the best one.
+        proposal: what the method proposed, without the sets.
+    """
+
+    finished: Finished
+    has_rival: Array
+    agreeing: Array
+    proposal: Proposal
+
+
+@dataclasses.dataclass
+class Found:
+    """A set of atoms that attempts have found: positions `(num_atoms, 3)` and what tells how good they are."""
+
+    positions: np.ndarray
+    r_factor: float
+    r_free: float
+    agreeing: int
+    method: str
+    proposal: Proposal | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Solution:
+    """The answer to one Patterson map: one of two enantiomorphs.
+
+    Attributes:
+        positions: `(num_atoms, 3)`, voxels from the box centre.
+        r_factor: R1 over the reflections that were refined against, up to `resolution`.
+        r_free: R1 over the free ones.
+        resolution: |h| up to which they go.
+        verdict: 'solved', 'uncertain' or 'not solved'.
+        alternatives: other sets, `(num_atoms, 3)` each, that explain the data as well; none is another's inverse.
+        rivals: the best sets that differ, alternatives among them.
+        agreeing: how many starts came to these positions or their inverses.
+        starts: how many were tried.
+        method: that found them.
+        proposal: what the network predicted, with its peaks, if its set it is.
+        seconds: that the solution took, its share where several maps were solved at once; compilation apart.
+    """
+
+    positions: np.ndarray
+    r_factor: float
+    r_free: float
+    resolution: float
+    verdict: str
+    alternatives: tuple[np.ndarray, ...]
+    rivals: tuple[Found, ...]
+    agreeing: int
+    starts: int
+    method: str
+    proposal: Proposal
+    seconds: float
+
+
+def solve_maps(
+    keys: Array,
+    pattersons: np.ndarray,
+    problem: Problem,
+    settings: SolveSettings,
+    separation: SeparationSettings,
+    network: Network | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+    at_once: int | None = None,
+) -> list[Solution]:
+    """Solves Patterson maps `(count, grid, grid, grid)`, origin at voxel (0, 0, 0), of any scale.
 
     Args:
-        keys: `(batch,)`, one key for each map; a map's result depends on its own key alone.
-        pattersons: the maps.
-        predict: the trained network.
-        problem: what the maps are of.
-        settings: how to separate.
+        keys: `(count,)`, one key for each map; a map's solution depends on its own key alone.
+        pattersons: the maps, on the host.
+        problem: what they are of; its noise and resolution are those of the maps.
+        settings: method and budget.
+        separation: how sets are taken from the maps of the network and of the minimum function.
+        network: for the methods `network` and `auto`; without it `auto` has the classical methods.
+        progress: is told how many maps are done.
+        at_once: how many maps the device has at once; None: what suits their number. Another number is compiled anew.
     """
-    densities = predict(network_input(pattersons, problem))
+    cases = [_Case(problem) for _ in range(len(pattersons))]
+    active, at_once = list(range(len(cases))), at_once or min(CASES_AT_ONCE, len(cases))
+    for method, number in attempts(settings, network is not None):
+        predictor = network if method == 'network' else None
+        run = compiled_attempt(method, number > 0, _noiseless(problem), separation, predictor, at_once)
+        for start in range(0, len(active), at_once):
+            chunk = active[start : start + at_once]
+            index = np.array(chunk + chunk[-1:] * (at_once - len(chunk)))  # a chunk is always whole
+            began = time.perf_counter()
+            result = jax.device_get(run(keys[index], np.int32(number), np.asarray(pattersons[index], np.float32)))
+            seconds = (time.perf_counter() - began) / len(chunk)
+            for place, each in enumerate(chunk):
+                cases[each].add(jax.tree.map(operator.itemgetter(place), result), method, seconds)
+        for each in active:
+            cases[each].add_partners(pattersons[each])
+        active = [each for each in active if not cases[each].is_done(settings)]
+        progress(len(cases) - len(active))
+        if not active:
+            break
+    return [case.solution() for case in cases]
 
-    def solve_one(key, patterson, density):
-        return interpret_map(key, patterson, density, problem, settings)
 
-    return jax.vmap(solve_one)(keys, pattersons, densities)
-
-
-def interpret_map(
-    key: Array, patterson: Array, density: Array, problem: Problem, settings: SeparationSettings
+def solve_unknown_number(
+    key: Array,
+    patterson: np.ndarray,
+    problem: Problem,
+    settings: SolveSettings,
+    separation: SeparationSettings,
+    network: Network | None = None,
 ) -> Solution:
-    """From a density map of both enantiomorphs, and the Patterson map behind it, to one set of atoms."""
-    patterson = absolute_scale(patterson, problem)
-    chosen = low_frequencies(problem.grid_size, settings.resolution)
-    measured = patterson_intensities(patterson)[tuple(chosen.T)]
+    """Solves a map `(grid, grid, grid)` whose number of atoms is not known: tries numbers and chooses one.
 
-    def factors_of(position):
-        return atom_factors(position, chosen, problem.grid_size, problem.atom_radius)
+    The first is what the ratio of the map's sum to its origin peak says; then its neighbours, the nearest first, until
+    one is solved. If none is, the best is the one with the lowest R_free. The problem's own number is not looked at.
 
-    peaks, heights = find_peaks(density, settings.num_peaks, problem)
-    candidates = with_inverses(peaks)
-    factors = jax.vmap(factors_of)(candidates)
-    separation = separate(key, factors, measured, problem.num_atoms, settings)
-    positions = candidates[separation.chosen]
-    total = jnp.sum(factors[separation.chosen], axis=0)
-    return Solution(
-        positions=positions,
-        density=density,
-        candidates=candidates,
-        heights=heights,
-        r_factor=r_factor(jnp.sqrt(jnp.maximum(measured, 0)), jnp.abs(total)),
-        patterson_correlation=patterson_correlation(patterson, positions, problem),
-        misfit=separation.history,
-    )
-
-
-def absolute_scale(patterson: Array, problem: Problem) -> Array:
-    """Scales a Patterson map so that its sum is F(000)², the square of the problem's total density."""
-    return patterson * ((problem.num_atoms * problem.atom_volume) ** 2 / jnp.sum(patterson))
-
-
-def r_factor(observed: Array, calculated: Array) -> Array:
-    """R1 = Σ| |Fo| − k|Fc| | / Σ|Fo| of amplitudes `(num_frequencies,)`, k by least squares."""
-    scale = jnp.sum(observed * calculated) / jnp.sum(calculated**2)
-    return jnp.sum(jnp.abs(observed - scale * calculated)) / jnp.sum(observed)
-
-
-def patterson_correlation(patterson: Array, positions: Array, problem: Problem) -> Array:
-    """Correlation of a Patterson map with that of positions `(num_atoms, 3)`, without the origin peak."""
-    calculated = patterson_map(render(positions, problem.grid_size, problem.atom_radius))
-    away = origin_distances(problem.grid_size) > 2 * problem.atom_radius
-    return map_correlation(*(jnp.where(away, each, 0) for each in (patterson, calculated)))
-
-
-def origin_distances(grid_size: int) -> np.ndarray:
-    """Distance of each voxel of a periodic map from the nearest origin, `(grid, grid, grid)`, voxels."""
-    axis = np.minimum(np.arange(grid_size), grid_size - np.arange(grid_size))
-    return np.sqrt(axis[:, None, None] ** 2 + axis[None, :, None] ** 2 + axis[None, None, :] ** 2)
-
-
-def check_patterson(patterson: np.ndarray, problem: Problem) -> None:
-    """Raises InputError if a map `(grid, grid, grid)` cannot be a Patterson map that the network takes."""
-
-    def refuse(fault):
-        raise InputError(f'no Patterson map that can be solved: {fault}')
-
-    size = patterson.shape[0]
-    if size != problem.grid_size:
-        refuse(f'it has {size} voxels along each edge, and the network was trained on {problem.grid_size}')
-    highest = np.unravel_index(np.argmax(patterson), patterson.shape)
-    inverse = np.roll(np.flip(patterson), 1, axis=(0, 1, 2))
-    spread = np.ptp(patterson)
-    if spread == 0:
-        refuse('it is the same everywhere')
-    if highest == (size // 2,) * 3:
-        refuse('its origin is in the centre of the cell; shift it by half a cell along each axis')
-    if np.max(np.abs(patterson - inverse)) > SYMMETRY_TOLERANCE * spread:
-        refuse('it is not its own inverse through the origin')
-    if patterson[0, 0, 0] < patterson[highest]:
-        refuse('its highest value is not at the origin; has the origin peak been taken out? It is needed')
-    spectrum = np.fft.rfftn(patterson).real.ravel()[1:]
-    if np.sum(patterson) < 0.1 * np.max(spectrum):
-        refuse(
-            'its sum, F(000)², is less than a tenth of the highest |F|²; '
-            'add the constant that makes the empty parts of the map zero'
+    Raises:
+        InputError: so many atoms do not fit in the inner box.
+    """
+    solutions, numbers = [], likely_numbers(patterson, problem)
+    for number in numbers:
+        trial = _with_atoms(problem, number)
+        if trial is not None:
+            enough = dataclasses.replace(separation, num_peaks=max(separation.num_peaks, 2 * number))
+            solutions += solve_maps(key[None], patterson[None], trial, settings, enough, network)
+            if solutions[-1].verdict == 'solved':
+                return solutions[-1]
+    if not solutions:
+        raise InputError(
+            f'its sum and its origin peak are those of about {numbers[0]} atoms, which do not fit in a box of edge '
+            f'{problem.box_edge:g}; has a constant been added to the map?'
         )
-    if np.min(spectrum) < -SPECTRUM_TOLERANCE * np.max(spectrum):
-        refuse(f'its Fourier coefficients, |F|², go down to {np.min(spectrum) / np.max(spectrum):.2g} of the highest')
+    return min(solutions, key=lambda each: each.r_free)
+
+
+def likely_numbers(patterson: np.ndarray, problem: Problem) -> list[int]:
+    """Numbers of atoms that a map may be of, the likeliest first.
+
+    F(000)² is the square of the total density; the origin peak, without what is not measured, is the sum of squares
+    of the density, in proportion to the number of atoms.
+    """
+    chosen = frequencies(problem.grid_size).reshape(-1, 3)
+    measured = measured_frequencies(problem.grid_size, problem.resolution).ravel()
+    weights = np.where((chosen[:, 2] == 0) | (chosen[:, 2] == problem.grid_size // 2), 1, 2)
+    away = measured & np.any(chosen != 0, axis=-1)
+    self_vector = np.sum((weights * sphere_factor(chosen, problem) ** 2)[away])
+    origin_term = float(np.sum(patterson, dtype=np.float64))
+    origin_peak = float(patterson[0, 0, 0]) * patterson.size - origin_term
+    estimate = origin_term / origin_peak * self_vector / problem.atom_volume**2 * (1 + problem.noise**2)
+    first = max(round(estimate), 1)
+    reach = min(max(2, round(NUMBER_UNCERTAINTY * first)), MOST_NEIGHBOURS)
+    return sorted(range(max(first - reach, 1), first + reach + 1), key=lambda number: abs(number - estimate))
+
+
+def _with_atoms(problem, number):
+    """The problem with another number of atoms, None where so many do not fit."""
+    try:
+        return dataclasses.replace(problem, num_atoms=number)
+    except InputError:
+        return None
+
+
+def attempts(settings: SolveSettings, has_network: bool) -> Iterator[tuple[str, int]]:
+    """Which method comes next, and how many attempts it has had.
+
+    `auto` asks the network once, because its map does not change, and then the classical methods in turn.
+    """
+    if settings.method == 'auto':
+        first = (('network', 0),) if has_network else ()
+        turns = ((method, number) for number in itertools.count() for method in CLASSICAL_METHODS)
+        return itertools.islice(itertools.chain(first, turns), settings.max_attempts)
+    return ((settings.method, number) for number in range(settings.max_attempts))
+
+
+def compiled_attempt(
+    method: str, repairs: bool, problem: Problem, separation: SeparationSettings, network: Network | None, at_once: int
+) -> Callable[[Array, np.int32, np.ndarray], Attempt]:
+    """`attempt` for several maps at once, compiled, so that its first use takes no longer than others."""
+    apply, params = (network.apply, network.params) if network else (None, {})
+    leaves, structure = jax.tree.flatten(params)
+    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+    run = _compile_attempt(method, repairs, problem, separation, apply, structure, shapes, at_once)
+    return functools.partial(run, params)
+
+
+@functools.lru_cache(maxsize=16)
+def _compile_attempt(method, repairs, problem, separation, apply, structure, shapes, at_once):
+    """Compiled for weights of these shapes, whatever they are."""
+
+    def run(params, keys, number, pattersons):
+        def attempt_one(key, patterson):
+            predict = apply and functools.partial(apply, params)
+            return attempt(key, number, patterson, method, repairs, problem, separation, predict)
+
+        return jax.vmap(attempt_one)(keys, pattersons)
+
+    params = jax.tree.unflatten(structure, shapes)
+    keys = jax.random.split(jax.random.key(0), at_once)
+    maps = jax.ShapeDtypeStruct((at_once,) + (problem.grid_size,) * 3, np.float32)
+    return jax.jit(run).lower(params, keys, np.int32(0), maps).compile()
+
+
+def attempt(
+    key: Array,
+    number: Array | int,
+    patterson: Array,
+    method: str,
+    repairs: bool,
+    problem: Problem,
+    separation: SeparationSettings,
+    predict: Callable[[Array], Array] | None = None,
+) -> Attempt:
+    """One attempt at one map by one method: sets proposed, refined, and the best of them finished.
+
+    Args:
+        key: of the map.
+        number: of attempts that the method has had; each begins differently.
+        patterson: `(grid, grid, grid)`, origin at voxel (0, 0, 0), of any scale.
+        method: not `auto`.
+        repairs: whether to move atoms that explain nothing.
+        problem: what the map is of.
+        separation: how sets are taken from maps.
+        predict: the network, from inputs `(batch, grid, grid, grid)` to maps.
+    """
+    key = jax.random.fold_in(jax.random.fold_in(key, METHODS.index(method)), number)
+    patterson = absolute_scale(patterson, problem)
+    observed = observed_amplitudes(patterson, problem)
+    if method == 'least_squares':
+        proposal = from_random_starts(key, observed, problem)
+    elif method == 'phase_retrieval':
+        proposal = from_phase_retrieval(key, patterson, problem)
+    elif method == 'minimum_function':
+        proposal = from_minimum_function(key, number, patterson, problem, separation)
+    else:
+        proposal = from_network(key, patterson, problem, separation, predict)
+
+    def improve(positions):
+        refined = refine(positions, observed, problem, slice(1, None))
+        if repairs:
+            refined = repair(refined.positions, observed, problem, math.ceil(REPAIRS_PER_ATOM * problem.num_atoms))
+        return refined
+
+    refined = jax.vmap(improve)(proposal.positions)
+    misfits = jnp.where(jnp.isfinite(refined.misfit), refined.misfit, jnp.inf)
+    best = refined.positions[jnp.argmin(misfits)]
+    same = jax.vmap(lambda positions: same_atoms(positions, best, SAME))(refined.positions)
+    chosen = best[None]
+    if len(misfits) > 1:
+        rival = refined.positions[jnp.argmin(jnp.where(same, jnp.inf, misfits))]
+        chosen = jnp.stack([best, rival])
+    finished = jax.vmap(lambda positions: finish(positions, observed, problem))(chosen)
+    return Attempt(finished, ~jnp.all(same), jnp.sum(same), proposal._replace(positions=None))
+
+
+def from_random_starts(key: Array, observed: Array, problem: Problem) -> Proposal:
+    """Random positions, refined at low resolution; the best few of them."""
+
+    def start(key):
+        return refine(random_positions(key, problem), observed, problem, slice(0, 2))
+
+    refined = jax.vmap(start)(jax.random.split(key, RANDOM_STARTS))
+    misfits = jnp.where(jnp.isfinite(refined.misfit), refined.misfit, jnp.inf)
+    return Proposal(refined.positions[jax.lax.top_k(-misfits, KEPT_STARTS)[1]])
+
+
+def from_phase_retrieval(key: Array, patterson: Array, problem: Problem) -> Proposal:
+    """The peaks of a density retrieved from random phases."""
+    amplitudes = jnp.sqrt(jnp.maximum(patterson_intensities(patterson), 0))
+    measured = measured_frequencies(problem.grid_size, problem.resolution)
+    num_voxels = touched_voxels(problem.num_atoms, problem.atom_radius)
+    density = retrieve_density(key, amplitudes, measured, num_voxels, PhaseRetrievalSettings()).density
+    atoms = centred_atoms(density, problem.num_atoms, problem)
+    return Proposal(compact(atoms, problem.grid_size)[None])
+
+
+def from_minimum_function(
+    key: Array, number: Array | int, patterson: Array, problem: Problem, separation: SeparationSettings
+) -> Proposal:
+    """Sets from the minimum functions over several vectors."""
+    measured = jnp.asarray(measured_frequencies(problem.grid_size, problem.resolution))
+
+    def over_vector(start):
+        density = minimum_map(patterson, start, problem, measured)
+        found = interpret_map(jax.random.fold_in(key, start), patterson, density, problem, separation)
+        return compact(found.positions, problem.grid_size)
+
+    return Proposal(jax.vmap(over_vector)(number * VECTORS + jnp.arange(VECTORS)))
+
+
+def from_network(
+    key: Array,
+    patterson: Array,
+    problem: Problem,
+    separation: SeparationSettings,
+    predict: Callable[[Array], Array],
+) -> Proposal:
+    """The set in the network's map."""
+    density = predict(network_input(patterson, problem)[None])[0]
+    found = interpret_map(key, patterson, density, problem, separation)
+    return Proposal(compact(found.positions, problem.grid_size)[None], density, found.candidates, found.heights)
+
+
+class _Case:
+    """What has been found for one map so far."""
+
+    def __init__(self, problem):
+        self.problem = problem
+        self.found, self.starts = [], 0
+        self.seconds = self.last_seconds = 0.0
+
+    def add(self, attempt, method, seconds):
+        """Takes in an attempt; sets that were found before gain in agreement."""
+        self.seconds, self.last_seconds = self.seconds + seconds, seconds
+        self.starts += STARTS[method]
+        counts = (int(attempt.agreeing), 1 if attempt.has_rival else 0)
+        for place, count in zip(range(len(attempt.finished.positions)), counts, strict=False):
+            positions, r_factor, r_free = (part[place] for part in attempt.finished)
+            if count:
+                self._merge(Found(positions, float(r_factor), float(r_free), count, method, attempt.proposal))
+        self.found.sort(key=lambda each: each.r_factor)
+        del self.found[KEPT_SETS:]
+
+    def _merge(self, new):
+        for place, old in enumerate(self.found):
+            if _same(old.positions, new.positions):
+                better = min(old, new, key=lambda each: each.r_factor)
+                self.found[place] = dataclasses.replace(better, agreeing=old.agreeing + new.agreeing)
+                return
+        self.found.append(new)
+
+    def add_partners(self, patterson):
+        """Takes in sets that are homometric to a set that seems to solve the map, if they explain the map as well."""
+        if self.found and self.verdict(num_alternatives=0) == 'solved':
+            best = self.found[0]
+            for partner in homometric_partners(best.positions, SAME):
+                centred = np.asarray(partner - np.mean(partner, axis=0), np.float32)
+                finished = jax.device_get(_finish(centred, np.asarray(patterson, np.float32), _noiseless(self.problem)))
+                self._merge(Found(finished.positions, float(finished.r_factor), float(finished.r_free), 0, best.method))
+            self.found.sort(key=lambda each: each.r_factor)
+
+    def alternatives(self):
+        """Sets that explain the data as well as the best."""
+        limit = max(AS_GOOD * self.found[0].r_factor, EXACT)
+        return tuple(each.positions for each in self.found[1:] if each.r_factor <= limit)
+
+    def verdict(self, num_alternatives=None):
+        best = self.found[0]
+        if num_alternatives is None:
+            num_alternatives = len(self.alternatives())
+        return judge(best.r_factor, best.r_free, best.agreeing, num_alternatives, self.problem)
+
+    def is_done(self, settings):
+        """Whether the map is solved, if ambiguously, or another attempt as long as the last might end too late."""
+        spent = settings.max_seconds and self.seconds + self.last_seconds > settings.max_seconds
+        return bool(spent) or (bool(self.found) and self.verdict(num_alternatives=0) == 'solved')
+
+    def solution(self):
+        best = self.found[0]
+        return Solution(
+            best.positions,
+            best.r_factor,
+            best.r_free,
+            highest_resolution(self.problem),
+            self.verdict(),
+            self.alternatives(),
+            tuple(self.found[1:]),
+            best.agreeing,
+            self.starts,
+            best.method,
+            best.proposal,
+            self.seconds,
+        )
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _finish(positions, patterson, problem):
+    return finish(positions, observed_amplitudes(absolute_scale(patterson, problem), problem), problem)
+
+
+def _noiseless(problem):
+    """The same problem for all that noise does not change, so that it is compiled once."""
+    return dataclasses.replace(problem, noise=0.0)
+
+
+_same_atoms = jax.jit(functools.partial(same_atoms, tolerance=SAME))
+
+
+def _same(first, second):
+    return bool(_same_atoms(first - np.mean(first, axis=0), second - np.mean(second, axis=0)))

@@ -1,0 +1,199 @@
+"""How fast our least squares is, and how often it ends at the truth, against Optimistix's Levenberg and Marquardt.
+
+    pip install -e '.[bench]'
+    python benchmarks/least_squares.py                    # minutes on two CPU cores
+    python benchmarks/least_squares.py --cases=8 --starts=256 --repeats=9
+
+All refine the same random starts against the same amplitudes of the paper's problem: the stages of
+`stage_resolutions`, isolated spheres, the same weights, and as many steps tried in each stage at most, all starts at
+once under jit and vmap. Optimistix may end a stage earlier, where it has converged; then all starts have. It is given
+the derivatives in three ways: by differentiation of the residuals with a QR solver or with Cholesky's on the normal
+equations, and ours with the latter.
+
+The methods take turns, in one process. A time is that of one case with all its starts, device synchronised, after the
+first call; compilation is timed by itself. A start has ended at the truth if every atom is within 0.2 voxel of the true
+one, or of its inverse. The table is printed as Markdown and written with the machine to `least_squares-DEVICE.json`
+beside this file.
+"""
+
+import argparse
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from patterson_jax.errors import InputError, exit_on_errors, require
+from patterson_jax.simulation.examples import make_batch, stream_key
+from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.least_squares import (
+    ITERATIONS,
+    compact,
+    random_positions,
+    refine,
+    refinement_weights,
+    same_atoms,
+    sphere_amplitudes,
+    stage_resolutions,
+)
+from patterson_jax.solving.reflections import count_within, free_reflections, observed_amplitudes, reflections
+
+LIBRARIES = ('jax', 'jaxlib', 'optimistix', 'lineax', 'numpy')
+TOLERANCE = 1e-5  # of Optimistix, relative and absolute; ours has none
+AT_TRUTH = 0.2  # voxels
+TITLES = {
+    'method': 'method',
+    'seconds': 'best, s',
+    'median': 'median, s',
+    'compile': 'compile, s',
+    'at_truth': 'starts at the truth',
+    'seconds_per_truth': 's for each of these',
+}
+
+
+def with_optimistix(linear_solver: str, our_derivatives: bool, problem: Problem) -> Callable[[Array, Array], Array]:
+    """`refine` by Optimistix, from positions `(num_atoms, 3)` and amplitudes to positions.
+
+    Args:
+        linear_solver: 'qr', or 'cholesky' of the normal equations.
+        our_derivatives: use those of `sphere_amplitudes`.
+        problem: what the atoms are.
+    """
+    import lineax
+    import optimistix
+
+    choices = {'qr': lineax.QR, 'cholesky': lambda: lineax.Normal(lineax.Cholesky())}
+    solver = optimistix.LevenbergMarquardt(TOLERANCE, TOLERANCE, linear_solver=choices[linear_solver]())
+
+    def refine_all(positions, observed):
+        for resolution, iterations in zip(stage_resolutions(problem), ITERATIONS, strict=False):
+            count = count_within(problem, resolution)
+            model = functools.partial(sphere_amplitudes, chosen=reflections(problem)[:count], problem=problem)
+            amplitudes_of = _with_derivatives(model) if our_derivatives else lambda each, model=model: model(each)[0]
+            weights = refinement_weights(observed[:count], free_reflections(problem)[:count])
+
+            def residuals(positions, data, amplitudes_of=amplitudes_of):
+                weights, observed = data
+                return weights * (amplitudes_of(positions) - observed)
+
+            data = weights, observed[:count]
+            result = optimistix.least_squares(residuals, solver, positions, data, max_steps=iterations, throw=False)
+            positions = result.value
+        return compact(positions, problem.grid_size)
+
+    return refine_all
+
+
+def _with_derivatives(model):
+    @jax.custom_jvp
+    def amplitudes(positions):
+        return model(positions)[0]
+
+    @amplitudes.defjvp
+    def slope(positions, moves):
+        values, slopes = model(*positions)
+        return values, slopes.reshape(len(values), -1) @ moves[0].ravel()
+
+    return amplitudes
+
+
+def methods(problem: Problem) -> dict[str, Callable[[Array, Array], Array]]:
+    """What is compared, by name: each from positions and amplitudes to positions."""
+    return {
+        'ours': lambda positions, observed: refine(positions, observed, problem).positions,
+        'Optimistix, QR': with_optimistix('qr', False, problem),
+        'Optimistix, Cholesky': with_optimistix('cholesky', False, problem),
+        'Optimistix, Cholesky, our derivatives': with_optimistix('cholesky', True, problem),
+    }
+
+
+def measure(problem: Problem, num_cases: int, num_starts: int, repeats: int) -> list[dict]:
+    """A row for each method."""
+    examples = jax.jit(functools.partial(make_batch, problem=problem))(
+        stream_key(0, 'evaluation'), 0, jnp.arange(num_cases)
+    )
+    observed = jax.jit(jax.vmap(lambda patterson: observed_amplitudes(patterson, problem)))(examples.patterson)
+    keys = jax.random.split(jax.random.key(0), num_cases * num_starts)
+    starts = jax.vmap(lambda key: random_positions(key, problem))(keys)
+    starts = starts.reshape(num_cases, num_starts, problem.num_atoms, 3)
+    compiled, rows = {}, {}
+    for name, method in methods(problem).items():
+        began = time.perf_counter()
+        compiled[name] = jax.jit(jax.vmap(method, in_axes=(0, None))).lower(starts[0], observed[0]).compile()
+        rows[name] = {'method': name, 'compile': time.perf_counter() - began, 'times': [], 'right': 0}
+    right = jax.jit(jax.vmap(functools.partial(same_atoms, tolerance=AT_TRUTH), in_axes=(0, None)))
+    for case in range(num_cases):
+        true = examples.positions[case] - jnp.mean(examples.positions[case], axis=0, keepdims=True)
+        for repeat in range(-1, repeats):  # the first call is a warm-up
+            for name, run in compiled.items():
+                began = time.perf_counter()
+                positions = jax.block_until_ready(run(starts[case], observed[case]))
+                if repeat < 0:
+                    rows[name]['right'] += int(jnp.sum(right(positions, true)))
+                else:
+                    rows[name]['times'].append(time.perf_counter() - began)
+    for row in rows.values():
+        times, found = row.pop('times'), row.pop('right')
+        row |= {'seconds': min(times), 'median': statistics.median(times), 'at_truth': found / (num_cases * num_starts)}
+        row['seconds_per_truth'] = row['median'] * num_cases / found if found else None
+    return list(rows.values())
+
+
+def as_markdown(rows: list[dict]) -> str:
+    """The table, aligned for readers of the plain text."""
+
+    def cell(value):
+        return f'{value:.3g}' if isinstance(value, float) else '–' if value is None else value
+
+    lines = [list(TITLES.values())] + [[cell(row[name]) for name in TITLES] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ['-' * (width - 1) + ':' for width in widths])
+    return '\n'.join('| ' + ' | '.join(map(str.rjust, line, widths)) + ' |' for line in lines)
+
+
+def positive(word: str) -> int:
+    """A whole number from 1."""
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f'{number} is not 1 or more')
+    return number
+
+
+def main() -> None:
+    """Measures, prints the table and writes it."""
+    device = jax.devices()[0].device_kind
+    slug = '-'.join(''.join(each if each.isalnum() else ' ' for each in device.lower()).split())
+    default = Path(__file__).with_name(f'least_squares-{slug}.json')
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--cases', type=positive, default=4, help='cases of the evaluation stream')
+    parser.add_argument('--starts', type=positive, default=64, help='random starts for each case')
+    parser.add_argument('--repeats', type=positive, default=3, help='timings of each method and case')
+    parser.add_argument('--json', type=Path, default=default, help='file to write')
+    chosen = parser.parse_args()
+    with exit_on_errors():
+        require(chosen.json.parent.is_dir(), '--json', str(chosen.json), 'a file in a directory that exists')
+        try:
+            versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+        except importlib.metadata.PackageNotFoundError as error:
+            raise InputError(f"{error.name} is not installed: pip install -e '.[bench]'") from error
+        problem = Problem()
+        rows = measure(problem, chosen.cases, chosen.starts, chosen.repeats)
+        about = {'device': device, 'processor': platform.processor() or platform.machine(), 'cores': os.cpu_count()}
+        settings = {'cases': chosen.cases, 'starts': chosen.starts, 'repeats': chosen.repeats}
+        settings |= {'stages': [round(float(each), 3) for each in stage_resolutions(problem)], 'steps': ITERATIONS}
+        report = about | {'versions': versions, 'settings': settings, 'rows': rows}
+        chosen.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + '\n')
+        print(as_markdown(rows))
+        print(f'\nWritten to {chosen.json}')
+
+
+if __name__ == '__main__':
+    main()

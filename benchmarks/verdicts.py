@@ -1,0 +1,87 @@
+"""How the verdict is calibrated, and how it does: R1 of right and of wrong sets, and verdicts against the truth.
+
+    python -m benchmarks.verdicts --stream=calibration    # what the constants of solving/verdict.py are from
+    python -m benchmarks.verdicts --stream=evaluation     # the test, on cases that those have not seen
+
+Cells are problems of benchmarks/solvers.py. Each case is attempted a few times, and all sets of atoms that were
+finished are compared with the truth. Printed as Markdown: the R1 that a right set is expected to have, the highest R1
+of a set that can be called solved, R1 of right and of wrong sets, and the verdicts. The last column is what the wrong
+sets add to the expected R1, in squares and for one of N atoms: the lowest is what `ONE_WRONG_ATOM` stands for.
+"""
+
+import argparse
+import dataclasses
+import math
+
+import jax
+import numpy as np
+
+from benchmarks.solvers import cell_experiment
+from patterson_jax.evaluation import match_atoms
+from patterson_jax.simulation.examples import example_key, make_batch, stream_key
+from patterson_jax.solving.solver import CLASSICAL_METHODS, solve_maps
+from patterson_jax.solving.verdict import VERDICTS, expected_r_factors, highest_solved
+
+CELLS = (  # atoms, resolution, noise
+    (10, None, 0.0),
+    (10, None, 0.3),
+    (10, 8, 0.0),
+    (10, 8, 0.3),
+    (10, 5, 0.1),
+    (20, None, 0.3),
+    (20, 8, 0.1),
+    (20, 5, 0.0),
+)
+
+_match = jax.jit(match_atoms)
+
+
+def measure_cell(options: argparse.Namespace, atoms: int, resolution: float | None, noise: float) -> str:
+    """One cell as a line of the table."""
+    problem, experiment = cell_experiment(atoms, resolution, noise)
+    solving = dataclasses.replace(experiment.solve, method=options.method, max_attempts=options.attempts)
+    stream = stream_key(experiment.seed, options.stream)
+    examples = jax.device_get(jax.jit(make_batch, static_argnums=3)(stream, 0, np.arange(options.cases), problem))
+    keys = jax.vmap(lambda index: example_key(stream_key(experiment.seed, 'separation'), 0, index))(
+        np.arange(options.cases)
+    )
+    solutions = solve_maps(keys, examples.patterson, problem, solving, experiment.separate)
+    right, wrong = [], []
+    verdicts = {(verdict, is_right): 0 for verdict in VERDICTS for is_right in (True, False)}
+    for solution, positions in zip(solutions, examples.positions, strict=True):
+        for place, found in enumerate((solution, *solution.rivals)):
+            is_right = bool(np.all(_match(found.positions, positions).within))
+            (right if is_right else wrong).append(found.r_factor)
+            if place == 0:
+                verdicts[solution.verdict, is_right] += 1
+    expected, _ = expected_r_factors(problem)
+    added = [math.sqrt(max(each**2 - expected**2, 0) * atoms) for each in wrong]
+    words = ', '.join(
+        f'{verdict} {verdicts[verdict, True]} right {verdicts[verdict, False]} wrong' for verdict in VERDICTS
+    )
+    return (
+        f'| {atoms} | {resolution or "all"} | {noise:.0%} | {expected:.3f} | {highest_solved(problem):.3f} '
+        f'| {_range(right)} | {_range(wrong)} | {words} | {min(added, default=math.nan):.2f} |'
+    )
+
+
+def _range(values):
+    return f'{min(values):.4f} to {max(values):.4f} ({len(values)})' if values else '–'
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(prog='python -m benchmarks.verdicts', description=__doc__.partition('\n')[0])
+    parser.add_argument('--stream', choices=('calibration', 'evaluation'), default='calibration', help='of the cases')
+    parser.add_argument('--cases', type=int, default=30, help='of a cell')
+    parser.add_argument('--attempts', type=int, default=4, help='at a case, at most')
+    parser.add_argument('--method', choices=CLASSICAL_METHODS, default='least_squares')
+    options = parser.parse_args()
+    print('| atoms | data | noise | expected R1 | solved below | R1, right sets | R1, wrong sets | verdicts | added |')
+    print('|---' * 9 + '|')
+    for cell in CELLS:
+        print(measure_cell(options, *cell), flush=True)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,68 @@
+"""The verdict on a set of atoms: solved, not solved, or uncertain. It never looks at the truth.
+
+A right set leaves the R1 that the noise of the data explains. One wrong atom of N adds, in squares, about
+`ONE_WRONG_ATOM`² / N to that, less where few reflections let the others hide it. A set is solved if its R1 is nearer
+to the first than to the second, and that of the free reflections no higher than the second; and if, where the data are
+not explained exactly, several starts have come to it. Where reflections are few for the positions, only an exact
+explanation is enough. The constants are from cases of the stream `calibration` (`benchmarks/verdicts.py`).
+"""
+
+import math
+
+from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.reflections import free_reflections
+
+VERDICTS = ('solved', 'uncertain', 'not solved')
+MEAN_DEVIATION = 0.8  # of a normal error, in standard deviations
+ONE_WRONG_ATOM = 0.85
+AMPLE, HIDING = 100, 0.3  # reflections for each coordinate, below which wrong atoms hide, with this power
+ENOUGH = 15  # reflections for each coordinate
+EXACT = 0.002  # R1 of data that are explained exactly, but for rounding
+AGREEING = 2  # starts
+FREE_SPREAD = 3.0  # standard deviations, about, that R_free may lie above its limit
+
+
+def judge(r_factor: float, r_free: float, agreeing: int, num_alternatives: int, problem: Problem) -> str:
+    """The verdict on the best set of atoms that was found.
+
+    Args:
+        r_factor: R1 over the reflections that the set was refined against.
+        r_free: R1 over the free ones.
+        agreeing: how many starts came to this set.
+        num_alternatives: how many other sets explain the data as well.
+        problem: what the map is of; its noise says what R1 a right set has.
+    """
+    right, one_wrong = expected_r_factors(problem)
+    exact = r_factor <= EXACT
+    free_limit = math.hypot(right, one_wrong) * (1 + FREE_SPREAD / math.sqrt(max(_counts(problem)[1], 1)))
+    if r_factor > math.hypot(right, one_wrong):
+        return 'not solved'
+    convincing = exact or (agreeing >= AGREEING and reflections_per_coordinate(problem) >= ENOUGH)
+    if r_factor <= highest_solved(problem) and r_free <= free_limit and convincing and not num_alternatives:
+        return 'solved'
+    return 'uncertain'
+
+
+def highest_solved(problem: Problem) -> float:
+    """The highest R1 of a set that can be called solved: half of what one wrong atom adds, in squares."""
+    right, one_wrong = expected_r_factors(problem)
+    return math.hypot(right, one_wrong / 2)
+
+
+def expected_r_factors(problem: Problem) -> tuple[float, float]:
+    """R1 of a right set, by noise alone; and what one wrong atom adds to it, in squares."""
+    ratio = reflections_per_coordinate(problem)
+    right = MEAN_DEVIATION * problem.noise * math.sqrt(max(1 - 1 / ratio, 0))
+    one_wrong = ONE_WRONG_ATOM / math.sqrt(problem.num_atoms) * min(1, ratio / AMPLE) ** HIDING
+    return right, one_wrong
+
+
+def reflections_per_coordinate(problem: Problem) -> float:
+    """How many reflections each coordinate is refined against."""
+    return _counts(problem)[0] / (3 * problem.num_atoms)
+
+
+def _counts(problem):
+    """Numbers of reflections that are refined against, and of free ones."""
+    free = free_reflections(problem)
+    return int((~free).sum()), int(free.sum())

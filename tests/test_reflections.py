@@ -1,0 +1,99 @@
+"""Reflections by enumeration, free ones by their count and spread, amplitudes from the transform of the density."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from patterson_jax.simulation.density import render
+from patterson_jax.simulation.patterson import patterson_map
+from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.reflections import (
+    absolute_scale,
+    count_within,
+    free_reflections,
+    highest_resolution,
+    observed_amplitudes,
+    reflections,
+)
+
+SMALL = Problem(grid_size=16, num_atoms=3, box_edge=6.0)
+CUT = Problem(grid_size=16, num_atoms=3, box_edge=6.0, resolution=5.0)
+BEYOND = Problem(grid_size=16, num_atoms=3, box_edge=6.0, resolution=11.0)
+PROBLEMS = pytest.mark.parametrize('problem', [SMALL, CUT, BEYOND, Problem(grid_size=8, num_atoms=1, box_edge=3.0)])
+
+draw = jax.jit(render, static_argnums=(1, 2))
+
+
+def lengths(problem):
+    return np.sqrt(np.sum(reflections(problem) ** 2, axis=-1))
+
+
+def pairs_of_opposites(grid_size, resolution):
+    """Each {h, −h} of the whole cube of frequencies with 0 < |h| ≤ resolution; h and h + grid are the same."""
+
+    def pair(h):
+        return frozenset((tuple(np.asarray(h) % grid_size), tuple(-np.asarray(h) % grid_size)))
+
+    whole = itertools.product(range(-grid_size // 2, grid_size // 2), repeat=3)
+    return {pair(h) for h in whole if 0 < np.dot(h, h) <= resolution**2}
+
+
+@PROBLEMS
+def test_each_pair_of_opposites_in_the_sphere_is_there_once_in_the_order_of_its_length(problem):
+    expected = pairs_of_opposites(problem.grid_size, min(problem.resolution or np.inf, problem.grid_size / 2))
+    chosen = reflections(problem)
+    held = {frozenset((tuple(h % problem.grid_size), tuple(-h % problem.grid_size))) for h in chosen}
+    assert len(chosen) == len(expected)
+    assert held == expected
+    assert np.all(np.diff(lengths(problem)) >= 0)
+
+
+@PROBLEMS
+def test_those_up_to_a_resolution_come_first_and_are_counted(problem):
+    for resolution in (0.5, 1, 2, 2.5, 3, 4.3, 5, 8, 20):
+        count = count_within(problem, resolution)
+        assert count == len(pairs_of_opposites(problem.grid_size, min(resolution, highest_resolution(problem))))
+        assert np.all(lengths(problem)[:count] <= resolution)
+        assert np.all(lengths(problem)[count:] > resolution)
+
+
+def test_atoms_are_compared_up_to_the_problems_resolution_and_half_the_grid_at_most():
+    assert [highest_resolution(problem) for problem in (SMALL, CUT, BEYOND)] == [8, 5, 8]
+
+
+def test_one_reflection_in_twenty_is_free_the_same_ones_for_every_map_at_every_length():
+    for problem in (SMALL, Problem(), Problem(resolution=8.0)):
+        free = free_reflections(problem)
+        assert free.shape == (len(reflections(problem)),)
+        assert np.mean(free) == pytest.approx(0.05, rel=0.05)
+        free_reflections.cache_clear()
+        np.testing.assert_array_equal(free_reflections(problem), free)
+    for part in np.array_split(free_reflections(Problem()), 20):  # 835 reflections each, about 42 of them free
+        assert 20 <= np.sum(part) <= 70
+
+
+def test_amplitudes_are_those_of_the_density_behind_the_map():
+    positions = np.random.default_rng(0).uniform(-3, 3, (3, 3)).astype(np.float32)
+    density = np.asarray(draw(positions, 16, 1.0))
+    spectrum = np.abs(np.fft.fftn(density.astype(np.float64)))
+    for problem in (SMALL, CUT):
+        observed = observed_amplitudes(patterson_map(density), problem)
+        expected = spectrum[tuple(reflections(problem).T)]
+        np.testing.assert_allclose(observed, expected, atol=2e-3 * spectrum.max())  # of a square root near 0
+        np.testing.assert_allclose(observed**2, expected**2, atol=1e-6 * spectrum.max() ** 2)
+
+
+def test_where_noise_made_the_square_negative_the_amplitude_is_zero():
+    patterson = np.zeros((16, 16, 16), np.float32)
+    patterson[0, 0, 0] = -1
+    np.testing.assert_array_equal(observed_amplitudes(patterson, SMALL), 0)
+
+
+def test_a_map_of_any_scale_is_brought_to_that_of_the_problems_atoms():
+    positions = np.random.default_rng(1).uniform(-3, 3, (3, 3)).astype(np.float32)
+    patterson = np.asarray(patterson_map(draw(positions, 16, 1.0)))
+    for scale in (1e-3, 1, 50):
+        scaled = absolute_scale(patterson * np.float32(scale), SMALL)
+        np.testing.assert_allclose(scaled, patterson, atol=1e-5 * patterson[0, 0, 0])

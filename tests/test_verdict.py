@@ -1,0 +1,75 @@
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.reflections import free_reflections, r_factor, reflections
+from patterson_jax.solving.verdict import (
+    AGREEING,
+    EXACT,
+    ONE_WRONG_ATOM,
+    expected_r_factors,
+    highest_solved,
+    judge,
+    reflections_per_coordinate,
+)
+
+PROBLEM = Problem()
+NOISY = dataclasses.replace(PROBLEM, noise=0.3)
+POOR = dataclasses.replace(PROBLEM, num_atoms=20, box_edge=15.4, resolution=5.0, noise=0.1)
+
+
+def test_an_exact_set_is_solved_by_one_start():
+    assert judge(EXACT / 2, EXACT, 1, 0, PROBLEM) == 'solved'
+
+
+def test_what_noise_explains_is_solved_if_starts_agree():
+    right, _ = expected_r_factors(NOISY)
+    assert judge(right, right, AGREEING, 0, NOISY) == 'solved'
+    assert judge(right, right, AGREEING - 1, 0, NOISY) == 'uncertain'
+
+
+def test_the_same_r_factor_is_not_solved_where_the_data_have_no_noise():
+    right, one_wrong = expected_r_factors(NOISY)
+    assert math.hypot(0, one_wrong) > right > one_wrong / 2
+    assert judge(right, right, 99, 0, PROBLEM) == 'uncertain'
+    assert judge(one_wrong * 1.01, 0, 99, 0, PROBLEM) == 'not solved'
+
+
+def test_other_sets_that_explain_the_data_make_it_uncertain():
+    assert judge(0, 0, 99, 1, PROBLEM) == 'uncertain'
+
+
+def test_free_reflections_that_are_not_explained_make_it_uncertain():
+    right, _ = expected_r_factors(NOISY)
+    assert judge(right, 0.6, 99, 0, NOISY) == 'uncertain'
+
+
+def test_with_few_reflections_only_an_exact_set_is_solved():
+    right, _ = expected_r_factors(POOR)
+    assert judge(right, right, 99, 0, POOR) == 'uncertain'
+    assert judge(EXACT / 2, EXACT, 1, 0, POOR) == 'solved'
+
+
+def test_reflections_and_coordinates_are_counted():
+    expected = np.sum(~free_reflections(POOR)) / 60
+    assert reflections_per_coordinate(POOR) == pytest.approx(expected)
+    assert len(reflections(POOR)) == pytest.approx(expected * 60 / 0.95, rel=0.01)
+
+
+@pytest.mark.parametrize('noise', [0.1, 0.3])
+def test_the_expected_r_factor_is_that_of_amplitudes_with_the_noise(noise):
+    rng = np.random.default_rng(0)
+    amplitudes = rng.rayleigh(1, 16000).astype(np.float32)
+    measured = np.abs(amplitudes * (1 + noise * rng.normal(size=16000))).astype(np.float32)
+    expected, _ = expected_r_factors(dataclasses.replace(PROBLEM, noise=noise))
+    assert jax.jit(r_factor)(measured, amplitudes) == pytest.approx(expected, rel=0.05)
+
+
+def test_a_wrong_atom_counts_less_among_many():
+    few, many = (expected_r_factors(dataclasses.replace(PROBLEM, num_atoms=number))[1] for number in (10, 20))
+    assert few == pytest.approx(ONE_WRONG_ATOM / math.sqrt(10)) and many == pytest.approx(few / math.sqrt(2))
+    assert 0 < highest_solved(PROBLEM) < few
