@@ -80,7 +80,6 @@ def cell_experiment(atoms: int, resolution: float | None, noise: float) -> tuple
     """A cell's problem, and configs/base.py with a separation that suits it."""
     problem, config = cell_problem(atoms, resolution, noise), base.get_config()
     config.separate.num_peaks = max(PEAKS_PER_ATOM * atoms, config.separate.num_peaks)
-    config.separate.resolution = min(config.separate.resolution, resolution or problem.grid_size / 2)
     return problem, validate(config)
 
 
@@ -99,7 +98,9 @@ def run(options: argparse.Namespace, output: Path) -> list[dict]:
     """Measures the cells that the file lacks; returns all that it then holds."""
     content = _earlier(output)
     network = _network(options.checkpoint) if 'network' in options.methods else None
-    settings = {'cases': options.cases, 'seconds': options.seconds}
+    settings = {'cases': options.cases, 'seconds': options.seconds, 'jax': jax.__version__}
+    if network:
+        settings['checkpoint'] = str(options.checkpoint)
     for number in itertools.product(options.atoms, options.resolutions, options.noises):
         for method in options.methods:
             place = dict(zip(('method', 'atoms', 'resolution', 'noise'), (method, *number), strict=True))
@@ -147,11 +148,12 @@ def _earlier(output):
     if output.exists():
         try:
             content = json.loads(output.read_text(encoding='utf-8'))
-            if content['device'] == device:
-                return content
-        except (ValueError, KeyError, TypeError) as error:
+            require(content['device'] == device, str(output), content['device'], f'of this device, {device}')
+            content['cells'] = list(content['cells'])
+            return content
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise InputError(f'{output}: not a file of this program; name another --json') from error
-    return {'device': device, 'machine': platform.machine(), 'jax': jax.__version__, 'cells': []}
+    return {'device': device, 'machine': platform.machine(), 'cells': []}
 
 
 def main() -> None:

@@ -85,7 +85,9 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.solve = ml_collections.ConfigDict()
     config.solve.method = 'auto'  # 'network', 'least_squares', 'phase_retrieval', 'minimum_function', or all in turn
     config.solve.max_attempts = 12  # at a map, each begins differently; they end when the verdict is solved
-    config.solve.max_seconds = 0.0  # no attempt at a map begins after so long; 0: no limit, and results do not vary
+    config.solve.max_seconds = (
+        0.0  # for a map; no attempt begins that might end later. 0: no limit, results do not vary
+    )
     config.solve.resolution = config_dict.placeholder(float)  # |h| of a file's map; None: found in it
     config.solve.num_atoms_known = True  # False: other numbers than problem.num_atoms are tried on a file's map too
 

@@ -172,30 +172,36 @@ def evaluate(
     if network is not None:
         scores, first = _evaluate_network(network, problem, separation, settings, seed, num_shown)
         report |= scores
+    return report | _evaluate_methods(problem, separation, solving, settings, seed, network), first
+
+
+def _evaluate_methods(problem, separation, solving, settings, seed, network):
+    """Scores of each method, and of positions at random."""
     answers = {method: [] for method in settings.chosen_methods}
-    random_matches, seconds = [], dict.fromkeys(answers, 0.0)
-    at_once = min(CASES_AT_ONCE, settings.num_cases)
+    random_matches, at_once = [], min(CASES_AT_ONCE, settings.num_cases)
     for start in range(0, settings.num_cases, CASES_IN_MEMORY):
         indices = np.arange(start, min(start + CASES_IN_MEMORY, settings.num_cases))
         cases = jax.device_get(_cases(seed, indices, problem))
         random_matches.append(_matches(cases.random, cases.positions))
         for method, found in answers.items():
-            whole = dataclasses.replace(solving, method=method)
-            with ProgressReport(method.replace('_', ' '), len(indices)) as progress:
+            with ProgressReport(method.replace('_', ' '), settings.num_cases, start) as progress:
                 solutions = solve_maps(
-                    cases.keys, cases.patterson, problem, whole, separation, network, progress.update, at_once
+                    cases.keys,
+                    cases.patterson,
+                    problem,
+                    dataclasses.replace(solving, method=method),
+                    separation,
+                    network,
+                    lambda done, progress=progress, start=start: progress.update(start + done),
+                    at_once,
                 )
             match = _matches(np.stack([each.positions for each in solutions]), cases.positions)
-            found += [
-                _Answer(jax.tree.map(operator.itemgetter(place), match), each.r_factor, each.r_free, each.verdict)
-                for place, each in enumerate(solutions)
-            ]
-            seconds[method] += sum(each.seconds for each in solutions)
-    report['random'] = _scores(jax.tree.map(lambda *each: np.concatenate(each), *random_matches))
-    for method, found in answers.items():
-        name = 'refined' if method == 'network' else method
-        report[name] = _method_scores(found) | {'seconds_per_case': seconds[method] / settings.num_cases}
-    return report, first
+            for place, each in enumerate(solutions):
+                own = jax.tree.map(operator.itemgetter(place), match)
+                found.append(_Answer(own, each.r_factor, each.r_free, each.verdict, each.seconds))
+    random = _scores(jax.tree.map(lambda *each: np.concatenate(each), *random_matches))
+    names = {method: 'refined' if method == 'network' else method for method in answers}
+    return {'random': random} | {names[method]: _method_scores(found) for method, found in answers.items()}
 
 
 class _Answer(NamedTuple):
@@ -205,6 +211,7 @@ class _Answer(NamedTuple):
     r_factor: float
     r_free: float
     verdict: str
+    seconds: float
 
 
 class _Cases(NamedTuple):
@@ -245,7 +252,8 @@ def _method_scores(answers):
         for verdict in VERDICTS
     }
     means = {name: float(np.mean([getattr(each, name) for each in answers])) for name in ('r_factor', 'r_free')}
-    return _scores(match) | means | {'verdict': verdicts}
+    seconds = float(np.mean([each.seconds for each in answers]))
+    return _scores(match) | means | {'verdict': verdicts, 'seconds_per_case': seconds}
 
 
 def _evaluate_network(network, problem, separation, settings, seed, num_shown):

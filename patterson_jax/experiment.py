@@ -37,10 +37,11 @@ from patterson_jax.runs import evaluate_experiment, load_weights, train_experime
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.examples import example_key, make_example, stream_key
 from patterson_jax.simulation.patterson import measured_map
-from patterson_jax.solving.input_maps import check_patterson, fit_problem, restore_origin_term
+from patterson_jax.solving.input_maps import check_patterson, cut_map, fit_problem, restore_origin_term
 from patterson_jax.solving.interpretation import patterson_correlation
 from patterson_jax.solving.reflections import absolute_scale
 from patterson_jax.solving.solver import Network, solve_maps, solve_unknown_number
+from patterson_jax.solving.verdict import expected_r_factors, highest_solved
 
 MODES = ('train', 'evaluate', 'simulate', 'solve', 'inspect')
 ENDINGS = ('.json', '.xyz', '.pdb', '.res', '.cxc', '.png', '_density.ccp4')  # of what a solved map gives
@@ -178,8 +179,11 @@ def _solve_file(experiment, network, output, path):
     solving = experiment.solve
     try:
         check_patterson(values)
-        problem = fit_problem(values, experiment.problem, solving.resolution)
-        values = restore_origin_term(values, problem)
+        expected = experiment.problem
+        if not solving.num_atoms_known:
+            expected = dataclasses.replace(expected, num_atoms=1)
+        problem = fit_problem(values, expected, solving.resolution)
+        values = restore_origin_term(cut_map(values, problem), problem)
         if problem.grid_size != experiment.problem.grid_size:
             if solving.method == 'network':
                 trained = experiment.problem.grid_size
@@ -201,10 +205,13 @@ def _solve_file(experiment, network, output, path):
 
 
 def _write_solution(experiment, solution, patterson, problem, voxel_size, target, path):
-    """Writes all files of a solution, the JSON last, and says in a line what it is."""
+    """Writes all files of a solution and says in a line what it is.
+
+    The JSON is the first, because it tells that the others are results, which may be replaced.
+    """
     density, correlation = jax.device_get(_explain(patterson, solution.positions, problem))
-    predicted = solution.proposal.density
-    density = density if predicted is None else predicted
+    predicted = solution.prediction
+    density = density if predicted is None else predicted.density
     positions = file_positions(solution.positions, problem.grid_size, voxel_size)
     report = {
         'input': str(path),
@@ -218,6 +225,11 @@ def _write_solution(experiment, solution, patterson, problem, voxel_size, target
         'r_factor': float(solution.r_factor),
         'r_free': float(solution.r_free),
         'r_factor_resolution': solution.resolution,
+        'r_factor_expected': expected_r_factors(problem)[0],
+        'r_factor_solved_below': highest_solved(problem),
+        'noise': problem.noise,
+        'resolution': problem.resolution,
+        'density': 'calculated from the atoms' if predicted is None else 'predicted by the network',
         'patterson_correlation': float(correlation),
         'agreeing_starts': solution.agreeing,
         'starts': solution.starts,
@@ -227,11 +239,12 @@ def _write_solution(experiment, solution, patterson, problem, voxel_size, target
         'seconds': round(solution.seconds, 3),
     }
     if predicted is not None:
-        report['candidates_voxels'] = _rounded(solution.proposal.candidates)
-        report['peak_heights'] = _rounded(solution.proposal.heights)
+        report['candidates_voxels'] = _rounded(predicted.candidates)
+        report['peak_heights'] = _rounded(predicted.heights)
     merit = f'R1 {solution.r_factor:.3f}, R_free {solution.r_free:.3f}, Patterson correlation {correlation:.3f}'
     title = f'{path.name}: {solution.verdict}, {problem.num_atoms} atoms by {solution.method.replace("_", " ")}'
     edge, element = problem.grid_size * voxel_size, experiment.files.element
+    write_json(_beside(target, '.json'), report)
     write_map(_beside(target, '_density.ccp4'), density, voxel_size)
     write_xyz(_beside(target, '.xyz'), positions, element, f'{title}, {merit}')
     write_pdb(_beside(target, '.pdb'), positions, edge, element, f'{title}, {merit}')
@@ -240,7 +253,6 @@ def _write_solution(experiment, solution, patterson, problem, voxel_size, target
     write_chimerax(_beside(target, '.cxc'), DRAWN_LEVEL * float(np.max(density)), radius / 2)
     both = predicted is not None and problem.target == 'both'
     draw_solution(_beside(target, '.png'), density, solution.positions, problem, f'{title}\n{merit}', both)
-    write_json(_beside(target, '.json'), report)
     others = f', {len(solution.alternatives)} alternatives' if solution.alternatives else ''
     print(f'{title}{others}, {merit}; {target}{", ".join(ENDINGS)}')
 

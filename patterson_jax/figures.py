@@ -220,7 +220,7 @@ def draw_frontier(path: Path, cells: list[dict]) -> None:
     )
     noises, atoms = sorted(noises), sorted(atoms)
     resolutions = sorted({cell['resolution'] for cell in cells}, key=lambda each: -(each or np.inf))
-    size = (1.2 + 1.05 * len(resolutions) * len(noises), 0.8 + (0.9 + 0.6 * len(atoms)) * len(methods))
+    size = (max(5, 1.2 + 1.05 * len(resolutions) * len(noises)), 0.8 + (0.9 + 0.6 * len(atoms)) * len(methods))
     figure = Figure(figsize=size, layout='constrained')
     panels = figure.subplots(len(methods), len(noises), squeeze=False)
     for row, column in np.ndindex(panels.shape):

@@ -94,7 +94,10 @@ def evaluate_experiment(
 ) -> None:
     """Scores a run's best weights, or methods that need none, on unseen cases; writes `evaluation.json` and figures."""
     require(experiment.evaluate.num_cases >= 1, 'evaluate.num_cases', 0, '1 or more to evaluate')
-    weights = load_weights(experiment, config, checkpoint or workdir) if experiment.evaluate.need_network else None
+    needed = experiment.evaluate.need_network
+    if 'auto' in experiment.evaluate.chosen_methods and (checkpoint or has_checkpoint(workdir / 'checkpoints')):
+        needed = True
+    weights = load_weights(experiment, config, checkpoint or workdir) if needed else None
     make_directory(workdir, '--workdir')
     stopped = None
     if is_first_process():

@@ -279,7 +279,7 @@ def test_every_method_has_a_name_and_a_line_of_its_own_where_scores_are_told(cla
     several |= {name: scores for name in METHODS if name != 'network'}
     lines = describe_scores(several).splitlines()[1:]
     starts = [line.partition(':')[0] for line in lines]
-    assert starts == ['least squares', 'phase retrieval', 'minimum function', 'auto', 'at random']
+    assert starts == ['least squares', 'phase retrieval', 'minimum function', 'all methods in turn', 'at random']
 
 
 @pytest.mark.parametrize(

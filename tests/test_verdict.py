@@ -10,6 +10,7 @@ from patterson_jax.solving.reflections import free_reflections, r_factor, reflec
 from patterson_jax.solving.verdict import (
     AGREEING,
     EXACT,
+    LEAST,
     ONE_WRONG_ATOM,
     expected_r_factors,
     highest_solved,
@@ -48,10 +49,23 @@ def test_free_reflections_that_are_not_explained_make_it_uncertain():
     assert judge(right, 0.6, 99, 0, NOISY) == 'uncertain'
 
 
-def test_with_few_reflections_only_an_exact_set_is_solved():
+def test_with_few_reflections_only_an_exact_set_on_which_starts_agree_is_solved():
     right, _ = expected_r_factors(POOR)
     assert judge(right, right, 99, 0, POOR) == 'uncertain'
-    assert judge(EXACT / 2, EXACT, 1, 0, POOR) == 'solved'
+    assert judge(EXACT / 2, EXACT, AGREEING, 0, POOR) == 'solved'
+    assert judge(EXACT / 2, EXACT, AGREEING - 1, 0, POOR) == 'uncertain'
+    poorest = dataclasses.replace(POOR, resolution=4.0)
+    assert reflections_per_coordinate(poorest) < LEAST
+    assert judge(0, 0, 99, 0, poorest) == 'uncertain'
+
+
+def test_what_is_no_number_is_not_solved():
+    assert judge(math.nan, math.nan, 99, 0, PROBLEM) == 'not solved'
+
+
+def test_no_noise_is_so_high_that_atoms_at_random_are_solved():
+    hopeless = dataclasses.replace(PROBLEM, noise=1.0)
+    assert judge(0.59, 0.59, 99, 0, hopeless) != 'solved'
 
 
 def test_reflections_and_coordinates_are_counted():

@@ -5,14 +5,15 @@ import dataclasses
 import numpy as np
 
 from patterson_jax.errors import InputError
-from patterson_jax.simulation.patterson import frequencies
+from patterson_jax.simulation.patterson import frequencies, measured_frequencies
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.reflections import check_enough
 
 SYMMETRY_TOLERANCE = 1e-3  # of the map's range
 SPECTRUM_TOLERANCE = 1e-3  # of the highest coefficient
 VANISHING = 1e-5  # part of the highest |F|² below which a coefficient counts as not measured
-MISSING_ORIGIN = 0.1  # part of the highest |F|² below which F(000)² counts as missing
+NEARLY_ALL = 0.9  # of the highest |h| that a grid has; where so much is measured all is
+MISSING_ORIGIN = 0.5  # part of the highest |F|² below which F(000)² counts as missing
 
 
 def check_patterson(patterson: np.ndarray) -> None:
@@ -62,7 +63,16 @@ def inferred_resolution(patterson: np.ndarray) -> float | None:
     intensities = np.abs(np.fft.rfftn(np.asarray(patterson, np.float64)).real)
     lengths = np.sqrt(np.sum(frequencies(grid_size) ** 2, axis=-1))
     highest = float(np.max(lengths[intensities > VANISHING * np.max(intensities)]))
-    return None if highest >= grid_size / 2 else highest
+    return None if highest > NEARLY_ALL * np.max(lengths) else highest
+
+
+def cut_map(patterson: np.ndarray, problem: Problem) -> np.ndarray:
+    """A map without what lies beyond the problem's resolution."""
+    if problem.resolution is None:
+        return patterson
+    measured = measured_frequencies(problem.grid_size, problem.resolution)
+    spectrum = np.where(measured, np.fft.rfftn(patterson), 0)
+    return np.fft.irfftn(spectrum, s=patterson.shape, axes=(0, 1, 2)).astype(patterson.dtype)
 
 
 def restore_origin_term(patterson: np.ndarray, problem: Problem) -> np.ndarray:
@@ -71,7 +81,7 @@ def restore_origin_term(patterson: np.ndarray, problem: Problem) -> np.ndarray:
     Empty is what no vector between two atoms of the inner box reaches. A map that has F(000)² is returned as it is.
 
     Raises:
-        InputError: F(000)² is missing and vectors may reach every part of the cell.
+        InputError: F(000)² is missing, and vectors reach every part of the cell or the empty part is not below zero.
     """
     spectrum = np.fft.rfftn(patterson).real.ravel()
     if np.sum(patterson) >= MISSING_ORIGIN * np.max(spectrum[1:]):
@@ -80,9 +90,10 @@ def restore_origin_term(patterson: np.ndarray, problem: Problem) -> np.ndarray:
     axis = np.minimum(np.arange(grid_size), grid_size - np.arange(grid_size))
     farthest = np.maximum(np.maximum(axis[:, None, None], axis[None, :, None]), axis[None, None, :])
     empty = farthest > problem.box_edge + 2 * problem.atom_radius + 1
-    if not np.any(empty):
+    level = np.mean(patterson[empty]) if np.any(empty) else 0
+    if level >= 0:
         raise InputError(
-            'no Patterson map that can be solved: F(000)² is missing, and as vectors may reach every part of the map '
-            'nothing tells its zero; add the constant that makes its empty parts zero'
+            'no Patterson map that can be solved: F(000)² is missing, and where no vector of the inner box reaches '
+            'nothing tells the zero of the map; add the constant that makes its empty parts zero'
         )
-    return (patterson - np.mean(patterson[empty])).astype(patterson.dtype)
+    return (patterson - level).astype(patterson.dtype)

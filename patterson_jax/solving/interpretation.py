@@ -3,6 +3,7 @@
 The map is the network's, or that of the minimum function. Nothing is refined here.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,9 +16,10 @@ from patterson_jax.simulation.density import map_correlation, render
 from patterson_jax.simulation.examples import network_input
 from patterson_jax.simulation.patterson import (
     atom_factors,
+    intensities,
     low_frequencies,
+    measured_frequencies,
     patterson_intensities,
-    patterson_map,
 )
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.peaks import find_peaks, with_inverses
@@ -75,7 +77,7 @@ def interpret_map(
 ) -> Interpretation:
     """From a density map of both enantiomorphs, and the Patterson map behind it, to one set of atoms."""
     patterson = absolute_scale(patterson, problem)
-    chosen = low_frequencies(problem.grid_size, settings.resolution)
+    chosen = low_frequencies(problem.grid_size, min(settings.resolution, problem.resolution or math.inf))
     measured = patterson_intensities(patterson)[tuple(chosen.T)]
 
     def factors_of(position):
@@ -99,8 +101,13 @@ def interpret_map(
 
 
 def patterson_correlation(patterson: Array, positions: Array, problem: Problem) -> Array:
-    """Correlation of a Patterson map with that of positions `(num_atoms, 3)`, without the origin peak."""
-    calculated = patterson_map(render(positions, problem.grid_size, problem.atom_radius))
+    """Correlation of a Patterson map with that of positions `(num_atoms, 3)`, without the origin peak.
+
+    Both have the measured frequencies alone.
+    """
+    squares = intensities(render(positions, problem.grid_size, problem.atom_radius))
+    squares = jnp.where(measured_frequencies(problem.grid_size, problem.resolution), squares, 0)
+    calculated = jnp.fft.irfftn(squares, s=patterson.shape)
     away = origin_distances(problem.grid_size) > 2 * problem.atom_radius
     return map_correlation(*(jnp.where(away, each, 0) for each in (patterson, calculated)))
 

@@ -20,7 +20,14 @@ from jax import Array
 
 from patterson_jax.simulation.patterson import atom_factors, sphere_factor
 from patterson_jax.simulation.problem import Problem
-from patterson_jax.solving.reflections import count_within, free_reflections, highest_resolution, r_factor, reflections
+from patterson_jax.solving.reflections import (
+    count_within,
+    free_reflections,
+    highest_resolution,
+    r_factor,
+    reflections,
+    scale_factor,
+)
 
 FIRST_WAVE = 0.92  # first resolution, in waves across the inner box
 LEAST_DATA = 2.0  # reflections within the first resolution for each atom, at least
@@ -289,7 +296,8 @@ def _finish_with(amplitudes_of, positions, observed, problem, stages):
 
     falloff = minimise(scaled, parameters[-2:], observed, problem, len(chosen), FALLOFF_ITERATIONS).positions
     calculated = scaled(falloff)[0]
-    return Finished(positions, *(r_factor(observed[each], calculated[each]) for each in (~free, free)))
+    scale = scale_factor(observed[~free], calculated[~free])
+    return Finished(positions, *(r_factor(observed[each], calculated[each], scale) for each in (~free, free)))
 
 
 def with_falloff(

@@ -1,8 +1,9 @@
 """Reflections: the amplitudes |F(h)| behind a Patterson map, those that are measured, and how well atoms explain them.
 
 Each Friedel pair counts once. Reflections are in the order of |h|, so that those up to any resolution come first. One
-in twenty is free: it takes no part in refinement, and the R1 of these, R_free (Brünger, Nature 355, 472, 1992), tells a
-model that explains the data from one that only fits them.
+in twenty is free: it takes no part in least squares, and the R1 of these, R_free (Brünger, Nature 355, 472, 1992),
+helps to tell a model that explains the data from one that only fits them. It cannot do so alone: in a cell that is
+mostly empty neighbouring reflections are not independent, and methods that work on whole maps have seen them all.
 """
 
 import functools
@@ -63,8 +64,13 @@ def absolute_scale(patterson: Array, problem: Problem) -> Array:
     return patterson * ((problem.num_atoms * problem.atom_volume) ** 2 / jnp.sum(patterson))
 
 
-def r_factor(observed: Array, calculated: Array) -> Array:
-    """R1 = Σ| |Fo| − k|Fc| | / Σ|Fo| of amplitudes `(..., num_reflections)`, k by least squares."""
-    scale = jnp.sum(observed * calculated, axis=-1) / jnp.sum(calculated**2, axis=-1)
-    misses = jnp.abs(observed - scale[..., None] * calculated)
-    return jnp.sum(misses, axis=-1) / jnp.sum(observed, axis=-1)
+def r_factor(observed: Array, calculated: Array, scale: Array | None = None) -> Array:
+    """R1 = Σ| |Fo| − k|Fc| | / Σ|Fo| of amplitudes `(num_reflections,)`, k by least squares unless it is given."""
+    if scale is None:
+        scale = scale_factor(observed, calculated)
+    return jnp.sum(jnp.abs(observed - scale * calculated)) / jnp.sum(observed)
+
+
+def scale_factor(observed: Array, calculated: Array) -> Array:
+    """The k for which Σ(|Fo| − k|Fc|)² of amplitudes `(num_reflections,)` is least."""
+    return jnp.sum(observed * calculated) / jnp.sum(calculated**2)

@@ -44,7 +44,12 @@ from patterson_jax.solving.phase_retrieval import (
     retrieve_density,
     touched_voxels,
 )
-from patterson_jax.solving.reflections import absolute_scale, highest_resolution, observed_amplitudes
+from patterson_jax.solving.reflections import (
+    absolute_scale,
+    check_enough,
+    highest_resolution,
+    observed_amplitudes,
+)
 from patterson_jax.solving.separation import SeparationSettings
 from patterson_jax.solving.verdict import EXACT, judge
 
@@ -53,7 +58,8 @@ METHODS = ('network', *CLASSICAL_METHODS, 'auto')
 RANDOM_STARTS = 16  # of an attempt by least squares
 KEPT_STARTS = 4  # of these, which go on beyond the coarse stages
 VECTORS = 4  # of an attempt by the minimum function
-NUMBER_UNCERTAINTY, MOST_NEIGHBOURS = 0.2, 8  # of the first estimate of the number of atoms, in parts and in atoms
+NUMBER_UNCERTAINTY, MOST_NEIGHBOURS = 0.2, 3  # of the first estimate of the number of atoms, in parts and in atoms
+EQUAL = 1e-3  # voxels within which proposals are the same
 SAME = 0.5  # voxels within which atoms of two sets are the same
 AS_GOOD = 1.05  # a set whose R1 is at most so many times the best's is an alternative
 REPAIRS_PER_ATOM = 0.5
@@ -88,21 +94,25 @@ class Network(NamedTuple):
     params: Any
 
 
-class Proposal(NamedTuple):
-    """Sets of atoms that a method proposes for one map.
+class Prediction(NamedTuple):
+    """What the network made of a Patterson map.
 
     Attributes:
-        positions: `(num_sets, num_atoms, 3)`, voxels from the box centre.
-        density: `(grid, grid, grid)`, what the network predicts; None of a method whose map is not about the box
-            centre, or that makes none.
-        candidates: `(2 · num_peaks, 3)`, the peaks of that density, then their inverses.
+        density: `(grid, grid, grid)`, its map of both enantiomorphs.
+        candidates: `(2 · num_peaks, 3)`, the peaks of the map, then their inverses, voxels from the box centre.
         heights: `(num_peaks,)`, density at the peaks.
     """
 
+    density: Array
+    candidates: Array
+    heights: Array
+
+
+class Proposal(NamedTuple):
+    """Sets of atoms that a method proposes for one map: `positions` `(num_sets, num_atoms, 3)`, from a `prediction`."""
+
     positions: Array
-    density: Array | None = None
-    candidates: Array | None = None
-    heights: Array | None = None
+    prediction: Prediction | None = None
 
 
 class Attempt(NamedTuple):
@@ -111,14 +121,14 @@ class Attempt(NamedTuple):
     Attributes:
         finished: of the best set and, if more than one was proposed, of its rival, along a leading axis.
         has_rival: whether the rival differs from the best set.
-        agreeing: how many of the sets are the best one.
-        proposal: what the method proposed, without the sets.
+        agreeing: how many independent sets became the best one.
+        prediction: what the network predicted, if it was asked.
     """
 
     finished: Finished
     has_rival: Array
     agreeing: Array
-    proposal: Proposal
+    prediction: Prediction | None
 
 
 @dataclasses.dataclass
@@ -130,7 +140,7 @@ class Found:
     r_free: float
     agreeing: int
     method: str
-    proposal: Proposal | None = None
+    prediction: Prediction | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,8 +158,8 @@ class Solution:
         agreeing: how many starts came to these positions or their inverses.
         starts: how many were tried.
         method: that found them.
-        proposal: what the network predicted, with its peaks, if its set it is.
-        seconds: that the solution took, its share where several maps were solved at once; compilation apart.
+        prediction: what the network predicted, if the set is from there.
+        seconds: that the attempts took, the map's share where several are solved at once; compilation apart.
     """
 
     positions: np.ndarray
@@ -162,7 +172,7 @@ class Solution:
     agreeing: int
     starts: int
     method: str
-    proposal: Proposal
+    prediction: Prediction | None
     seconds: float
 
 
@@ -198,7 +208,7 @@ def solve_maps(
             index = np.array(chunk + chunk[-1:] * (at_once - len(chunk)))  # a chunk is always whole
             began = time.perf_counter()
             result = jax.device_get(run(keys[index], np.int32(number), np.asarray(pattersons[index], np.float32)))
-            seconds = (time.perf_counter() - began) / len(chunk)
+            seconds = (time.perf_counter() - began) / at_once
             for place, each in enumerate(chunk):
                 cases[each].add(jax.tree.map(operator.itemgetter(place), result), method, seconds)
         for each in active:
@@ -220,8 +230,9 @@ def solve_unknown_number(
 ) -> Solution:
     """Solves a map `(grid, grid, grid)` whose number of atoms is not known: tries numbers and chooses one.
 
-    The first is what the ratio of the map's sum to its origin peak says; then its neighbours, the nearest first, until
-    one is solved. If none is, the best is the one with the lowest R_free. The problem's own number is not looked at.
+    The first is what the ratio of the map's sum to its origin peak says, which is enough if it explains the map
+    exactly; then its neighbours, and the one with the lowest R1 is chosen. Each has the whole budget. The problem's own
+    number is not looked at.
 
     Raises:
         InputError: so many atoms do not fit in the inner box.
@@ -232,14 +243,14 @@ def solve_unknown_number(
         if trial is not None:
             enough = dataclasses.replace(separation, num_peaks=max(separation.num_peaks, 2 * number))
             solutions += solve_maps(key[None], patterson[None], trial, settings, enough, network)
-            if solutions[-1].verdict == 'solved':
+            if solutions[-1].verdict == 'solved' and solutions[-1].r_factor <= EXACT:
                 return solutions[-1]
     if not solutions:
         raise InputError(
             f'its sum and its origin peak are those of about {numbers[0]} atoms, which do not fit in a box of edge '
             f'{problem.box_edge:g}; has a constant been added to the map?'
         )
-    return min(solutions, key=lambda each: each.r_free)
+    return min(solutions, key=lambda each: each.r_factor)
 
 
 def likely_numbers(patterson: np.ndarray, problem: Problem) -> list[int]:
@@ -262,9 +273,11 @@ def likely_numbers(patterson: np.ndarray, problem: Problem) -> list[int]:
 
 
 def _with_atoms(problem, number):
-    """The problem with another number of atoms, None where so many do not fit."""
+    """The problem with another number of atoms, None where so many do not fit or there are too few reflections."""
     try:
-        return dataclasses.replace(problem, num_atoms=number)
+        trial = dataclasses.replace(problem, num_atoms=number)
+        check_enough(trial)
+        return trial
     except InputError:
         return None
 
@@ -358,7 +371,24 @@ def attempt(
         rival = refined.positions[jnp.argmin(jnp.where(same, jnp.inf, misfits))]
         chosen = jnp.stack([best, rival])
     finished = jax.vmap(lambda positions: finish(positions, observed, problem))(chosen)
-    return Attempt(finished, ~jnp.all(same), jnp.sum(same), proposal._replace(positions=None))
+    return Attempt(
+        finished, ~jnp.all(same), jnp.sum(same & independent(proposal.positions, method, number)), proposal.prediction
+    )
+
+
+def independent(positions: Array, method: str, number: Array | int) -> Array:
+    """Which of the sets `(num_sets, num_atoms, 3)` that a method proposes are evidence of their own: `(num_sets,)`.
+
+    The network's map is always the same one, so its later attempts are not; nor are sets of the minimum function that
+    are equal, because where there are few vectors they come from the same one.
+    """
+    first = jnp.broadcast_to(jnp.asarray(number) == 0, len(positions))
+    if method == 'network':
+        return first
+    if method == 'minimum_function':
+        equal = jax.vmap(lambda one: jax.vmap(lambda other: same_atoms(one, other, EQUAL))(positions))(positions)
+        return ~jnp.any(equal & np.tri(len(positions), k=-1, dtype=bool), axis=1)
+    return jnp.ones_like(first)
 
 
 def from_random_starts(key: Array, observed: Array, problem: Problem) -> Proposal:
@@ -406,7 +436,8 @@ def from_network(
     """The set in the network's map."""
     density = predict(network_input(patterson, problem)[None])[0]
     found = interpret_map(key, patterson, density, problem, separation)
-    return Proposal(compact(found.positions, problem.grid_size)[None], density, found.candidates, found.heights)
+    prediction = Prediction(density, found.candidates, found.heights)
+    return Proposal(compact(found.positions, problem.grid_size)[None], prediction)
 
 
 class _Case:
@@ -414,18 +445,16 @@ class _Case:
 
     def __init__(self, problem):
         self.problem = problem
-        self.found, self.starts = [], 0
+        self.found, self.partners, self.starts = [], [], 0
         self.seconds = self.last_seconds = 0.0
 
     def add(self, attempt, method, seconds):
         """Takes in an attempt; sets that were found before gain in agreement."""
         self.seconds, self.last_seconds = self.seconds + seconds, seconds
         self.starts += STARTS[method]
-        counts = (int(attempt.agreeing), 1 if attempt.has_rival else 0)
-        for place, count in zip(range(len(attempt.finished.positions)), counts, strict=False):
-            positions, r_factor, r_free = (part[place] for part in attempt.finished)
-            if count:
-                self._merge(Found(positions, float(r_factor), float(r_free), count, method, attempt.proposal))
+        finished = [[part[place] for part in attempt.finished] for place in range(1 + bool(attempt.has_rival))]
+        for (positions, r_factor, r_free), agreeing in zip(finished, (int(attempt.agreeing), 1), strict=False):
+            self._merge(Found(positions, float(r_factor), float(r_free), agreeing, method, attempt.prediction))
         self.found.sort(key=lambda each: each.r_factor)
         del self.found[KEPT_SETS:]
 
@@ -433,24 +462,35 @@ class _Case:
         for place, old in enumerate(self.found):
             if _same(old.positions, new.positions):
                 better = min(old, new, key=lambda each: each.r_factor)
-                self.found[place] = dataclasses.replace(better, agreeing=old.agreeing + new.agreeing)
+                agreeing = old.agreeing + new.agreeing
+                # Who found it first is not to depend on rounding.
+                self.found[place] = dataclasses.replace(
+                    better, agreeing=agreeing, method=old.method, prediction=old.prediction
+                )
                 return
         self.found.append(new)
 
     def add_partners(self, patterson):
-        """Takes in sets that are homometric to a set that seems to solve the map, if they explain the map as well."""
-        if self.found and self.verdict(num_alternatives=0) == 'solved':
-            best = self.found[0]
-            for partner in homometric_partners(best.positions, SAME):
-                centred = np.asarray(partner - np.mean(partner, axis=0), np.float32)
-                finished = jax.device_get(_finish(centred, np.asarray(patterson, np.float32), _noiseless(self.problem)))
-                self._merge(Found(finished.positions, float(finished.r_factor), float(finished.r_free), 0, best.method))
-            self.found.sort(key=lambda each: each.r_factor)
+        """Notes sets that are homometric to a set that seems to solve the map, if they explain the map as well."""
+        if self.verdict(num_alternatives=0) != 'solved':
+            return
+        best = self.found[0]
+        for partner in homometric_partners(best.positions, SAME):
+            centred = np.asarray(partner - np.mean(partner, axis=0), np.float32)
+            finished = jax.device_get(_finish(centred, np.asarray(patterson, np.float32), _noiseless(self.problem)))
+            if finished.r_factor <= self._as_good():
+                self.partners.append(finished.positions)
+
+    def _as_good(self):
+        return max(AS_GOOD * self.found[0].r_factor, EXACT)
 
     def alternatives(self):
         """Sets that explain the data as well as the best."""
-        limit = max(AS_GOOD * self.found[0].r_factor, EXACT)
-        return tuple(each.positions for each in self.found[1:] if each.r_factor <= limit)
+        others = [each.positions for each in self.found[1:] if each.r_factor <= self._as_good()]
+        for partner in self.partners:
+            if not any(_same(partner, each) for each in others):
+                others.append(partner)
+        return tuple(others)
 
     def verdict(self, num_alternatives=None):
         best = self.found[0]
@@ -461,7 +501,7 @@ class _Case:
     def is_done(self, settings):
         """Whether the map is solved, if ambiguously, or another attempt as long as the last might end too late."""
         spent = settings.max_seconds and self.seconds + self.last_seconds > settings.max_seconds
-        return bool(spent) or (bool(self.found) and self.verdict(num_alternatives=0) == 'solved')
+        return bool(spent) or self.verdict(num_alternatives=0) == 'solved'
 
     def solution(self):
         best = self.found[0]
@@ -476,7 +516,7 @@ class _Case:
             best.agreeing,
             self.starts,
             best.method,
-            best.proposal,
+            best.prediction,
             self.seconds,
         )
 

@@ -2,9 +2,9 @@
 
 A right set leaves the R1 that the noise of the data explains. One wrong atom of N adds, in squares, about
 `ONE_WRONG_ATOM`² / N to that, less where few reflections let the others hide it. A set is solved if its R1 is nearer
-to the first than to the second, and that of the free reflections no higher than the second; and if, where the data are
-not explained exactly, several starts have come to it. Where reflections are few for the positions, only an exact
-explanation is enough. The constants are from cases of the stream `calibration` (`benchmarks/verdicts.py`).
+to the first than to the second, and that of the free reflections no higher than the second; and if it explains the
+data exactly or several starts have come to it, both where reflections are few for the positions. The noise is what the
+problem says that it is. The constants are from cases of the stream `calibration` (`benchmarks/verdicts.py`).
 """
 
 import math
@@ -16,7 +16,8 @@ VERDICTS = ('solved', 'uncertain', 'not solved')
 MEAN_DEVIATION = 0.8  # of a normal error, in standard deviations
 ONE_WRONG_ATOM = 0.85
 AMPLE, HIDING = 100, 0.3  # reflections for each coordinate, below which wrong atoms hide, with this power
-ENOUGH = 15  # reflections for each coordinate
+ENOUGH, LEAST = 15, 3  # reflections for each coordinate
+HIGHEST = 0.45  # R1 of no set that can be called solved; atoms at random have 0.59
 EXACT = 0.002  # R1 of data that are explained exactly, but for rounding
 AGREEING = 2  # starts
 FREE_SPREAD = 3.0  # standard deviations, about, that R_free may lie above its limit
@@ -33,20 +34,21 @@ def judge(r_factor: float, r_free: float, agreeing: int, num_alternatives: int, 
         problem: what the map is of; its noise says what R1 a right set has.
     """
     right, one_wrong = expected_r_factors(problem)
-    exact = r_factor <= EXACT
     free_limit = math.hypot(right, one_wrong) * (1 + FREE_SPREAD / math.sqrt(max(_counts(problem)[1], 1)))
-    if r_factor > math.hypot(right, one_wrong):
+    if not r_factor <= math.hypot(right, one_wrong):
         return 'not solved'
-    convincing = exact or (agreeing >= AGREEING and reflections_per_coordinate(problem) >= ENOUGH)
+    exact, ratio = r_factor <= EXACT, reflections_per_coordinate(problem)
+    evidence = exact + (agreeing >= AGREEING)
+    convincing = evidence >= 1 and ratio >= (ENOUGH if evidence == 1 else LEAST)
     if r_factor <= highest_solved(problem) and r_free <= free_limit and convincing and not num_alternatives:
         return 'solved'
     return 'uncertain'
 
 
 def highest_solved(problem: Problem) -> float:
-    """The highest R1 of a set that can be called solved: half of what one wrong atom adds, in squares."""
+    """The highest R1 of a set that can be called solved: with a quarter of what one wrong atom adds, in squares."""
     right, one_wrong = expected_r_factors(problem)
-    return math.hypot(right, one_wrong / 2)
+    return min(math.hypot(right, one_wrong / 2), HIGHEST)
 
 
 def expected_r_factors(problem: Problem) -> tuple[float, float]:

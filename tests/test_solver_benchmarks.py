@@ -1,0 +1,68 @@
+"""The benchmarks of solvers, on one small cell: a run is resumed, verdicts are counted, mistakes are one line."""
+
+import argparse
+import json
+
+import pytest
+
+from benchmarks import solvers, verdicts
+from patterson_jax.simulation.problem import Problem
+
+CELL = (2, 8.0, 0.0)
+
+
+@pytest.fixture(scope='module')
+def output(tmp_path_factory):
+    return tmp_path_factory.mktemp('frontier') / 'frontier.json'
+
+
+def options(output, *more):
+    flags = ('--methods=least_squares', '--atoms=2', '--resolutions=8', '--noises=0', '--cases=2', f'--json={output}')
+    return solvers.parse_arguments([*flags, *more])
+
+
+def test_cells_are_the_papers_problem_as_full_with_other_atoms_and_poorer_data():
+    assert solvers.cell_problem(10, None, 0.0) == Problem()
+    for atoms in (20, 40):
+        problem = solvers.cell_problem(atoms, 8.0, 0.3)
+        assert (problem.num_atoms, problem.resolution, problem.noise) == (atoms, 8.0, 0.3)
+        assert problem.box_edge**3 / atoms == pytest.approx(Problem().box_edge ** 3 / 10)
+
+
+def test_a_cell_is_measured_once_and_again_when_the_settings_change(output, capsys):
+    first = solvers.run(options(output), output)
+    (cell,) = json.loads(output.read_text())['cells']
+    assert [cell] == first
+    assert (cell['solved'], cell['recall'], cell['cases']) == (2, 1.0, 2)
+    assert cell['verdict']['solved'] == {'right': 2, 'wrong': 0}
+    before = output.read_bytes()
+    capsys.readouterr()
+    assert solvers.run(options(output), output) == first
+    assert output.read_bytes() == before and '|' not in capsys.readouterr().err
+    (again,) = solvers.run(options(output, '--cases=1'), output)
+    assert again['cases'] == 1
+
+
+def test_the_table_and_the_figure_have_every_cell(output, tmp_path):
+    cells = solvers.run(options(output), output)
+    lines = solvers.table(cells).splitlines()
+    assert len(lines) == 2 + len(cells) and lines[2].startswith(
+        '| 2 | 8.0 | 0% | least squares | 1.000 | 2 / 2 | 2, 0 |'
+    )
+    solvers.draw_frontier(tmp_path / 'frontier.png', cells)
+    assert (tmp_path / 'frontier.png').stat().st_size > 10_000
+
+
+def test_verdicts_are_counted_against_the_truth():
+    settings = argparse.Namespace(stream='calibration', cases=2, attempts=1, method='least_squares')
+    words = [word.strip() for word in verdicts.measure_cell(settings, *CELL).strip('|').split('|')]
+    assert words[:4] == ['2', '8.0', '0%', '0.000']
+    assert words[7] == 'solved 2 right 0 wrong, uncertain 0 right 0 wrong, not solved 0 right 0 wrong'
+
+
+@pytest.mark.parametrize('flag', ['--methods=neural', '--atoms=many', '--resolutions=high', '--noises=loud'])
+def test_a_wrong_flag_ends_with_status_2_and_is_named(flag, output, capsys):
+    with pytest.raises(SystemExit) as stop:
+        options(output, flag)
+    assert stop.value.code == 2
+    assert flag.partition('=')[0] in capsys.readouterr().err.splitlines()[-1]
