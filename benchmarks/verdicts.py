@@ -6,7 +6,8 @@
 Cells are problems of benchmarks/solvers.py. Each case is attempted a few times, and all sets of atoms that were
 finished are compared with the truth. Printed as Markdown: the R1 that a right set is expected to have, the highest R1
 of a set that can be called solved, R1 of right and of wrong sets, and the verdicts. The last column is what the wrong
-sets add to the expected R1, in squares and for one of N atoms: the lowest is what `ONE_WRONG_ATOM` stands for.
+sets add to the expected R1, in squares and for one of N atoms: the lowest with complete data, 0.79 to 0.87 in several
+runs, is what `ONE_WRONG_ATOM` stands for; with fewer reflections it is lower.
 """
 
 import argparse
