@@ -253,7 +253,7 @@ def _write_solution(experiment, solution, patterson, problem, voxel_size, target
     write_chimerax(_beside(target, '.cxc'), DRAWN_LEVEL * float(np.max(density)), radius / 2)
     both = predicted is not None and problem.target == 'both'
     draw_solution(_beside(target, '.png'), density, solution.positions, problem, f'{title}\n{merit}', both)
-    others = f', {len(solution.alternatives)} alternatives' if solution.alternatives else ''
+    others = f', alternatives: {len(solution.alternatives)}' if solution.alternatives else ''
     print(f'{title}{others}, {merit}; {target}{", ".join(ENDINGS)}')
 
 

@@ -12,7 +12,7 @@ from patterson_jax.solving.reflections import check_enough
 SYMMETRY_TOLERANCE = 1e-3  # of the map's range
 SPECTRUM_TOLERANCE = 1e-3  # of the highest coefficient
 VANISHING = 1e-5  # part of the highest |F|² below which a coefficient counts as not measured
-NEARLY_ALL = 0.9  # of the highest |h| that a grid has; where so much is measured all is
+NEARLY_ALL = 0.8  # of the highest |h| of a grid, in whose corners atoms may give next to nothing; from there on, all
 MISSING_ORIGIN = 0.5  # part of the highest |F|² below which F(000)² counts as missing
 
 
