@@ -5,6 +5,7 @@ python run_experiment.py --config=configs/quick.py --mode=evaluate --config.eval
 python run_experiment.py --config=configs/quick.py --mode=simulate --input=molecule.xyz --output=maps
 python run_experiment.py --config=configs/quick.py --mode=solve --input=maps/molecule_patterson.ccp4 --output=solved
 python run_experiment.py --config=configs/quick.py --mode=inspect
+python run_experiment.py --config=configs/unrolled.py --mode=publish --output=pretrained/unrolled
 """
 
 import itertools
@@ -26,7 +27,9 @@ INPUT = flags.DEFINE_multi_string('input', [], 'File to simulate (.xyz) or solve
 SWEEP = flags.DEFINE_integer('sweep', None, "Which of the changes that the config file's sweep() lists to make.")
 DISTRIBUTED = flags.DEFINE_boolean('distributed', False, 'Work with other processes: one a host, or one a GPU.')
 OUTPUT = flags.DEFINE_string(
-    'output', None, 'Directory for what simulate, solve and inspect write; for inspect, default WORKDIR/figures.'
+    'output',
+    None,
+    'Directory for what simulate, solve, inspect and publish write; for inspect, default WORKDIR/figures.',
 )
 
 

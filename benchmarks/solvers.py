@@ -2,7 +2,7 @@
 
     python -m benchmarks.solvers                                      # the classical methods, hours on two cores
     python -m benchmarks.solvers --methods=least_squares --atoms=10 --noises=0
-    python -m benchmarks.solvers --methods=network --checkpoint=DIR         # joins what is in the file already
+    python -m benchmarks.solvers --methods=network --checkpoint=pretrained/unrolled  # joins what is in the file already
 
 Cells are the paper's problem with other numbers of atoms, the inner box growing with them so that it stays as full;
 with amplitudes measured up to |h| = 12, 8 or 5 of 20; and with noise of 10 or 30 % on them. Each method has the same
@@ -29,7 +29,7 @@ from patterson_jax.errors import InputError, exit_on_errors, require
 from patterson_jax.evaluation import EvaluationSettings, evaluate
 from patterson_jax.figures import draw_frontier
 from patterson_jax.files import write_json
-from patterson_jax.runs import load_weights
+from patterson_jax.runs import load_network
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.solver import CLASSICAL_METHODS, METHODS, Network
 
@@ -47,7 +47,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--noises', type=_listed(float), default=(0.0, 0.1, 0.3), help='relative, of the amplitudes')
     parser.add_argument('--cases', type=int, default=30, help='of a cell')
     parser.add_argument('--seconds', type=float, default=5.0, help='for a case and method')
-    parser.add_argument('--checkpoint', type=Path, help='directory of a run of configs/base.py, for the network')
+    parser.add_argument('--checkpoint', type=Path, help='directory of a run on the same grid, for the network')
     parser.add_argument('--json', type=Path, help='file to write; default solvers-DEVICE.json beside this program')
     return parser.parse_args(arguments)
 
@@ -137,9 +137,7 @@ def _order(cell):
 def _network(checkpoint):
     if checkpoint is None:
         raise InputError('--checkpoint is missing; the method network needs the weights of a run')
-    config = base.get_config()
-    experiment = validate(config)
-    return Network(experiment.model.apply, load_weights(experiment, config, checkpoint).params)
+    return load_network(checkpoint)
 
 
 def _earlier(output):

@@ -42,6 +42,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
 
     # The network: the paper's twelve layers and 1,202,821 weights (2.3).
     config.model = ml_collections.ConfigDict()
+    config.model.network = 'paper'  # or 'unrolled', with fields of its own: configs/unrolled.py
     config.model.features = 20  # channels of every hidden layer
     config.model.outer_kernel_size = 5  # on the full grid; odd
     config.model.inner_kernel_size = 7  # on the half grid; odd
@@ -57,6 +58,9 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.train.num_steps = 1_600_000  # of 8 cases: the paper's 13 million examples
     config.train.batch_size = 8  # over all devices together; small batches learn more from an example
     config.train.learning_rate = 3e-4  # the highest one
+    config.train.adam_epsilon = 1e-8  # of Adam; beside it gradients should not be small
+    config.train.max_gradient_norm = 0.0  # longer gradients are shortened to it; 0: none
+    config.train.early_weight = 0.3  # in the loss, of each estimate that an unrolled network makes before its last one
     config.train.warmup_steps = 1000  # from 0 to learning_rate
     config.train.schedule = 'cosine'  # down to 1 % at the last step; or 'constant'
     config.train.set_size = 3000  # cases in a training set, an epoch

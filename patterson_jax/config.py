@@ -17,6 +17,7 @@ from patterson_jax.files import FileSettings
 from patterson_jax.learning.checkpoints import CheckpointSettings
 from patterson_jax.learning.network import PattersonNet
 from patterson_jax.learning.training import TrainingSettings
+from patterson_jax.learning.unrolled import UnrolledNet
 from patterson_jax.simulation.atoms import check_drawable
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.reflections import check_enough
@@ -25,7 +26,6 @@ from patterson_jax.solving.solver import SolveSettings
 
 SECTIONS = {
     'problem': Problem,
-    'model': PattersonNet,
     'train': TrainingSettings,
     'checkpoint': CheckpointSettings,
     'separate': SeparationSettings,
@@ -33,6 +33,7 @@ SECTIONS = {
     'evaluate': EvaluationSettings,
     'files': FileSettings,
 }
+NETWORKS = {'paper': PattersonNet, 'unrolled': UnrolledNet}  # by the name in `model.network`
 LARGEST_SEED = 2**32 - 1
 
 
@@ -42,7 +43,7 @@ class Experiment:
 
     seed: int
     problem: Problem
-    model: PattersonNet
+    model: PattersonNet | UnrolledNet
     train: TrainingSettings
     checkpoint: CheckpointSettings
     separate: SeparationSettings
@@ -57,11 +58,11 @@ def validate(config: ConfigDict) -> Experiment:
     Raises:
         InputError: naming the field, the value received and what is allowed.
     """
-    _check_names('config', config, ('seed', *SECTIONS))
+    _check_names('config', config, ('seed', 'model', *SECTIONS))
     seed = _typed('seed', config.seed, int)
     require(0 <= seed <= LARGEST_SEED, 'seed', seed, f'from 0 to {LARGEST_SEED}')
     sections = {name: _section(name, config[name], kind) for name, kind in SECTIONS.items()}
-    experiment = Experiment(seed, **sections)
+    experiment = Experiment(seed, model=_network(config.model), **sections)
     _check_together(experiment)
     return experiment
 
@@ -84,6 +85,14 @@ def differences(before: dict, now: dict, sections: tuple[str, ...], ignored: tup
             if first.get(field) != second.get(field) and name not in ignored:
                 found.append(f'{name} was {first.get(field)!r} and is {second.get(field)!r}')
     return found
+
+
+def _network(section):
+    if not isinstance(section, ConfigDict) or 'network' not in section:
+        raise InputError(f'model.network is missing; it must be one of {", ".join(NETWORKS)}')
+    require(section.network in NETWORKS, 'model.network', section.network, f'one of {", ".join(NETWORKS)}')
+    fields = {name: value for name, value in section.items() if name != 'network'}
+    return _section('model', ConfigDict(fields), NETWORKS[section.network])
 
 
 def _section(name, section, kind):
@@ -136,6 +145,10 @@ def _check_together(experiment):
         check_enough(problem)
     except InputError as error:
         raise InputError(f'problem.{error}') from error
+    if isinstance(experiment.model, UnrolledNet):
+        require(problem.origin == 'centre', 'problem.origin', problem.origin, "'centre' with the unrolled network")
+        seen = experiment.model.input_size
+        require(seen <= problem.grid_size, 'model.input_size', seen, f'at most problem.grid_size, {problem.grid_size}')
     half = problem.grid_size // 2
     require(separate.resolution <= half, 'separate.resolution', separate.resolution, f'at most half the grid, {half}')
     enough = separate.num_peaks >= problem.num_atoms

@@ -33,6 +33,7 @@ from patterson_jax.files import (
 from patterson_jax.inspection import describe_example, describe_network
 from patterson_jax.learning.checkpoints import has_checkpoint
 from patterson_jax.learning.stopping import unfinished_on_sigterm
+from patterson_jax.publishing import publish
 from patterson_jax.runs import evaluate_experiment, load_weights, train_experiment
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.examples import example_key, make_example, stream_key
@@ -43,7 +44,7 @@ from patterson_jax.solving.reflections import absolute_scale
 from patterson_jax.solving.solver import Network, solve_maps, solve_unknown_number
 from patterson_jax.solving.verdict import expected_r_factors, highest_solved
 
-MODES = ('train', 'evaluate', 'simulate', 'solve', 'inspect')
+MODES = ('train', 'evaluate', 'simulate', 'solve', 'inspect', 'publish')
 ENDINGS = ('.json', '.xyz', '.pdb', '.res', '.cxc', '.png', '_density.ccp4')  # of what a solved map gives
 DRAWN_LEVEL = 0.4  # of the highest density, where viewers draw its surface
 
@@ -65,7 +66,8 @@ def run(
         workdir: directory of the training run.
         checkpoint: another run's directory whose weights to use in place of the workdir's.
         inputs: files to simulate or solve.
-        output: directory for what these give, or for the figure of an inspection in place of `figures` in the workdir.
+        output: directory for what these give, for the weights that are published, or for the figure of an inspection in
+            place of `figures` in the workdir.
         overrides: what the user changed of the config, for the record.
 
     Raises:
@@ -90,6 +92,8 @@ def run(
         simulate_files(experiment, inputs, output)
     elif mode == 'inspect':
         inspect_experiment(experiment, output or workdir / 'figures')
+    elif mode == 'publish':
+        publish(experiment, config, workdir, output)
     else:
         solve_files(experiment, config, workdir, checkpoint, inputs, output)
 

@@ -1,7 +1,7 @@
 """Inspection: what a config's network and examples are like, before anything is trained (paper, 2.3 and 2.4).
 
-Nothing here knows how the network is built. Sizes come from an abstract evaluation of it, and receptive fields from
-sending lit voxels through it.
+Sizes come from an abstract evaluation of the network, and receptive fields from sending lit voxels through it, without
+knowing how it is built; but one with transforms between its layers, such as the unrolled one, has no receptive fields.
 """
 
 import math
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from patterson_jax.learning.network import Convolution
+from patterson_jax.learning.unrolled import UnrolledNet
 from patterson_jax.simulation.examples import Example
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.interpretation import origin_distances
@@ -32,7 +33,8 @@ class Layer(NamedTuple):
         operations: floating point operations of one example, 2 for each multiplication and addition of a direct
             convolution, those with the zeros beyond the edges included.
         receptive_field: width of the part of the network's input that a voxel of the output depends on at most, voxels.
-            The paper's 56 (2.3) is the reach of its output to one side; to the other the pool makes it 57.
+            The paper's 56 (2.3) is the reach of its output to one side; to the other the pool makes it 57. None where a
+            transform lets every voxel depend on all that the network sees.
     """
 
     name: str
@@ -40,14 +42,15 @@ class Layer(NamedTuple):
     kernel_size: int
     weights: int
     operations: int
-    receptive_field: int
+    receptive_field: int | None
 
 
 def layer_table(network: nn.Module, grid_size: int) -> list[Layer]:
     """The network's convolutions for maps `(grid, grid, grid)`, in the order in which they are executed."""
     calls, params = _abstract_calls(network, grid_size)
     layers = []
-    for (path, shape), field in zip(calls, _receptive_fields(network, grid_size), strict=True):
+    fields = _receptive_fields(network, grid_size) if _is_local(network) else [None] * len(calls)
+    for (path, shape), field in zip(calls, fields, strict=True):
         own = params
         for name in path:
             own = own[name]
@@ -67,19 +70,35 @@ def describe_network(network: nn.Module, grid_size: int) -> str:
     rows = [('layer', 'channels', 'grid', 'kernel', 'weights', 'GFLOP', 'receptive field')]
     for layer in layers:
         sizes = (f'{layer.shape[0]}', f'{layer.shape[1]}³', f'{layer.kernel_size}³', f'{layer.weights:,}')
-        rows.append((layer.name, *sizes, f'{layer.operations / 1e9:.3f}', f'{layer.receptive_field}'))
+        rows.append((layer.name, *sizes, f'{layer.operations / 1e9:.3f}', _in_words(layer.receptive_field)))
     operations, field = sum(layer.operations for layer in layers) / 1e9, layers[-1].receptive_field
-    rows.append(('total', '', '', '', f'{weights:,}', f'{operations:.3f}', f'{field}'))
-    whole = 'every' if np.all(_felt(network, grid_size)[-1]) else 'not every'
+    rows.append(('total', '', '', '', f'{weights:,}', f'{operations:.3f}', _in_words(field)))
     return '\n'.join(
         (
             *_aligned(rows),
             f'GFLOP: of one example forward, by direct convolution; a training step takes about three times as many, '
             f'{3 * operations:.3g} an example.',
-            f'Receptive field: voxels of the input along an axis, which has {grid_size}; {whole} voxel of the output '
-            'depends on the whole input.',
+            _about_reach(network, grid_size),
         )
     )
+
+
+def _about_reach(network, grid_size):
+    if not _is_local(network):
+        return 'Receptive field: all that the network sees, as estimates are transformed between its stages.'
+    whole = 'every' if np.all(_felt(network, grid_size)[-1]) else 'not every'
+    return (
+        f'Receptive field: voxels of the input along an axis, which has {grid_size}; {whole} voxel of the output '
+        'depends on the whole input.'
+    )
+
+
+def _is_local(network):
+    return not isinstance(network, UnrolledNet)
+
+
+def _in_words(field):
+    return 'all' if field is None else f'{field}'
 
 
 def describe_example(example: Example, problem: Problem) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from patterson_jax.config import Experiment, check_devices, differences
+from patterson_jax.config import Experiment, check_devices, differences, validate
 from patterson_jax.errors import InputError, Unfinished, require
 from patterson_jax.evaluation import describe_scores, evaluate
 from patterson_jax.figures import draw_errors, draw_losses, draw_maps, draw_separation
@@ -146,6 +146,14 @@ class Weights(NamedTuple):
     step: int
     config: dict
     counters: dict
+
+
+def load_network(directory: Path) -> Network:
+    """The trained network that a run's directory holds, as its own config describes it. Raises InputError."""
+    with Checkpoints(find_checkpoints(directory), read_only=True) as checkpoints:
+        config = ConfigDict(checkpoints.restore(checkpoints.best_step, config=None)['config'])
+    experiment = validate(config)
+    return Network(experiment.model.apply, load_weights(experiment, config, directory).params)
 
 
 def load_weights(experiment: Experiment, config: ConfigDict, directory: Path) -> Weights:

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from configs import ablations, base, quick
+from configs import ablations, base, quick, unrolled
 from patterson_jax.ablations import comparison_runs
-from patterson_jax.config import SECTIONS, differences, validate
+from patterson_jax.config import NETWORKS, SECTIONS, differences, validate
 from patterson_jax.errors import InputError
+from patterson_jax.learning.unrolled import UnrolledNet
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parents[1] / 'configs').glob('*.py') if path.stem[0] != '_')
 COMPARISONS = [name for name in CONFIGS if 'ablation' in importlib.import_module(f'configs.{name}').get_config()]
@@ -46,20 +47,25 @@ def assert_valid(config, experiment):
     """A config is what its experiment says, and what a run's record will say of it."""
     resolved = config.to_dict()
     assert experiment.seed == resolved['seed']
-    for section in SECTIONS:
+    assert NETWORKS[resolved['model'].pop('network')] is type(experiment.model)
+    for section in ('model', *SECTIONS):
         for field, value in resolved[section].items():
             assert getattr(getattr(experiment, section), field) == value
-    assert differences(json.loads(json.dumps(resolved)), resolved, ('seed', *SECTIONS)) == []
+    assert differences(json.loads(json.dumps(resolved)), resolved, ('seed', 'model', *SECTIONS)) == []
 
 
 def test_the_configs_are_single_runs_or_comparisons():
     assert {'base', 'quick'} <= set(SINGLE) and {'ablations', 'quick_ablations'} <= set(COMPARISONS)
 
 
+def variants_of(module):
+    return getattr(module, 'VARIANTS', base.VARIANTS)
+
+
 @pytest.mark.parametrize('name', SINGLE)
 def test_every_config_and_variant_is_valid_and_survives_json(name):
     module = importlib.import_module(f'configs.{name}')
-    for variant in base.VARIANTS:
+    for variant in variants_of(module):
         config = module.get_config(variant)
         assert_valid(config, validate(config))
 
@@ -74,19 +80,20 @@ def test_every_run_of_every_comparison_is_valid_and_survives_json(name):
             assert_valid(run.config, run.experiment)
 
 
-@pytest.mark.parametrize('name', SINGLE)
+@pytest.mark.parametrize('name', [name for name in SINGLE if name != 'unrolled'])
 def test_the_variant_original_only_changes_the_target_alone(name):
     module = importlib.import_module(f'configs.{name}')
     plain, variant = (module.get_config(*argument).to_dict() for argument in ((), ('original_only',)))
-    found = differences(plain, variant, ('seed', *SECTIONS))
+    found = differences(plain, variant, ('seed', 'model', *SECTIONS))
     assert found == ["problem.target was 'both' and is 'original'"]
 
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_an_unknown_variant_is_refused_with_those_there_are(name):
-    variants = ', '.join(ablations.FIGURES) if name in COMPARISONS else 'original_only'
+    module = importlib.import_module(f'configs.{name}')
+    variants = ', '.join(ablations.FIGURES if name in COMPARISONS else variants_of(module)[1:])
     with pytest.raises(ValueError, match=rf"'orignal_only' is no variant .* (it has|they have) {variants}$"):
-        importlib.import_module(f'configs.{name}').get_config('orignal_only')
+        module.get_config('orignal_only')
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -342,3 +349,30 @@ def test_differences_name_each_field_with_both_values():
     assert differences(before, now, ('model',)) == []
     assert differences({}, now, ('files',)) == ["files was None and is {'element': 'C'}"]
     assert differences(before, before, ('seed', 'train', 'files')) == []
+
+
+@pytest.mark.parametrize(
+    ('changes', 'told'),
+    [
+        ({'network': 'deep'}, "model.network is 'deep'; it must be one of paper, unrolled"),
+        ({'network': 'paper'}, 'model has no field'),  # those of the other network
+        ({'stages': 0}, 'model.stages is 0; it must be 1 or more'),
+        ({'input_size': 44}, 'model.input_size is 44; it must be at most problem.grid_size, 40'),
+        ({'output_size': 32}, 'model.output_size is 32; it must be at most input_size, 28'),
+    ],
+)
+def test_the_network_is_chosen_by_name_and_has_its_own_fields(changes, told):
+    config = unrolled.get_config()
+    assert validate(config).model == UnrolledNet()
+    config.model.update(changes)
+    assert refusal(config).startswith(told)
+
+
+def test_the_unrolled_network_needs_the_origin_in_the_centre():
+    config = unrolled.get_config()
+    config.problem.origin = 'corner'
+    assert refusal(config) == "problem.origin is 'corner'; it must be 'centre' with the unrolled network"
+
+
+def test_a_model_without_a_network_is_refused():
+    assert refusal(quick_with({}, ['model.network'])) == 'model.network is missing; it must be one of paper, unrolled'

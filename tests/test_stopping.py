@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -69,10 +70,9 @@ def test_run_stopped_by_its_time_limit_ends_bit_for_bit_as_one_that_was_not(whol
         minutes.asked = 0
         with pytest.raises(Unfinished) as unfinished:
             run(tmp_path / 'run', limited(SETTINGS, limit))
-        assert str(unfinished.value) == (
-            f'stopped by the time limit, {limit} minutes after step {stop} of 20, which is saved; '
-            'the same command goes on from there'
-        )
+        measured = '' if stop % 8 == 0 else r', validation correlation -?0\.\d{4}'  # else the log tells it
+        told = f'stopped by the time limit, {limit} minutes after step {stop} of 20, which is saved{measured}; '
+        assert re.fullmatch(told + 'the same command goes on from there', str(unfinished.value))
         assert saved_steps(tmp_path / 'run')[-1] == stop
         assert log_of(tmp_path / 'run') == [row for row in log_of(whole_dir) if row['step'] <= stop]
         pending = last_checkpoint(tmp_path / 'run')[1]['pending']

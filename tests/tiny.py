@@ -22,6 +22,9 @@ SETTINGS = TrainingSettings(
     num_steps=20,
     batch_size=8,
     learning_rate=1e-3,
+    adam_epsilon=1e-8,
+    max_gradient_norm=0.0,
+    early_weight=0.3,
     warmup_steps=4,
     schedule='constant',  # with which a longer run is not compiled anew
     set_size=40,
@@ -42,7 +45,7 @@ def tiny_config(network=NETWORK, settings=SETTINGS):
     config = quick.get_config()
     config.seed = SEED
     config.problem.update(dataclasses.asdict(PROBLEM))
-    config.model.update({field: getattr(network, field) for field in config.model})
+    config.model.update({field: getattr(network, field) for field in config.model if field != 'network'})
     config.train.update(dataclasses.asdict(settings))
     config.checkpoint.update(dataclasses.asdict(CHECKPOINTING))
     config.separate.update(num_peaks=4, num_swaps=20, num_chains=1, resolution=4.0)

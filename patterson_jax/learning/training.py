@@ -34,6 +34,7 @@ from patterson_jax.learning.parallel import (
     sum_over_devices,
 )
 from patterson_jax.learning.stopping import StopRequest
+from patterson_jax.learning.unrolled import ESTIMATES
 from patterson_jax.progress import ProgressReport
 from patterson_jax.simulation.density import map_correlation
 from patterson_jax.simulation.examples import Example, example_key, make_batch, network_input, stream_key
@@ -49,6 +50,9 @@ class TrainingSettings:
     num_steps: int
     batch_size: int
     learning_rate: float
+    adam_epsilon: float
+    max_gradient_norm: float
+    early_weight: float
     warmup_steps: int
     schedule: str
     set_size: int
@@ -68,6 +72,9 @@ class TrainingSettings:
         require(self.num_steps <= most, 'num_steps', self.num_steps, f'at most {most} with {self.batch_size} a batch')
         rate = self.learning_rate
         require(math.isfinite(rate) and rate > 0, 'learning_rate', rate, 'a positive number')
+        for name in ('adam_epsilon', 'max_gradient_norm', 'early_weight'):
+            value = getattr(self, name)
+            require(math.isfinite(value) and value >= 0, name, value, '0 or more')
         enough = 0 <= self.warmup_steps < self.num_steps
         require(enough, 'warmup_steps', self.warmup_steps, f'0 or more and less than num_steps, {self.num_steps}')
         require(self.schedule in SCHEDULES, 'schedule', self.schedule, f'one of {", ".join(SCHEDULES)}')
@@ -119,8 +126,11 @@ class Start(NamedTuple):
 
 
 def make_optimizer(settings: TrainingSettings) -> optax.GradientTransformation:
-    """Adam with the settings' learning rate."""
-    return optax.adam(learning_rate_schedule(settings))
+    """Adam with the settings' learning rate, after longer gradients are shortened."""
+    adam = optax.adam(learning_rate_schedule(settings), eps=settings.adam_epsilon)
+    if not settings.max_gradient_norm:
+        return adam
+    return optax.chain(optax.clip_by_global_norm(settings.max_gradient_norm), adam)
 
 
 def learning_rate_schedule(settings: TrainingSettings) -> optax.Schedule:
@@ -185,9 +195,12 @@ def make_train_step(
 
     def loss(weights, statistics, batch):
         inputs = network_input(batch.patterson, problem)
-        predicted, statistics = network.apply({**weights, **statistics}, inputs, train=True, mutable=list(statistics))
+        predicted, left = network.apply({**weights, **statistics}, inputs, train=True, mutable=[*statistics, ESTIMATES])
+        early = jax.tree.leaves(left.pop(ESTIMATES, ()))
         error, empty, correlation = map(jnp.mean, squared_errors(predicted, batch.target))
-        return error, (statistics, {'loss': error, 'empty_loss': empty, 'correlation': correlation})
+        early_error = sum(jnp.mean((estimate - batch.target) ** 2) for estimate in early)
+        metrics = {'loss': error, 'empty_loss': empty, 'correlation': correlation}
+        return error + settings.early_weight * early_error, (left, metrics)
 
     def train_step(state):
         batch = training_batch(state.step, problem, settings, seed, sets_before)
@@ -308,13 +321,19 @@ def train(
                     save(step, row['validation_loss'])
                     clock.skip(examples)
                 if not last and stop.requested(step):
+                    measured = ''
                     if not saving:
                         if pending:
                             _require_finite(_mean_of(pending), step)
-                        save(step)
+                        if stop.too_late():
+                            save(step)
+                        else:  # the scheduler does not wait
+                            row = validate(state.params)
+                            measured = f', validation correlation {row["validation_correlation"]:.4f}'
+                            save(step, row['validation_loss'])
                     raise Unfinished(
-                        f'stopped by {stop.reason} after step {step} of {settings.num_steps}, which is saved; '
-                        'the same command goes on from there'
+                        f'stopped by {stop.reason} after step {step} of {settings.num_steps}, which is saved{measured}'
+                        '; the same command goes on from there'
                     )
         if stop.too_late():
             raise Unfinished('stopped by SIGTERM after the training; the same command goes on from there')

@@ -1,0 +1,209 @@
+"""The unrolled network: successive estimates of the density, each held against the measured amplitudes.
+
+The target (A + B) / 2 equals its own inversion through the box centre. Its transform about that point is real, |F| cos
+φ, and so lies between −|F| and |F| whatever the phases are; and |F| is in the Patterson map. Each stage of the network
+makes an estimate with small convolutions. The estimate is transformed about the centre and clipped to ±|F|, and the
+next stage is given two maps, what was kept and what was cut off. Phase retrieval alternates between such constraints by
+a rule made by hand (Fienup, Applied Optics 21, 2758, 1982); to learn the steps of an iteration from data is due to
+Gregor and LeCun (ICML 2010).
+
+Vectors and atoms fill a part of the grid only: the network sees the inner part of the maps, and its output is zero
+outside a smaller part. Convolutions run at half resolution, with the eight voxels of a block as channels. The box
+centre lies between two voxels, and so the Patterson map, symmetric about the voxel after it, is moved by half a voxel.
+
+With one stage the network is compact and plain: nothing is held against the amplitudes.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from patterson_jax.errors import require
+from patterson_jax.learning.convolution import METHODS
+from patterson_jax.learning.network import PRECISIONS, Convolution
+
+ESTIMATES = 'estimates'  # the collection in which a network leaves those before its output, in training
+RESIDUAL_SCALE = 0.5  # of what a layer adds, so that the image does not grow with the stages
+OUTPUT_SCALE = 0.1  # so that a new network's estimates are near zero
+AMPLITUDE_MAP_SCALE = 3.0  # brings the map made from |F| to about the height of the square root of the Patterson map
+SQRT_FLOOR = 1e-12  # keeps the gradient of the square root finite
+
+
+class UnrolledNet(nn.Module):
+    """From Patterson maps with their origin in the centre to density maps, both `(batch, grid, grid, grid)`.
+
+    The output lies in [−1, 1] and equals its own inversion. In training the estimates before it are left in the
+    collection ESTIMATES, as maps of the same kind. Raises InputError if a size is none.
+
+    Attributes:
+        features: channels of the image that goes from stage to stage.
+        kernel_size: kernel edge of every convolution, at half resolution; odd.
+        stages: estimates; the last one is the output.
+        layers: residual convolutions in a stage, beside the one that takes in what was kept and what was cut off.
+        input_size: edge of the part of the maps that is seen, voxels; a multiple of 4.
+        output_size: edge of the part of the output that is not zero, voxels; a multiple of 4, at most input_size.
+        convolution: method of `learning.convolution.convolve`.
+        precision: 'float32' or 'bfloat16', the type of what goes from layer to layer; transforms stay in float32.
+    """
+
+    features: int = 48
+    kernel_size: int = 5
+    stages: int = 6
+    layers: int = 0
+    input_size: int = 28
+    output_size: int = 20
+    convolution: str = 'auto'
+    precision: str = 'float32'
+
+    def __post_init__(self):
+        for field in ('features', 'stages'):
+            require(getattr(self, field) >= 1, field, getattr(self, field), '1 or more')
+        size = self.kernel_size
+        require(size >= 1 and size % 2 == 1, 'kernel_size', size, 'an odd number, 1 or more')
+        require(self.layers >= 0, 'layers', self.layers, '0 or more')
+        for field in ('input_size', 'output_size'):
+            size = getattr(self, field)
+            require(size >= 4 and size % 4 == 0, field, size, 'a multiple of 4, 4 or more')
+        fits = self.output_size <= self.input_size
+        require(fits, 'output_size', self.output_size, f'at most input_size, {self.input_size}')
+        require(self.convolution in METHODS, 'convolution', self.convolution, f'one of {", ".join(METHODS)}')
+        require(self.precision in PRECISIONS, 'precision', self.precision, f'one of {", ".join(PRECISIONS)}')
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, patterson: Array, train: bool = False) -> Array:
+        """Applies the network; raises InputError if the maps are smaller than the part that it sees."""
+        grid = patterson.shape[-1]
+        require(self.input_size <= grid, 'input_size', self.input_size, f'at most the edge of the maps, {grid}')
+        amplitudes, image = self._measured(patterson)
+        image = self._layer(self.features, 'first')(image)
+        if self.stages > 1:
+            # |F| of the input, which has a scale of its own, over |F| of the density; starts at that of unit spheres.
+            amplitudes /= self.param('density_scale', nn.initializers.constant(0.56), ())
+        estimate = None
+        for stage in range(self.stages):
+            if stage:
+                maps = self._constrained(estimate, amplitudes)
+                image += RESIDUAL_SCALE * self._layer(self.features, f'take_{stage}')(maps)
+            for number in range(self.layers):
+                image += RESIDUAL_SCALE * self._layer(self.features, f'layer_{stage}_{number}')(image)
+            estimate = self._estimate(image, f'output_{stage}')
+            if train and stage < self.stages - 1 and not self.is_initializing():
+                self.sow(ESTIMATES, 'maps', self._whole(estimate, grid))
+        return self._whole(estimate, grid)
+
+    def _layer(self, features, name):
+        convolution = Convolution(features, self.kernel_size, self.convolution, name=name)
+        return lambda image: nn.relu(convolution(image.astype(self.precision)))
+
+    def _measured(self, patterson):
+        """The amplitudes, and the channels that the first layer sees: two maps of vectors between atoms.
+
+        One is the Patterson map's square root, in which vectors that coincide do not outshine the others; the other is
+        made from |F| in place of |F|², and has sharper peaks.
+        """
+        grid = patterson.shape[-1]
+        seen = centred_points(self.input_size)
+        maps = jnp.moveaxis(patterson, 0, -1)
+        squares = jnp.maximum(cosine_transform(maps, np.arange(grid) - grid // 2, grid), 0)
+        amplitudes = jnp.sqrt(squares)
+        vectors = inverse_cosine_transform(squares, seen, grid)
+        root = jnp.sign(vectors) * jnp.sqrt(jnp.abs(vectors) + SQRT_FLOOR)
+        sharp = AMPLITUDE_MAP_SCALE * inverse_cosine_transform(amplitudes, seen, grid)
+        return amplitudes, jnp.concatenate([to_blocks(root), to_blocks(sharp)], axis=3)
+
+    def _constrained(self, estimate, amplitudes):
+        """What the amplitudes allow of an estimate, and what they do not."""
+        grid = len(amplitudes) + 1
+        spectrum = cosine_transform(estimate, centred_points(self.output_size), grid)
+        kept = jnp.clip(spectrum, -amplitudes, amplitudes)
+        kept = inverse_cosine_transform(kept, centred_points(self.input_size), grid)
+        margin = (self.input_size - self.output_size) // 2
+        cut_off = jnp.pad(estimate, [(margin, margin)] * 3 + [(0, 0)]) - kept
+        return jnp.concatenate([to_blocks(kept), to_blocks(cut_off)], axis=3)
+
+    def _estimate(self, image, name):
+        """The density from the image, in the part of the grid where atoms can be; equal to its own inversion."""
+        margin = (self.input_size - self.output_size) // 4
+        needed = min(margin, self.kernel_size // 2)
+        image = image[(slice(margin - needed, len(image) - margin + needed),) * 3]
+        image = Convolution(8, self.kernel_size, self.convolution, name=name)(image.astype(self.precision))
+        image = image[(slice(needed, len(image) - needed),) * 3].astype(jnp.float32)
+        maps = from_blocks(image)
+        return jnp.tanh(OUTPUT_SCALE / 2 * (maps + jnp.flip(maps, (0, 1, 2))))
+
+    def _whole(self, estimate, grid):
+        margin = (grid - self.output_size) // 2
+        return jnp.moveaxis(jnp.pad(estimate, [(margin, margin)] * 3 + [(0, 0)]), -1, 0)
+
+
+def centred_points(size: int) -> np.ndarray:
+    """Where the inner `size` voxels of an axis are, `(size,)`, voxels from the box centre."""
+    return np.arange(size) - (size - 1) / 2
+
+
+def to_blocks(maps: Array) -> Array:
+    """Maps `(x, y, z, batch)` at half resolution, the voxels of a block as channels: `(x/2, y/2, z/2, 8, batch)`."""
+    x, y, z, batch = maps.shape
+    maps = maps.reshape(x // 2, 2, y // 2, 2, z // 2, 2, batch)
+    return maps.transpose(0, 2, 4, 1, 3, 5, 6).reshape(x // 2, y // 2, z // 2, 8, batch)
+
+
+def from_blocks(image: Array) -> Array:
+    """The inverse of `to_blocks`."""
+    x, y, z, _, batch = image.shape
+    image = image.reshape(x, y, z, 2, 2, 2, batch).transpose(0, 3, 1, 4, 2, 5, 6)
+    return image.reshape(2 * x, 2 * y, 2 * z, batch)
+
+
+def cosine_transform(maps: Array, points: np.ndarray, grid: int) -> Array:
+    """Transform of maps that are symmetric about the point 0: the sum of values times cos(2π h·x / grid).
+
+    It is one real matrix product along each axis, with cos + sin (Bracewell, J. Opt. Soc. Am. 73, 1832, 1983); where a
+    map is symmetric, the terms with one sine or three cancel.
+
+    Args:
+        maps: `(points, points, points, batch)`.
+        points: where the voxels of an axis are, voxels; their negatives are among them, modulo `grid`.
+        grid: voxels along each edge of the unit cell, even.
+
+    Returns:
+        `(grid − 1, grid − 1, grid − 1, batch)`, −grid / 2 < h < grid / 2 along each axis. Left out is |h| = grid / 2,
+        whose phase the voxels do not fix.
+    """
+    return _from_products_of_sums(_along_axes(_waves(points, grid), maps))
+
+
+def inverse_cosine_transform(spectrum: Array, points: np.ndarray, grid: int) -> Array:
+    """From a symmetric spectrum as `cosine_transform` gives it back to maps at some points, `(points, …, batch)`.
+
+    The points need not be those of the map. If `points` are not in order of −points reversed, the values are wrong.
+    """
+    return _from_products_of_sums(_along_axes(_waves(points, grid).T, spectrum)) / grid**3
+
+
+def _waves(points, grid):
+    angles = 2 * np.pi / grid * np.outer(np.arange(1 - grid // 2, grid // 2), points)
+    return (np.cos(angles) + np.sin(angles)).astype(np.float32)
+
+
+def _along_axes(matrix, array):
+    """Applies a matrix to each of the first three axes, without transposing anything."""
+    for axis in range(3):
+        shape = array.shape
+        before = math.prod(shape[:axis])
+        matrices = jnp.broadcast_to(matrix, (before, *matrix.shape))
+        rows = array.reshape(before, shape[axis], -1)
+        dimensions = (((2,), (1,)), ((0,), (0,)))
+        array = jax.lax.dot_general(matrices, rows, dimensions, precision=jax.lax.Precision.HIGHEST)
+        array = array.reshape(*shape[:axis], len(matrix), *shape[axis + 1 :])
+    return array
+
+
+def _from_products_of_sums(products):
+    """From sums of (cos + sin)(cos + sin)(cos + sin) at (±a, ±b, ±c) to sums of cos(a + b + c)."""
+    return (sum(jnp.flip(products, axis) for axis in range(3)) - products) / 2
