@@ -15,6 +15,7 @@ that is in the file with the same settings is not measured again, so that the pr
 
 import argparse
 import dataclasses
+import hashlib
 import itertools
 import json
 import platform
@@ -22,6 +23,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from configs import base
 from patterson_jax.config import Experiment, validate
@@ -100,7 +102,7 @@ def run(options: argparse.Namespace, output: Path) -> list[dict]:
     network = _network(options.checkpoint) if 'network' in options.methods else None
     settings = {'cases': options.cases, 'seconds': options.seconds, 'jax': jax.__version__}
     if network:
-        settings['checkpoint'] = str(options.checkpoint)
+        settings['weights'] = _digest(network.params)
     for number in itertools.product(options.atoms, options.resolutions, options.noises):
         for method in options.methods:
             place = dict(zip(('method', 'atoms', 'resolution', 'noise'), (method, *number), strict=True))
@@ -137,7 +139,13 @@ def _order(cell):
 def _network(checkpoint):
     if checkpoint is None:
         raise InputError('--checkpoint is missing; the method network needs the weights of a run')
-    return load_network(checkpoint)
+    return load_network(checkpoint, Problem())
+
+
+def _digest(params):
+    """A few letters that tell weights apart."""
+    leaves = jax.tree.leaves(params)
+    return hashlib.sha256(b''.join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()[:12]
 
 
 def _earlier(output):

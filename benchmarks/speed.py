@@ -157,6 +157,7 @@ def base_sections(cell: dict) -> tuple[Any, Any, Any]:
     box = {'grid_size': grid, 'box_edge': min(base['box_edge'], grid - 2 * base['atom_radius'])}
     most = max(1, int(filled / Problem(**base | box | {'num_atoms': 1}).filled_fraction + 1e-6))
     problem = Problem(**base | box | {'num_atoms': min(base['num_atoms'], most)})
+    del model['network']
     model |= {name: cell[name] for name in model if cell.get(name)}
     training |= {'batch_size': cell.get('batch', 1)}
     return problem, PattersonNet(**model), TrainingSettings(**training)

@@ -24,8 +24,10 @@ from patterson_jax.solving.reflections import check_enough
 from patterson_jax.solving.separation import SeparationSettings
 from patterson_jax.solving.solver import SolveSettings
 
+NETWORKS = {'paper': PattersonNet, 'unrolled': UnrolledNet}  # by the name in `model.network`
 SECTIONS = {
     'problem': Problem,
+    'model': NETWORKS,
     'train': TrainingSettings,
     'checkpoint': CheckpointSettings,
     'separate': SeparationSettings,
@@ -33,7 +35,6 @@ SECTIONS = {
     'evaluate': EvaluationSettings,
     'files': FileSettings,
 }
-NETWORKS = {'paper': PattersonNet, 'unrolled': UnrolledNet}  # by the name in `model.network`
 LARGEST_SEED = 2**32 - 1
 
 
@@ -58,11 +59,11 @@ def validate(config: ConfigDict) -> Experiment:
     Raises:
         InputError: naming the field, the value received and what is allowed.
     """
-    _check_names('config', config, ('seed', 'model', *SECTIONS))
+    _check_names('config', config, ('seed', *SECTIONS))
     seed = _typed('seed', config.seed, int)
     require(0 <= seed <= LARGEST_SEED, 'seed', seed, f'from 0 to {LARGEST_SEED}')
     sections = {name: _section(name, config[name], kind) for name, kind in SECTIONS.items()}
-    experiment = Experiment(seed, model=_network(config.model), **sections)
+    experiment = Experiment(seed, **sections)
     _check_together(experiment)
     return experiment
 
@@ -87,17 +88,11 @@ def differences(before: dict, now: dict, sections: tuple[str, ...], ignored: tup
     return found
 
 
-def _network(section):
-    if not isinstance(section, ConfigDict) or 'network' not in section:
-        raise InputError(f'model.network is missing; it must be one of {", ".join(NETWORKS)}')
-    require(section.network in NETWORKS, 'model.network', section.network, f'one of {", ".join(NETWORKS)}')
-    fields = {name: value for name, value in section.items() if name != 'network'}
-    return _section('model', ConfigDict(fields), NETWORKS[section.network])
-
-
 def _section(name, section, kind):
     if not isinstance(section, ConfigDict):
         raise InputError(f'{name} is {section!r}; it must be a section of fields')
+    if kind is NETWORKS:
+        section, kind = _chosen_network(section)
     types = {field: hint for field, hint in typing.get_type_hints(kind).items() if field in _fields(kind)}
     _check_names(name, section, types)
     values = {field: _typed(f'{name}.{field}', section[field], hint) for field, hint in types.items()}
@@ -105,6 +100,26 @@ def _section(name, section, kind):
         return kind(**values)
     except InputError as error:
         raise InputError(f'{name}.{error}') from error
+
+
+def network_of(model: dict) -> PattersonNet | UnrolledNet:
+    """The network of a recorded config's section `model`; one without a name is the paper's. Raises InputError."""
+    return _section('model', ConfigDict({'network': 'paper'} | model), NETWORKS)
+
+
+def _chosen_network(section):
+    """The fields of the section `model`, and the network that it names."""
+    if 'network' not in section:
+        raise InputError(f'model lacks the field network; it must be one of {", ".join(NETWORKS)}')
+    require(section.network in NETWORKS, 'model.network', section.network, f'one of {", ".join(NETWORKS)}')
+    fields = {name: value for name, value in section.items() if name != 'network'}
+    kind = NETWORKS[section.network]
+    if not fields.keys() & (_fields(kind) - set.intersection(*map(_fields, NETWORKS.values()))):
+        raise InputError(
+            f'model.network is {section.network!r}, and the fields of the section are those of another network; take '
+            'a config file that has this one'
+        )
+    return ConfigDict(fields), kind
 
 
 def _fields(kind):
@@ -146,7 +161,11 @@ def _check_together(experiment):
     except InputError as error:
         raise InputError(f'problem.{error}') from error
     if isinstance(experiment.model, UnrolledNet):
-        require(problem.origin == 'centre', 'problem.origin', problem.origin, "'centre' with the unrolled network")
+        for field, needed in (('origin', 'centre'), ('target', 'both')):
+            value = getattr(problem, field)
+            require(value == needed, f'problem.{field}', value, f'{needed!r} with the unrolled network')
+        filled, needed = experiment.model.output_size, problem.box_edge + 2 * problem.atom_radius
+        require(filled >= needed, 'model.output_size', filled, f'problem.box_edge and an atom, {needed:g}, or more')
         seen = experiment.model.input_size
         require(seen <= problem.grid_size, 'model.input_size', seen, f'at most problem.grid_size, {problem.grid_size}')
     half = problem.grid_size // 2

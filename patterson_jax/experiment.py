@@ -1,4 +1,4 @@
-"""The modes of `run_experiment.py`: train, evaluate, simulate, solve, inspect. Here the wings meet the files."""
+"""The modes of `run_experiment.py`: train, evaluate, simulate, solve, inspect, publish. Here wings meet files."""
 
 import dataclasses
 import functools

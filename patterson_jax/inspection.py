@@ -64,6 +64,11 @@ def count_weights(network: nn.Module, grid_size: int) -> int:
     return _count(_abstract_calls(network, grid_size)[1])
 
 
+def training_operations(network: nn.Module, grid_size: int) -> int:
+    """Floating point operations of a training step for one example: forward, backward to images and to kernels."""
+    return 3 * sum(layer.operations for layer in layer_table(network, grid_size))
+
+
 def describe_network(network: nn.Module, grid_size: int) -> str:
     """The table of a network's layers with their totals, as aligned lines."""
     layers, weights = layer_table(network, grid_size), count_weights(network, grid_size)
@@ -77,7 +82,7 @@ def describe_network(network: nn.Module, grid_size: int) -> str:
         (
             *_aligned(rows),
             f'GFLOP: of one example forward, by direct convolution; a training step takes about three times as many, '
-            f'{3 * operations:.3g} an example.',
+            f'{training_operations(network, grid_size) / 1e9:.3g} an example.',
             _about_reach(network, grid_size),
         )
     )
@@ -85,7 +90,7 @@ def describe_network(network: nn.Module, grid_size: int) -> str:
 
 def _about_reach(network, grid_size):
     if not _is_local(network):
-        return 'Receptive field: all that the network sees, as estimates are transformed between its stages.'
+        return 'Receptive field: all that the network sees, as its input and estimates are transformed.'
     whole = 'every' if np.all(_felt(network, grid_size)[-1]) else 'not every'
     return (
         f'Receptive field: voxels of the input along an axis, which has {grid_size}; {whole} voxel of the output '

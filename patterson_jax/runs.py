@@ -1,14 +1,15 @@
 """Runs: a directory in which one config is trained and evaluated, and from which weights are taken again."""
 
-import functools
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from patterson_jax.config import Experiment, check_devices, differences, validate
+from patterson_jax.config import Experiment, check_devices, differences, network_of
 from patterson_jax.errors import InputError, Unfinished, require
 from patterson_jax.evaluation import describe_scores, evaluate
 from patterson_jax.figures import draw_errors, draw_losses, draw_maps, draw_separation
@@ -16,10 +17,12 @@ from patterson_jax.files import make_directory, write_json
 from patterson_jax.learning.checkpoints import Checkpoints, find_checkpoints, has_checkpoint
 from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.learning.parallel import is_first_process, on_any_process, wait_for_all
-from patterson_jax.learning.training import Start, init_state, train
+from patterson_jax.learning.training import Start, train
+from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.solver import Network
 
 RECORD = 'config.json'
+UNKNOWN_MACHINE = {'device': 'unknown', 'devices': 1, 'jax': 'unknown'}  # of a run that did not record it
 TRAINING_SECTIONS = ('seed', 'problem', 'model', 'train')
 MAY_CHANGE = ('train.max_minutes',)  # when a run is started again
 EVALUATION_SECTIONS = ('seed', 'problem', 'separate', 'solve', 'evaluate')
@@ -36,7 +39,8 @@ def train_experiment(experiment: Experiment, config: ConfigDict, workdir: Path, 
     start = _start_of_run(experiment, config, workdir)
     wait_for_all('workdir checked')
     if is_first_process():
-        write_json(workdir / RECORD, {'overrides': overrides, 'config': resolved})
+        machine = {'device': jax.devices()[0].device_kind, 'devices': jax.device_count(), 'jax': jax.__version__}
+        write_json(workdir / RECORD, {'overrides': overrides, 'config': resolved, 'machine': machine})
     try:
         train(
             experiment.model,
@@ -69,13 +73,20 @@ def check_record(workdir: Path, config: dict) -> None:
 def _earlier_configs(workdir, record):
     """The configs of the run that a workdir holds: in its record, and in its latest checkpoint."""
     if record.exists():
-        try:
-            yield dict(json.loads(record.read_text(encoding='utf-8'))['config'])
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f'{record}: not the record of a run; name another --workdir') from error
+        yield read_record(workdir)['config']
     if has_checkpoint(workdir / 'checkpoints'):
         with Checkpoints(workdir / 'checkpoints', read_only=True) as checkpoints:
             yield checkpoints.restore(checkpoints.latest_step, config=None)['config']
+
+
+def read_record(workdir: Path) -> dict:
+    """What a run's directory says of it: `config`, resolved, `overrides` and `machine`. Raises InputError."""
+    path = workdir / RECORD
+    try:
+        record = json.loads(path.read_text(encoding='utf-8'))
+        return {'machine': UNKNOWN_MACHINE} | record | {'config': dict(record['config'])}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f'{path}: not the record of a run; name another directory') from error
 
 
 def _start_of_run(experiment, config, workdir):
@@ -148,12 +159,20 @@ class Weights(NamedTuple):
     counters: dict
 
 
-def load_network(directory: Path) -> Network:
-    """The trained network that a run's directory holds, as its own config describes it. Raises InputError."""
+def load_network(directory: Path, problem: Problem) -> Network:
+    """The trained network that a run's directory holds, whichever it is.
+
+    Raises:
+        InputError: no checkpoint there, only damaged ones, or one for another grid, atom or input than the problem's.
+    """
     with Checkpoints(find_checkpoints(directory), read_only=True) as checkpoints:
-        config = ConfigDict(checkpoints.restore(checkpoints.best_step, config=None)['config'])
-    experiment = validate(config)
-    return Network(experiment.model.apply, load_weights(experiment, config, directory).params)
+        step = checkpoints.best_step
+        trained = checkpoints.restore(step, config=None)['config']
+        now = {'model': trained['model'], 'problem': dataclasses.asdict(problem)}
+        _require_same_weights(directory, trained, now)
+        network = network_of(trained['model'])
+        template = _shapes(network, problem)
+        return Network(network.apply, jax.device_get(checkpoints.restore(step, params=template)['params']))
 
 
 def load_weights(experiment: Experiment, config: ConfigDict, directory: Path) -> Weights:
@@ -163,25 +182,29 @@ def load_weights(experiment: Experiment, config: ConfigDict, directory: Path) ->
         InputError: no checkpoint there, only damaged ones, or one of another network, grid, atom or input than the
             config's. The number of atoms, where they are, and the target may differ.
     """
-    template = jax.eval_shape(
-        functools.partial(init_state, experiment.model, experiment.problem, experiment.train, experiment.seed)
-    ).params
     with Checkpoints(find_checkpoints(directory), read_only=True) as checkpoints:
         step = checkpoints.best_step
         trained = checkpoints.restore(step, config=None)['config']
-        differing = _weight_differences(trained, config.to_dict())
-        if differing:
-            raise InputError(f'{directory}: these weights are for another config: {"; ".join(differing)}')
+        _require_same_weights(directory, trained, config.to_dict())
+        template = _shapes(experiment.model, experiment.problem)
         counters = checkpoints.restore(checkpoints.latest_step, counters=None)['counters']
         params = jax.device_get(checkpoints.restore(step, params=template)['params'])
         return Weights(params, step, trained, counters)
 
 
-def _weight_differences(trained, now):
-    """Differences in what weights depend on: the network, but not how it computes, and its input."""
+def _shapes(network, problem):
+    maps = jax.ShapeDtypeStruct((1,) + (problem.grid_size,) * 3, jnp.float32)
+    return jax.eval_shape(network.init, jax.random.key(0), maps)
 
-    def relevant(config):
-        model = {field: value for field, value in config['model'].items() if field not in COMPUTING_FIELDS}
-        return {'model': model, 'problem': {field: config['problem'].get(field) for field in WEIGHT_FIELDS}}
 
-    return differences(relevant(trained), relevant(now), ('model', 'problem'))
+def _require_same_weights(directory, trained, now):
+    differing = differences(weight_fields(trained), weight_fields(now), ('model', 'problem'))
+    if differing:
+        raise InputError(f'{directory}: these weights are for another config: {"; ".join(differing)}')
+
+
+def weight_fields(config: dict) -> dict:
+    """The part of a resolved config on which weights depend: the network, but not how it computes, and its input."""
+    model = {field: value for field, value in config['model'].items() if field not in COMPUTING_FIELDS}
+    problem = {field: config['problem'].get(field) for field in WEIGHT_FIELDS}
+    return {'model': {'network': 'paper'} | model, 'problem': problem}

@@ -48,10 +48,10 @@ def assert_valid(config, experiment):
     resolved = config.to_dict()
     assert experiment.seed == resolved['seed']
     assert NETWORKS[resolved['model'].pop('network')] is type(experiment.model)
-    for section in ('model', *SECTIONS):
+    for section in SECTIONS:
         for field, value in resolved[section].items():
             assert getattr(getattr(experiment, section), field) == value
-    assert differences(json.loads(json.dumps(resolved)), resolved, ('seed', 'model', *SECTIONS)) == []
+    assert differences(json.loads(json.dumps(resolved)), resolved, ('seed', *SECTIONS)) == []
 
 
 def test_the_configs_are_single_runs_or_comparisons():
@@ -84,7 +84,7 @@ def test_every_run_of_every_comparison_is_valid_and_survives_json(name):
 def test_the_variant_original_only_changes_the_target_alone(name):
     module = importlib.import_module(f'configs.{name}')
     plain, variant = (module.get_config(*argument).to_dict() for argument in ((), ('original_only',)))
-    found = differences(plain, variant, ('seed', 'model', *SECTIONS))
+    found = differences(plain, variant, ('seed', *SECTIONS))
     assert found == ["problem.target was 'both' and is 'original'"]
 
 
@@ -355,10 +355,11 @@ def test_differences_name_each_field_with_both_values():
     ('changes', 'told'),
     [
         ({'network': 'deep'}, "model.network is 'deep'; it must be one of paper, unrolled"),
-        ({'network': 'paper'}, 'model has no field'),  # those of the other network
+        ({'network': 'paper'}, "model.network is 'paper', and the fields of the section are those of another network"),
         ({'stages': 0}, 'model.stages is 0; it must be 1 or more'),
         ({'input_size': 44}, 'model.input_size is 44; it must be at most problem.grid_size, 40'),
         ({'output_size': 32}, 'model.output_size is 32; it must be at most input_size, 28'),
+        ({'output_size': 12}, 'model.output_size is 12; it must be problem.box_edge and an atom, 14.25, or more'),
     ],
 )
 def test_the_network_is_chosen_by_name_and_has_its_own_fields(changes, told):
@@ -368,11 +369,14 @@ def test_the_network_is_chosen_by_name_and_has_its_own_fields(changes, told):
     assert refusal(config).startswith(told)
 
 
-def test_the_unrolled_network_needs_the_origin_in_the_centre():
+@pytest.mark.parametrize(('field', 'value', 'needed'), [('origin', 'corner', 'centre'), ('target', 'original', 'both')])
+def test_the_unrolled_network_needs_a_symmetric_problem(field, value, needed):
     config = unrolled.get_config()
-    config.problem.origin = 'corner'
-    assert refusal(config) == "problem.origin is 'corner'; it must be 'centre' with the unrolled network"
+    config.problem[field] = value
+    assert refusal(config) == f'problem.{field} is {value!r}; it must be {needed!r} with the unrolled network'
 
 
 def test_a_model_without_a_network_is_refused():
-    assert refusal(quick_with({}, ['model.network'])) == 'model.network is missing; it must be one of paper, unrolled'
+    assert (
+        refusal(quick_with({}, ['model.network'])) == 'model lacks the field network; it must be one of paper, unrolled'
+    )

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import matplotlib.image
 import numpy as np
 import pytest
@@ -57,6 +58,8 @@ def test_a_short_training_finds_most_atoms_of_unseen_cases(workdir):
 
 def test_training_leaves_what_it_promises(workdir):
     record = json.loads((workdir / 'config.json').read_text())
+    machine = record.pop('machine')
+    assert machine == {'device': 'cpu', 'devices': jax.device_count(), 'jax': jax.__version__}
     assert record == {'overrides': {'train.num_steps': 600}, 'config': short_config().to_dict()}
     assert [row['step'] for row in read_metrics(workdir / 'metrics.jsonl')] == list(range(100, 601, 100))
     for name in ('losses', 'maps', 'separation', 'errors'):

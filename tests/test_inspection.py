@@ -11,8 +11,9 @@ from configs import base, quick
 from patterson_jax.config import validate
 from patterson_jax.experiment import run
 from patterson_jax.figures import draw_example
-from patterson_jax.inspection import count_weights, describe_example, describe_network, layer_table
+from patterson_jax.inspection import count_weights, describe_example, describe_network, layer_table, training_operations
 from patterson_jax.learning.network import Convolution, PattersonNet
+from patterson_jax.learning.unrolled import UnrolledNet
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.examples import Example, target_map
 from patterson_jax.simulation.patterson import patterson_map
@@ -67,6 +68,18 @@ def test_the_table_has_the_totals_and_the_reach(paper):
     assert 'which has 40; every voxel of the output depends on the whole input' in table[-1]
     narrow = PattersonNet(features=1, encoder_depth=1, inner_depth=1)
     assert 'not every voxel of the output depends on the whole input' in describe_network(narrow, 16)
+
+
+def test_a_network_with_transforms_between_its_layers_sees_everything():
+    network = UnrolledNet(features=2, kernel_size=3, stages=2, input_size=12, output_size=8)
+    layers = layer_table(network, 16)
+    assert [layer.name for layer in layers] == ['first', 'output_0', 'take_1', 'output_1']
+    assert [layer.receptive_field for layer in layers] == 4 * [None]
+    assert [layer.shape for layer in layers] == [(2, 6, 6, 6), (8, 6, 6, 6), (2, 6, 6, 6), (8, 6, 6, 6)]
+    assert count_weights(network, 16) == sum(layer.weights for layer in layers) + 1  # the scale of the amplitudes
+    assert training_operations(network, 16) == 3 * 2 * 27 * 6**3 * (2 * 16 * 2 + 2 * 2 * 8)
+    told = describe_network(network, 16).splitlines()
+    assert told[5].split()[-1] == 'all' and told[-1].startswith('Receptive field: all that the network sees')
 
 
 def test_layers_come_in_the_order_of_execution():

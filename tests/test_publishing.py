@@ -4,15 +4,16 @@ import dataclasses
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import pytest
-from tiny import NETWORK, SETTINGS, assert_same_trees, saved_steps, tiny_config
+from tiny import NETWORK, PROBLEM, SEED, SETTINGS, assert_same_trees, saved_steps, tiny_config
 
 from patterson_jax import publishing
 from patterson_jax.config import validate
 from patterson_jax.errors import InputError
 from patterson_jax.experiment import run
-from patterson_jax.inspection import layer_table
+from patterson_jax.inspection import training_operations
 from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.runs import load_network, load_weights
 
@@ -46,7 +47,7 @@ def test_the_best_weights_alone_are_published_and_can_be_used_as_a_run(workdir, 
     assert saved_steps(published) == [load_weights(validate(config), config, workdir).step]
     ours, theirs = (load_weights(validate(config), config, each) for each in (published, workdir))
     assert_same_trees(ours.params, theirs.params)
-    assert_same_trees(load_network(published).params, theirs.params)
+    assert_same_trees(load_network(published, PROBLEM).params, theirs.params)
     run('evaluate', config, published.parent / 'again', checkpoint=published)
     places = published.parent / 'again', published
     again, before = (json.loads((place / 'evaluation.json').read_text()) for place in places)
@@ -59,50 +60,111 @@ def test_the_card_has_what_was_measured(published, config):
     card, (step,) = card_of(published), saved_steps(published)
     evaluation = json.loads((published / 'evaluation.json').read_text())
     examples = step * SETTINGS.batch_size
-    operations = 3 * sum(layer.operations for layer in layer_table(NETWORK, config.problem.grid_size))
-    assert f'| {examples} cases of the training stream of seed {config.seed},' in card
-    assert f'{operations * examples / 1e15:.3g} PFLOP in all' in card
+    operations = training_operations(NETWORK, config.problem.grid_size) * examples
+    assert f'| {examples} cases of the training stream,' in card
+    assert f'{operations / 1e15:.3g} PFLOP in all' in card
     assert f'{evaluation["separated"]["matched"]} | {evaluation["separated"]["recall"]:.2%}' in card
     seal = published / 'checkpoints' / f'{step}' / 'checksums.json'
     assert hashlib.sha256(seal.read_bytes()).hexdigest() in card
+    (row,) = json.loads((published / 'slices.json').read_text())
+    logged = next(each for each in read_metrics(published / 'metrics.jsonl') if each['step'] == step)
+    assert (row['begin'], row['end'], row['seed'], row['device']) == (0, examples, SEED, 'cpu')
+    assert row['validation_loss'] == logged['validation_loss']
+    assert f'| 0 to {examples} | 8 | 0.001 | {SEED} |' in card
 
 
-def test_a_run_that_begins_with_published_weights_is_their_next_slice(published, config):
-    """Twice the same slice is published: it counts once."""
-    first, (step,) = read_metrics(published / 'metrics.jsonl'), saved_steps(published)
-    later = tiny_config(settings=dataclasses.replace(SETTINGS, init_from=str(published), num_steps=8))
-    workdir = published.parent / 'second'
+@pytest.fixture
+def copy(published, tmp_path):
+    """Of the published weights, to be replaced."""
+    return Path(shutil.copytree(published, tmp_path / 'published'))
+
+
+def train_slice(copy, workdir, **changes):
+    settings = dataclasses.replace(SETTINGS, init_from=str(copy), num_steps=8, **changes)
+    later = tiny_config(settings=settings)
     run('train', later, workdir)
-    for _ in range(2):
-        run('publish', later, workdir, output=published)
-        rows = read_metrics(published / 'metrics.jsonl')
+    return later
+
+
+def allow_any(copy):
+    """Lets weights with any validation loss take the place of these."""
+    slices = json.loads((copy / 'slices.json').read_text())
+    slices[-1]['validation_loss'] = 1.0
+    (copy / 'slices.json').write_text(json.dumps(slices))
+
+
+def test_a_run_that_begins_with_published_weights_is_their_next_slice(copy, tmp_path):
+    """Published twice, it counts once; one in other batches that begins with the same weights replaces it."""
+    first, (step,) = read_metrics(copy / 'metrics.jsonl'), saved_steps(copy)
+    begin = step * SETTINGS.batch_size
+    sibling = Path(shutil.copytree(copy, tmp_path / 'sibling'))
+    for name, batch_size in (('second', 8), ('second', 8), ('larger', 16)):
+        allow_any(copy)
+        later = train_slice(copy if name == 'second' else sibling, tmp_path / name, batch_size=batch_size)
+        run('publish', later, tmp_path / name, output=copy)
+        end = begin + batch_size * saved_steps(copy)[0]
+        slices = json.loads((copy / 'slices.json').read_text())
+        found = [(each['begin'], each['end'], each['batch_size']) for each in slices]
+        assert found == [(0, begin, 8), (begin, end, batch_size)]
+        rows = read_metrics(copy / 'metrics.jsonl')
         assert rows[: len(first)] == first
         assert [row['slice'] for row in rows] == len(first) * [1] + (len(rows) - len(first)) * [2]
-        examples = (step + saved_steps(published)[0]) * SETTINGS.batch_size
-        assert rows[-1]['examples'] == examples
-        assert f'| {examples} cases' in card_of(published) and '| 2 slices' in card_of(published)
+        assert rows[-1]['examples'] == end
+        assert f'| {end} cases' in card_of(copy) and f'| {begin} to {end} | {batch_size} |' in card_of(copy)
 
 
-def test_damaged_weights_are_refused(published, config, tmp_path):
-    copy = tmp_path / 'copy'
-    shutil.copytree(published, copy)
+def test_damaged_weights_are_refused(copy):
     largest = max((copy / 'checkpoints').rglob('*'), key=lambda path: path.stat().st_size if path.is_file() else 0)
     largest.write_bytes(largest.read_bytes()[:-1] + b'?')
     with pytest.raises(InputError, match='is damaged'):
-        load_network(copy)
+        load_network(copy, PROBLEM)
+
+
+def test_weights_of_another_grid_are_refused(published):
+    with pytest.raises(InputError, match=r'weights are for another config: problem\.grid_size was 12 and is 16'):
+        load_network(published, dataclasses.replace(PROBLEM, grid_size=16))
+
+
+def test_better_or_other_weights_are_not_replaced(workdir, copy, config, tmp_path):
+    before = json.loads((copy / 'slices.json').read_text())
+    better = [before[0] | {'validation_loss': before[0]['validation_loss'] / 2}]
+    (copy / 'slices.json').write_text(json.dumps(better))
+    with pytest.raises(
+        InputError, match=r'published holds better weights: validation loss 0\.\d+, and these have 0\.\d+$'
+    ):
+        run('publish', config, workdir, output=copy)
+    record = json.loads((copy / 'config.json').read_text())
+    record['config']['model']['features'] = 99
+    (copy / 'config.json').write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r'holds weights of another config: model\.features was 99 and is 4'):
+        run('publish', config, workdir, output=copy)
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine' / 'notes.txt').touch()
+    with pytest.raises(InputError, match='holds something else than published weights'):
+        run('publish', config, workdir, output=tmp_path / 'mine')
+    assert json.loads((copy / 'slices.json').read_text()) == better and saved_steps(workdir)
+    assert [path.name for path in tmp_path.iterdir() if path.name[0] == '.'] == []
 
 
 def test_what_cannot_be_published_is_named(workdir, config, tmp_path, monkeypatch):
+    output = tmp_path / 'published'
     with pytest.raises(InputError, match=r'^--output is missing'):
         run('publish', config, workdir)
+    with pytest.raises(InputError, match=r'^--output is .*; it must be another directory than the run'):
+        run('publish', config, workdir, output=workdir)
     other = config.copy_and_resolve_references()
     other.evaluate.num_cases += 1
     with pytest.raises(InputError, match=r'evaluation\.json: no evaluation of step \d+ with this config'):
-        run('publish', other, workdir, output=tmp_path / 'published')
+        run('publish', other, workdir, output=output)
     other.train.learning_rate *= 2
     with pytest.raises(InputError, match=r'train\.learning_rate was'):
-        run('publish', other, workdir, output=tmp_path / 'published')
-    monkeypatch.setattr(publishing, 'LARGEST_CHECKPOINT', 1000)
-    with pytest.raises(InputError, match='must be at most 16 MiB to be published'):
-        run('publish', config, workdir, output=tmp_path / 'published')
-    assert not (tmp_path / 'published').exists()
+        run('publish', other, workdir, output=output)
+    monkeypatch.setattr(publishing, 'LARGEST_CHECKPOINT', 2**10)
+    with pytest.raises(InputError, match=r'takes .* MiB; it must be at most 0\.000977 MiB to be published'):
+        run('publish', config, workdir, output=output)
+    unsealed = Path(shutil.copytree(workdir, tmp_path / 'killed'))
+    for seal in unsealed.rglob('checksums.json'):
+        seal.unlink()
+    with pytest.raises(InputError, match=r'no checksums\.json, as the run was killed'):
+        run('publish', config, unsealed, output=output)
+    assert not output.exists()

@@ -1,20 +1,31 @@
 """The unrolled network: transforms against NumPy's, the constraint against true cases, symmetry, the loss."""
 
+import dataclasses
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax import Array
+from tiny import CHECKPOINTING, SEED, SETTINGS, assert_same_run, log_of
 
 from patterson_jax.errors import InputError
+from patterson_jax.learning.parallel import parallelize, replicate
+from patterson_jax.learning.training import make_train_step, state_with, train
 from patterson_jax.learning.unrolled import (
     ESTIMATES,
     UnrolledNet,
     centred_points,
+    constrain,
     cosine_transform,
     from_blocks,
     inverse_cosine_transform,
+    measured_maps,
     to_blocks,
 )
+from patterson_jax.simulation.density import render
 from patterson_jax.simulation.examples import invert_map, make_batch, network_input, stream_key
 from patterson_jax.simulation.problem import Problem
 
@@ -22,9 +33,20 @@ PROBLEM = Problem(grid_size=16, num_atoms=3, min_separation=2.4, box_edge=4.0)
 NETWORK = UnrolledNet(features=4, kernel_size=3, stages=3, layers=1, input_size=12, output_size=8)
 
 
+class Case(NamedTuple):
+    patterson: Array
+    target: Array
+    density: Array
+
+
 @pytest.fixture(scope='module')
 def batch():
-    return make_batch(stream_key(3, 'training'), 0, jnp.arange(3), PROBLEM)
+    examples = make_batch(stream_key(3, 'training'), 0, jnp.arange(3), PROBLEM)
+    density = jax.vmap(lambda each: render(each, PROBLEM.grid_size, PROBLEM.atom_radius))(examples.positions)
+    return Case(examples.patterson, examples.target, density)
+
+
+pytestmark = pytest.mark.usefixtures('optax_promotes_types')
 
 
 @pytest.fixture(scope='module')
@@ -63,13 +85,43 @@ def test_the_inverse_gives_the_map_back_without_its_highest_frequency(batch):
     np.testing.assert_allclose(inverse_cosine_transform(spectrum, centred_points(8), 16), back[4:12, 4:12, 4:12])
 
 
-def test_a_true_target_is_within_the_amplitudes_and_a_wrong_one_is_not(batch):
-    """So that clipping leaves the truth alone and changes what is wrong."""
-    vectors = jnp.moveaxis(jnp.fft.fftshift(batch.patterson, axes=(1, 2, 3)), 0, -1)
-    amplitudes = jnp.sqrt(jnp.maximum(cosine_transform(vectors, np.arange(16) - 8, 16), 0))
-    spectrum = cosine_transform(inner(batch.target, 16), centred_points(16), 16)
-    assert jnp.max(jnp.abs(spectrum) - amplitudes) < 0.005  # the root of rounding where |F| is zero
-    assert jnp.max(jnp.abs(jnp.roll(spectrum, 1, axis=-1)) - amplitudes) > 1
+def test_the_measured_maps_are_those_of_the_vectors_about_the_box_centre(batch):
+    """The amplitudes are those of the true map; the vectors' square root has its highest point at the origin."""
+    amplitudes, maps = measured_maps(jnp.fft.fftshift(batch.patterson, axes=(1, 2, 3)), 12)
+    true = np.abs(np.fft.fftshift(np.fft.fftn(np.asarray(batch.density), axes=(1, 2, 3)), axes=(1, 2, 3)))
+    np.testing.assert_allclose(amplitudes, np.moveaxis(true[:, 1:, 1:, 1:], 0, -1), atol=0.01)  # root of rounding
+    root, sharp = from_blocks(maps[:, :, :, :8]), from_blocks(maps[:, :, :, 8:])
+    for each in (root, sharp):
+        np.testing.assert_allclose(each, jnp.flip(each, (0, 1, 2)), atol=1e-3)
+        assert jnp.max(each) == pytest.approx(float(jnp.min(jnp.max(each[5:7, 5:7, 5:7], (0, 1, 2)))), rel=0.2)
+    between = np.fft.fftn(np.asarray(batch.patterson), axes=(1, 2, 3))
+    shift = np.fft.fftfreq(16)
+    shift = np.exp(1j * np.pi * (shift[:, None, None] + shift[:, None] + shift)) * (np.abs(shift) < 0.5)
+    shift = shift * (np.abs(np.fft.fftfreq(16)) < 0.5)[:, None] * (np.abs(np.fft.fftfreq(16)) < 0.5)[:, None, None]
+    moved = np.fft.fftshift(np.fft.ifftn(between * shift, axes=(1, 2, 3)).real, axes=(1, 2, 3))
+    expected = np.moveaxis(moved[:, 2:14, 2:14, 2:14], 0, -1)
+    np.testing.assert_allclose(np.sign(root) * np.asarray(root) ** 2, expected, atol=2e-3)
+
+
+def test_the_constraint_keeps_the_truth_and_cuts_off_what_the_amplitudes_forbid(batch):
+    amplitudes, _ = measured_maps(jnp.fft.fftshift(batch.patterson, axes=(1, 2, 3)), 12)
+    truth = inner(batch.target, 8)
+    kept, cut_off = constrain(truth, amplitudes, 12)
+    np.testing.assert_allclose(kept, inner(without_highest(batch.target), 12), atol=1e-4)
+    wrong = jnp.roll(truth, 1, axis=-1)  # of other cases
+    kept, cut_off = constrain(wrong, amplitudes, 16)
+    np.testing.assert_allclose(kept + cut_off, jnp.pad(wrong, [(4, 4)] * 3 + [(0, 0)]), atol=1e-5)
+    excess = jnp.abs(cosine_transform(kept, centred_points(16), 16)) - amplitudes
+    assert jnp.max(excess) < 1e-3 and jnp.max(jnp.abs(cut_off)) > 0.05
+
+
+def without_highest(maps):
+    """The maps without the frequencies |h| = grid / 2, which a shift by half a voxel leaves undefined."""
+    low = np.abs(np.fft.fftfreq(16)) < 0.5
+    spectrum = np.fft.fftn(np.asarray(maps, np.float64), axes=(1, 2, 3))
+    return jnp.asarray(
+        np.fft.ifftn(spectrum * low * low[:, None] * low[:, None, None], axes=(1, 2, 3)).real, jnp.float32
+    )
 
 
 def test_blocks_hold_their_eight_voxels_and_come_apart_again():
@@ -103,27 +155,48 @@ def test_the_direct_convolution_gives_the_same_map(batch, weights):
     np.testing.assert_allclose(spectral, direct, atol=1e-5)
 
 
-def test_training_lowers_the_errors_of_all_estimates(batch, weights):
-    """The loss that is descended is the last estimate's error and `early_weight` times those before it."""
-    inputs = network_input(batch.patterson, PROBLEM)
+def test_a_step_descends_the_last_error_and_with_their_weight_the_early_ones(batch, weights):
+    """One step of plain descent in place of Adam would be along this gradient, whose norm the step reports."""
 
-    def errors(weights):
+    def loss(weights, early_weight):
+        inputs = network_input(first.patterson, PROBLEM)
         last, left = NETWORK.apply(weights, inputs, train=True, mutable=[ESTIMATES])
-        estimates = [*left[ESTIMATES]['maps'], last]
-        return jnp.stack([jnp.mean((estimate - batch.target) ** 2) for estimate in estimates])
+        early = left[ESTIMATES]['maps']
+        assert len(early) == 2
+        errors = [jnp.mean((each - first.target) ** 2) for each in (*early, last)]
+        return early_weight * (errors[0] + errors[1]) + errors[2]
 
-    gradients = jax.grad(lambda weights: jnp.dot(errors(weights), jnp.array([0.3, 0.3, 1.0])))(weights)
-    assert len(errors(weights)) == 3
-    stepped = jax.tree.map(lambda leaf, gradient: leaf - gradient, weights, gradients)
-    assert jnp.all(errors(stepped) < errors(weights))
-    np.testing.assert_array_equal(NETWORK.apply(weights, inputs), NETWORK.apply(weights, inputs, train=True))
+    indices = jnp.arange(SETTINGS.batch_size)
+    first = make_batch(stream_key(SEED, 'training'), 0, indices, PROBLEM)
+    norms = []
+    for early_weight in (0.0, 0.3):
+        settings = dataclasses.replace(SETTINGS, early_weight=early_weight, max_gradient_norm=1e-3, adam_epsilon=1e-12)
+        state = replicate(state_with(weights, settings))
+        state, metrics = parallelize(make_train_step(NETWORK, PROBLEM, settings, SEED))(state)
+        expected = optax.tree.norm(jax.grad(loss)(weights, early_weight))
+        assert float(metrics['gradient_norm']) == pytest.approx(float(expected), rel=1e-3)
+        norms.append(float(expected))
+    assert abs(norms[1] / norms[0] - 1) > 0.01
 
 
-def test_one_stage_makes_one_estimate_and_transforms_nothing(batch):
+def test_training_learns_and_goes_on_from_its_checkpoint(tmp_path):
+    """With shortened gradients, whose optimiser has a state of another shape."""
+    settings = dataclasses.replace(SETTINGS, learning_rate=5e-3, max_gradient_norm=1e-3, adam_epsilon=1e-12)
+    for directory, lengths in (('whole', (20,)), ('parts', (8, 20))):
+        for num_steps in lengths:
+            part = dataclasses.replace(settings, num_steps=num_steps)
+            (tmp_path / directory).mkdir(exist_ok=True)
+            train(NETWORK, PROBLEM, part, CHECKPOINTING, SEED, tmp_path / directory, {})
+    assert_same_run(tmp_path / 'parts', tmp_path / 'whole')
+    losses = [row['validation_loss'] for row in log_of(tmp_path / 'whole') if 'validation_loss' in row]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_one_stage_makes_one_estimate_and_has_no_constraint(batch):
     network = NETWORK.clone(stages=1)
     inputs = network_input(batch.patterson, PROBLEM)
     weights = network.init(jax.random.key(0), inputs)
-    assert not [name for name in weights['params'] if name.startswith('take')]
+    assert set(weights['params']) == {'first', 'layer_0_0', 'output_0'}
     assert network.apply(weights, inputs, train=True, mutable=[ESTIMATES])[1] == {}
 
 

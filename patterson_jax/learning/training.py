@@ -72,9 +72,11 @@ class TrainingSettings:
         require(self.num_steps <= most, 'num_steps', self.num_steps, f'at most {most} with {self.batch_size} a batch')
         rate = self.learning_rate
         require(math.isfinite(rate) and rate > 0, 'learning_rate', rate, 'a positive number')
-        for name in ('adam_epsilon', 'max_gradient_norm', 'early_weight'):
+        for name in ('max_gradient_norm', 'early_weight'):
             value = getattr(self, name)
             require(math.isfinite(value) and value >= 0, name, value, '0 or more')
+        epsilon = self.adam_epsilon
+        require(math.isfinite(epsilon) and epsilon > 0, 'adam_epsilon', epsilon, 'a positive number')
         enough = 0 <= self.warmup_steps < self.num_steps
         require(enough, 'warmup_steps', self.warmup_steps, f'0 or more and less than num_steps, {self.num_steps}')
         require(self.schedule in SCHEDULES, 'schedule', self.schedule, f'one of {", ".join(SCHEDULES)}')
@@ -321,16 +323,14 @@ def train(
                     save(step, row['validation_loss'])
                     clock.skip(examples)
                 if not last and stop.requested(step):
-                    measured = ''
                     if not saving:
                         if pending:
                             _require_finite(_mean_of(pending), step)
-                        if stop.too_late():
-                            save(step)
-                        else:  # the scheduler does not wait
-                            row = validate(state.params)
-                            measured = f', validation correlation {row["validation_correlation"]:.4f}'
-                            save(step, row['validation_loss'])
+                        save(step)
+                    measured = ''
+                    if not (saving or stop.too_late()):  # a scheduler does not wait
+                        correlation = validate(state.params)['validation_correlation']
+                        measured = f', validation correlation {correlation:.4f}'
                     raise Unfinished(
                         f'stopped by {stop.reason} after step {step} of {settings.num_steps}, which is saved{measured}'
                         '; the same command goes on from there'

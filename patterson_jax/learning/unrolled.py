@@ -11,6 +11,9 @@ Vectors and atoms fill a part of the grid only: the network sees the inner part 
 outside a smaller part. Convolutions run at half resolution, with the eight voxels of a block as channels. The box
 centre lies between two voxels, and so the Patterson map, symmetric about the voxel after it, is moved by half a voxel.
 
+The bound holds where the data are complete and exact. An amplitude that is not measured is zero in the Patterson map,
+and so in the bound; one with noise can exclude the truth. What is cut off is handed on too, so that nothing is lost.
+
 With one stage the network is compact and plain: nothing is held against the amplitudes.
 """
 
@@ -30,6 +33,7 @@ ESTIMATES = 'estimates'  # the collection in which a network leaves those before
 RESIDUAL_SCALE = 0.5  # of what a layer adds, so that the image does not grow with the stages
 OUTPUT_SCALE = 0.1  # so that a new network's estimates are near zero
 AMPLITUDE_MAP_SCALE = 3.0  # brings the map made from |F| to about the height of the square root of the Patterson map
+DENSITY_SCALE = 0.56  # |F| of the input over |F| of the density, at the start: of unit spheres with input_scale 0.7
 SQRT_FLOOR = 1e-12  # keeps the gradient of the square root finite
 
 
@@ -79,52 +83,25 @@ class UnrolledNet(nn.Module):
         """Applies the network; raises InputError if the maps are smaller than the part that it sees."""
         grid = patterson.shape[-1]
         require(self.input_size <= grid, 'input_size', self.input_size, f'at most the edge of the maps, {grid}')
-        amplitudes, image = self._measured(patterson)
-        image = self._layer(self.features, 'first')(image)
+        amplitudes, image = measured_maps(patterson, self.input_size)
+        image = self._layer('first')(image)
         if self.stages > 1:
-            # |F| of the input, which has a scale of its own, over |F| of the density; starts at that of unit spheres.
-            amplitudes /= self.param('density_scale', nn.initializers.constant(0.56), ())
+            amplitudes /= self.param('density_scale', nn.initializers.constant(DENSITY_SCALE), ())
         estimate = None
         for stage in range(self.stages):
             if stage:
-                maps = self._constrained(estimate, amplitudes)
-                image += RESIDUAL_SCALE * self._layer(self.features, f'take_{stage}')(maps)
+                maps = [to_blocks(each) for each in constrain(estimate, amplitudes, self.input_size)]
+                image += RESIDUAL_SCALE * self._layer(f'take_{stage}')(jnp.concatenate(maps, axis=3))
             for number in range(self.layers):
-                image += RESIDUAL_SCALE * self._layer(self.features, f'layer_{stage}_{number}')(image)
+                image += RESIDUAL_SCALE * self._layer(f'layer_{stage}_{number}')(image)
             estimate = self._estimate(image, f'output_{stage}')
             if train and stage < self.stages - 1 and not self.is_initializing():
                 self.sow(ESTIMATES, 'maps', self._whole(estimate, grid))
         return self._whole(estimate, grid)
 
-    def _layer(self, features, name):
-        convolution = Convolution(features, self.kernel_size, self.convolution, name=name)
+    def _layer(self, name):
+        convolution = Convolution(self.features, self.kernel_size, self.convolution, name=name)
         return lambda image: nn.relu(convolution(image.astype(self.precision)))
-
-    def _measured(self, patterson):
-        """The amplitudes, and the channels that the first layer sees: two maps of vectors between atoms.
-
-        One is the Patterson map's square root, in which vectors that coincide do not outshine the others; the other is
-        made from |F| in place of |F|², and has sharper peaks.
-        """
-        grid = patterson.shape[-1]
-        seen = centred_points(self.input_size)
-        maps = jnp.moveaxis(patterson, 0, -1)
-        squares = jnp.maximum(cosine_transform(maps, np.arange(grid) - grid // 2, grid), 0)
-        amplitudes = jnp.sqrt(squares)
-        vectors = inverse_cosine_transform(squares, seen, grid)
-        root = jnp.sign(vectors) * jnp.sqrt(jnp.abs(vectors) + SQRT_FLOOR)
-        sharp = AMPLITUDE_MAP_SCALE * inverse_cosine_transform(amplitudes, seen, grid)
-        return amplitudes, jnp.concatenate([to_blocks(root), to_blocks(sharp)], axis=3)
-
-    def _constrained(self, estimate, amplitudes):
-        """What the amplitudes allow of an estimate, and what they do not."""
-        grid = len(amplitudes) + 1
-        spectrum = cosine_transform(estimate, centred_points(self.output_size), grid)
-        kept = jnp.clip(spectrum, -amplitudes, amplitudes)
-        kept = inverse_cosine_transform(kept, centred_points(self.input_size), grid)
-        margin = (self.input_size - self.output_size) // 2
-        cut_off = jnp.pad(estimate, [(margin, margin)] * 3 + [(0, 0)]) - kept
-        return jnp.concatenate([to_blocks(kept), to_blocks(cut_off)], axis=3)
 
     def _estimate(self, image, name):
         """The density from the image, in the part of the grid where atoms can be; equal to its own inversion."""
@@ -139,6 +116,40 @@ class UnrolledNet(nn.Module):
     def _whole(self, estimate, grid):
         margin = (grid - self.output_size) // 2
         return jnp.moveaxis(jnp.pad(estimate, [(margin, margin)] * 3 + [(0, 0)]), -1, 0)
+
+
+def measured_maps(patterson: Array, size: int) -> tuple[Array, Array]:
+    """What the network takes from Patterson maps with their origin in the centre, `(batch, grid, grid, grid)`.
+
+    Returns:
+        |F| in the input's scale, as `cosine_transform` orders it, and two maps of vectors between atoms about the box
+        centre, at half resolution, `(size/2, size/2, size/2, 16, batch)`. One is the square root of the Patterson map,
+        in which vectors that coincide do not outshine the others; the other is made from |F| in place of |F|², and has
+        sharper peaks.
+    """
+    grid, points = patterson.shape[-1], centred_points(size)
+    maps = jnp.moveaxis(patterson, 0, -1)
+    squares = jnp.maximum(cosine_transform(maps, np.arange(grid) - grid // 2, grid), 0)
+    amplitudes = jnp.sqrt(squares)
+    vectors = inverse_cosine_transform(squares, points, grid)
+    root = jnp.sign(vectors) * jnp.sqrt(jnp.abs(vectors) + SQRT_FLOOR)
+    sharp = AMPLITUDE_MAP_SCALE * inverse_cosine_transform(amplitudes, points, grid)
+    return amplitudes, jnp.concatenate([to_blocks(root), to_blocks(sharp)], axis=3)
+
+
+def constrain(estimate: Array, amplitudes: Array, size: int) -> tuple[Array, Array]:
+    """What the amplitudes allow of an estimate, and what they do not: two maps, `(size, size, size, batch)`.
+
+    Args:
+        estimate: `(output, output, output, batch)`, symmetric about the box centre, output at most `size`.
+        amplitudes: |F|, as `cosine_transform` orders it.
+        size: voxels along each edge of the maps that are returned; their sum is the estimate.
+    """
+    grid, output = len(amplitudes) + 1, len(estimate)
+    spectrum = cosine_transform(estimate, centred_points(output), grid)
+    kept = inverse_cosine_transform(jnp.clip(spectrum, -amplitudes, amplitudes), centred_points(size), grid)
+    margin = (size - output) // 2
+    return kept, jnp.pad(estimate, [(margin, margin)] * 3 + [(0, 0)]) - kept
 
 
 def centred_points(size: int) -> np.ndarray:
