@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import TwoSlopeNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Polygon, Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from patterson_jax.evaluation import MATCH_DISTANCE, Evaluated
 from patterson_jax.simulation.density import render
@@ -88,6 +89,8 @@ def draw_losses(path: Path, rows: list[dict]) -> None:
             points = [(row['examples'], row[key]) for row in rows if key in row]
             axes.plot(*np.reshape(points, (-1, 2)).T, color=colour, label=label, linewidth=1.2, alpha=0.9)
         axes.set_xlabel('examples seen')
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter('{x:,.0f}')
         axes.grid(alpha=0.25)
         axes.set_xlim(left=0)
     loss_axes.set_yscale('log')
@@ -203,7 +206,7 @@ def draw_errors(path: Path, report: dict) -> None:
     axes.set_xticks([*ticks, bins[-1] - width / 2], [*(f'{value:g}' for value in ticks), f'≥ {bins[-2]:g}'])
     axes.set_xlabel('distance between found and true atom, voxels')
     axes.set_ylabel('atoms')
-    axes.legend(frameon=False, fontsize=8, loc='upper right')
+    axes.legend(fontsize=8, loc='upper right', framealpha=1, edgecolor='none')
     _save(figure, path)
 
 

@@ -62,7 +62,7 @@ def publish(experiment: Experiment, config: ConfigDict, workdir: Path, output: P
     seal = hashlib.sha256((source / CHECKSUMS).read_bytes()).hexdigest()
     (part / 'README.md').write_text(model_card(experiment, slices, report, step, seal), encoding='utf-8')
     _replace(part, output)
-    print(f'{output}: step {step}, {counters["examples"]:,} examples in {len(slices)} slices')
+    print(f'{output}: slice {len(slices)}, step {step}, {counters["examples"]:,} examples')
 
 
 def _check_checkpoint(source):

@@ -1,0 +1,53 @@
+"""The weights that come with the code: whole, of the config that is named for them, and as good as their card says."""
+
+import hashlib
+import importlib
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from patterson_jax.config import validate
+from patterson_jax.evaluation import EvaluationSettings, evaluate
+from patterson_jax.learning.checkpoints import CHECKSUMS
+from patterson_jax.learning.metrics import read_metrics
+from patterson_jax.publishing import LARGEST_CHECKPOINT
+from patterson_jax.runs import load_weights
+from patterson_jax.solving.solver import Network
+
+PRETRAINED = Path(__file__).parents[1] / 'pretrained'
+NAMES = sorted(path.name for path in PRETRAINED.iterdir() if path.is_dir())
+
+
+def test_the_weights_that_the_readme_names_are_there():
+    assert 'unrolled' in NAMES
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_card_log_and_checkpoint_belong_together(name):
+    directory = PRETRAINED / name
+    (checkpoint,) = (directory / 'checkpoints').iterdir()
+    report = json.loads((directory / 'evaluation.json').read_text())
+    slices = json.loads((directory / 'slices.json').read_text())
+    card = (directory / 'README.md').read_text(encoding='utf-8')
+    last = read_metrics(directory / 'metrics.jsonl')[-1]
+    assert report['weights']['step'] == last['step'] == int(checkpoint.name) and report['cases'] == 500
+    assert (last['slice'], last['examples']) == (len(slices), slices[-1]['end'])
+    assert hashlib.sha256((checkpoint / CHECKSUMS).read_bytes()).hexdigest() in card
+    assert sum(path.stat().st_size for path in checkpoint.rglob('*') if path.is_file()) <= LARGEST_CHECKPOINT
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_the_network_does_on_unseen_cases_what_its_card_says(name):
+    """On 20 of the 500 cases; by another seed's cases the same would be expected."""
+    config = importlib.import_module(f'configs.{name}').get_config()
+    experiment = validate(config)
+    weights = load_weights(experiment, config, PRETRAINED / name)
+    told = json.loads((PRETRAINED / name / 'evaluation.json').read_text())
+    settings = EvaluationSettings(num_cases=20, batch_size=20, methods='')
+    network = Network(jax.jit(experiment.model.apply), weights.params)
+    found, _ = evaluate(experiment.problem, experiment.separate, experiment.solve, settings, config.seed + 1, network)
+    assert found['map']['correlation'] == pytest.approx(told['map']['correlation'], abs=0.03)
+    assert found['separated']['recall'] > told['separated']['recall'] - 0.05
+    assert found['separated']['mean_error'] == pytest.approx(told['separated']['mean_error'], rel=0.3)
