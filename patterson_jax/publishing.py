@@ -17,7 +17,13 @@ from patterson_jax.evaluation import MATCH_DISTANCE
 from patterson_jax.figures import draw_losses
 from patterson_jax.files import write_json
 from patterson_jax.inspection import count_weights, training_operations
-from patterson_jax.learning.checkpoints import CHECKSUMS, Checkpoints, find_checkpoints, has_checkpoint
+from patterson_jax.learning.checkpoints import (
+    CHECKSUMS,
+    Checkpoints,
+    copy_checkpoint,
+    find_checkpoints,
+    has_checkpoint,
+)
 from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.runs import RECORD, check_record, evaluation_settings, read_record, weight_fields
 
@@ -51,7 +57,7 @@ def publish(experiment: Experiment, config: ConfigDict, workdir: Path, output: P
 
     part = output.with_name(f'.{output.name}.part')
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(source, part / 'checkpoints' / str(step))
+    copy_checkpoint(source, part / 'checkpoints' / str(step))
     shutil.copyfile(workdir / RECORD, part / RECORD)
     write_json(part / 'evaluation.json', report)
     write_json(part / SLICES, slices)
@@ -59,7 +65,7 @@ def publish(experiment: Experiment, config: ConfigDict, workdir: Path, output: P
     draw_losses(part / 'figures' / 'losses.png', rows)
     for name in FIGURES:
         shutil.copyfile(workdir / 'figures' / name, part / 'figures' / name)
-    seal = hashlib.sha256((source / CHECKSUMS).read_bytes()).hexdigest()
+    seal = hashlib.sha256((part / 'checkpoints' / str(step) / CHECKSUMS).read_bytes()).hexdigest()
     (part / 'README.md').write_text(model_card(experiment, slices, report, step, seal), encoding='utf-8')
     _replace(part, output)
     print(f'{output}: slice {len(slices)}, step {step}, {counters["examples"]:,} examples')

@@ -79,6 +79,11 @@ def copy(published, tmp_path):
     return Path(shutil.copytree(published, tmp_path / 'published'))
 
 
+def test_nothing_tells_where_the_run_was(published, workdir):
+    for path in published.rglob('*'):
+        assert path.is_dir() or str(workdir).encode() not in path.read_bytes(), path
+
+
 def train_slice(copy, workdir, **changes):
     settings = dataclasses.replace(SETTINGS, init_from=str(copy), num_steps=8, **changes)
     later = tiny_config(settings=settings)

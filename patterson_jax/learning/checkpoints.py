@@ -234,6 +234,12 @@ def _checksums(place):
     return {str(path.relative_to(place)): _checksum(path) for path in files}
 
 
+def copy_checkpoint(source: Path, target: Path) -> None:
+    """Copies a checkpoint, without Orbax's notes of the path at which it was written, and with checksums of its own."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns('commit_success*'))
+    (target / CHECKSUMS).write_text(json.dumps(_checksums(target), indent=1))
+
+
 def _checksum(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
