@@ -50,6 +50,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--cases', type=int, default=30, help='of a cell')
     parser.add_argument('--seconds', type=float, default=5.0, help='for a case and method')
     parser.add_argument('--checkpoint', type=Path, help='directory of a run on the same grid, for the network')
+    parser.add_argument('--orientations', type=int, default=6, help='in which the network is shown a map')
     parser.add_argument('--json', type=Path, help='file to write; default solvers-DEVICE.json beside this program')
     return parser.parse_args(arguments)
 
@@ -99,10 +100,10 @@ def measure_cell(cell: tuple, method: str, cases: int, seconds: float, network: 
 def run(options: argparse.Namespace, output: Path) -> list[dict]:
     """Measures the cells that the file lacks; returns all that it then holds."""
     content = _earlier(output)
-    network = _network(options.checkpoint) if 'network' in options.methods else None
+    network = _network(options) if 'network' in options.methods else None
     settings = {'cases': options.cases, 'seconds': options.seconds, 'jax': jax.__version__}
     if network:
-        settings['weights'] = _digest(network.params)
+        settings |= {'weights': _digest(network.params), 'orientations': options.orientations}
     for number in itertools.product(options.atoms, options.resolutions, options.noises):
         for method in options.methods:
             place = dict(zip(('method', 'atoms', 'resolution', 'noise'), (method, *number), strict=True))
@@ -112,6 +113,7 @@ def run(options: argparse.Namespace, output: Path) -> list[dict]:
             content['cells'] = [each for each in content['cells'] if not place.items() <= each.items()] + [cell]
             write_json(output, content)
             print(_line(cell), file=sys.stderr, flush=True)
+        jax.clear_caches()  # the next cell has other shapes
     return content['cells']
 
 
@@ -136,10 +138,10 @@ def _order(cell):
     return cell['atoms'], -(cell['resolution'] or 99), cell['noise'], METHODS.index(cell['method'])
 
 
-def _network(checkpoint):
-    if checkpoint is None:
+def _network(options):
+    if options.checkpoint is None:
         raise InputError('--checkpoint is missing; the method network needs the weights of a run')
-    return load_network(checkpoint, Problem())
+    return load_network(options.checkpoint, Problem(), options.orientations)
 
 
 def _digest(params):

@@ -61,6 +61,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.train.adam_epsilon = 1e-8  # of Adam; beside it gradients should not be small
     config.train.max_gradient_norm = 0.0  # longer gradients are shortened to it; 0: none
     config.train.early_weight = 0.3  # in the loss, of each estimate that an unrolled network makes before its last one
+    config.train.filled_weight = 0.0  # in the loss, errors count 1 + this · target: more in filled voxels
     config.train.warmup_steps = 1000  # from 0 to learning_rate
     config.train.schedule = 'cosine'  # down to 1 % at the last step; or 'constant'
     config.train.set_size = 3000  # cases in a training set, an epoch
@@ -93,6 +94,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         0.0  # for a map; no attempt begins that might end later. 0: no limit, results do not vary
     )
     config.solve.resolution = config_dict.placeholder(float)  # |h| of a file's map; None: found in it
+    config.solve.orientations = 1  # in which the network is shown a map; its maps are averaged; 24 is all
     config.solve.num_atoms_known = True  # False: other numbers than problem.num_atoms are tried on a file's map too
 
     config.evaluate = ml_collections.ConfigDict()

@@ -105,6 +105,7 @@ def _slice_of(experiment, workdir, counters, rows):
         'end': counters['examples'],
         'batch_size': experiment.train.batch_size,
         'learning_rate': experiment.train.learning_rate,
+        'filled_weight': experiment.train.filled_weight,
         'seed': experiment.seed,
         'seconds': counters['seconds'],
         'validation_loss': rows[-1]['validation_loss'],
@@ -193,7 +194,10 @@ def model_card(experiment: Experiment, slices: list[dict], report: dict, step: i
 
 
 def _slice_table(slices):
-    head = 'cases', 'batch', 'learning rate', 'seed', 'hours', 'on', 'validation: correlation', 'loss'
+    head = (
+        *('cases', 'batch', 'learning rate', 'weight of filled voxels', 'seed'),
+        *('hours', 'on', 'validation: correlation', 'loss'),
+    )
     return _table(
         head,
         (
@@ -201,6 +205,7 @@ def _slice_table(slices):
                 f'{each["begin"]:,} to {each["end"]:,}',
                 each['batch_size'],
                 f'{each["learning_rate"]:g}',
+                f'{each["filled_weight"]:g}',
                 each['seed'],
                 f'{each["seconds"] / 3600:.2f}',
                 f'{each["devices"]} × {each["device"]}, JAX {each["jax"]}',

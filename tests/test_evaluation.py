@@ -26,7 +26,9 @@ SEPARATION = SeparationSettings(
     first_threshold=0.02,
     last_threshold=0.001,
 )
-SOLVING = SolveSettings(method='auto', max_attempts=1, max_seconds=0.0, resolution=None, num_atoms_known=True)
+SOLVING = SolveSettings(
+    method='auto', max_attempts=1, max_seconds=0.0, resolution=None, num_atoms_known=True, orientations=1
+)
 match_atoms = jax.jit(evaluation.match_atoms)
 match_in_place = jax.jit(lambda found, true: evaluation.match_atoms(found, true, translate=False))
 TRUE = np.random.default_rng(0).uniform(-6, 6, (10, 3)).astype(np.float32)

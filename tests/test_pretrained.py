@@ -5,7 +5,6 @@ import importlib
 import json
 from pathlib import Path
 
-import jax
 import pytest
 
 from patterson_jax.config import validate
@@ -13,8 +12,7 @@ from patterson_jax.evaluation import EvaluationSettings, evaluate
 from patterson_jax.learning.checkpoints import CHECKSUMS
 from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.publishing import LARGEST_CHECKPOINT
-from patterson_jax.runs import load_weights
-from patterson_jax.solving.solver import Network
+from patterson_jax.runs import load_weights, trained_network
 
 PRETRAINED = Path(__file__).parents[1] / 'pretrained'
 NAMES = sorted(path.name for path in PRETRAINED.iterdir() if path.is_dir())
@@ -46,7 +44,7 @@ def test_the_network_does_on_unseen_cases_what_its_card_says(name):
     weights = load_weights(experiment, config, PRETRAINED / name)
     told = json.loads((PRETRAINED / name / 'evaluation.json').read_text())
     settings = EvaluationSettings(num_cases=20, batch_size=20, methods='')
-    network = Network(jax.jit(experiment.model.apply), weights.params)
+    network = trained_network(experiment, weights.params)
     found, _ = evaluate(experiment.problem, experiment.separate, experiment.solve, settings, config.seed + 1, network)
     assert found['map']['correlation'] == pytest.approx(told['map']['correlation'], abs=0.03)
     assert found['separated']['recall'] > told['separated']['recall'] - 0.05

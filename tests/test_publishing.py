@@ -70,7 +70,7 @@ def test_the_card_has_what_was_measured(published, config):
     logged = next(each for each in read_metrics(published / 'metrics.jsonl') if each['step'] == step)
     assert (row['begin'], row['end'], row['seed'], row['device']) == (0, examples, SEED, 'cpu')
     assert row['validation_loss'] == logged['validation_loss']
-    assert f'| 0 to {examples} | 8 | 0.001 | {SEED} |' in card
+    assert f'| 0 to {examples} | 8 | 0.001 | 0 | {SEED} |' in card
 
 
 @pytest.fixture

@@ -37,7 +37,9 @@ SEPARATION = SeparationSettings(
     first_threshold=0.02,
     last_threshold=0.001,
 )
-SETTINGS = SolveSettings('least_squares', max_attempts=4, max_seconds=0.0, resolution=None, num_atoms_known=True)
+SETTINGS = SolveSettings(
+    'least_squares', max_attempts=4, max_seconds=0.0, resolution=None, num_atoms_known=True, orientations=1
+)
 COUNT = CASES_AT_ONCE + 1  # more than one chunk, the last one not whole
 
 

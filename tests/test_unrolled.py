@@ -155,28 +155,31 @@ def test_the_direct_convolution_gives_the_same_map(batch, weights):
     np.testing.assert_allclose(spectral, direct, atol=1e-5)
 
 
-def test_a_step_descends_the_last_error_and_with_their_weight_the_early_ones(batch, weights):
+def test_a_step_descends_the_errors_with_the_weights_of_stages_and_filled_voxels(batch, weights):
     """One step of plain descent in place of Adam would be along this gradient, whose norm the step reports."""
 
-    def loss(weights, early_weight):
+    def loss(weights, early_weight, filled_weight):
         inputs = network_input(first.patterson, PROBLEM)
         last, left = NETWORK.apply(weights, inputs, train=True, mutable=[ESTIMATES])
         early = left[ESTIMATES]['maps']
         assert len(early) == 2
-        errors = [jnp.mean((each - first.target) ** 2) for each in (*early, last)]
+        errors = [
+            jnp.mean((each - first.target) ** 2) + filled_weight * jnp.mean(first.target * (each - first.target) ** 2)
+            for each in (*early, last)
+        ]
         return early_weight * (errors[0] + errors[1]) + errors[2]
 
     indices = jnp.arange(SETTINGS.batch_size)
     first = make_batch(stream_key(SEED, 'training'), 0, indices, PROBLEM)
     norms = []
-    for early_weight in (0.0, 0.3):
-        settings = dataclasses.replace(SETTINGS, early_weight=early_weight, max_gradient_norm=1e-3, adam_epsilon=1e-12)
+    for early_weight, filled_weight in ((0.0, 0.0), (0.3, 0.0), (0.3, 10.0)):
+        settings = dataclasses.replace(SETTINGS, early_weight=early_weight, filled_weight=filled_weight)
         state = replicate(state_with(weights, settings))
         state, metrics = parallelize(make_train_step(NETWORK, PROBLEM, settings, SEED))(state)
-        expected = optax.tree.norm(jax.grad(loss)(weights, early_weight))
+        expected = optax.tree.norm(jax.grad(loss)(weights, early_weight, filled_weight))
         assert float(metrics['gradient_norm']) == pytest.approx(float(expected), rel=1e-3)
         norms.append(float(expected))
-    assert abs(norms[1] / norms[0] - 1) > 0.01
+    assert abs(norms[1] / norms[0] - 1) > 0.01 and abs(norms[2] / norms[1] - 1) > 0.1
 
 
 def test_training_learns_and_goes_on_from_its_checkpoint(tmp_path):

@@ -53,6 +53,7 @@ class TrainingSettings:
     adam_epsilon: float
     max_gradient_norm: float
     early_weight: float
+    filled_weight: float
     warmup_steps: int
     schedule: str
     set_size: int
@@ -72,7 +73,7 @@ class TrainingSettings:
         require(self.num_steps <= most, 'num_steps', self.num_steps, f'at most {most} with {self.batch_size} a batch')
         rate = self.learning_rate
         require(math.isfinite(rate) and rate > 0, 'learning_rate', rate, 'a positive number')
-        for name in ('max_gradient_norm', 'early_weight'):
+        for name in ('max_gradient_norm', 'early_weight', 'filled_weight'):
             value = getattr(self, name)
             require(math.isfinite(value) and value >= 0, name, value, '0 or more')
         epsilon = self.adam_epsilon
@@ -147,8 +148,14 @@ def learning_rate_schedule(settings: TrainingSettings) -> optax.Schedule:
 
 def init_state(network: nn.Module, problem: Problem, settings: TrainingSettings, seed: int) -> TrainState:
     """The state before the first step; weights from the seed alone."""
-    maps = jnp.zeros((1,) + (problem.grid_size,) * 3)
-    return state_with(jax.jit(network.init)(jax.random.key(seed), maps), settings)
+    # On CPU most of the time goes into compiling what runs once; a lower level gives the same weights, bit for bit.
+    options = {'xla_backend_optimization_level': 1} if jax.default_backend() == 'cpu' else None
+    init = jax.jit(network.init, compiler_options=options)
+    return state_with(init(jax.random.key(seed), _empty_map(problem)), settings)
+
+
+def _empty_map(problem):
+    return jnp.zeros((1,) + (problem.grid_size,) * 3)
 
 
 def state_with(params: Any, settings: TrainingSettings) -> TrainState:
@@ -200,9 +207,12 @@ def make_train_step(
         predicted, left = network.apply({**weights, **statistics}, inputs, train=True, mutable=[*statistics, ESTIMATES])
         early = jax.tree.leaves(left.pop(ESTIMATES, ()))
         error, empty, correlation = map(jnp.mean, squared_errors(predicted, batch.target))
-        early_error = sum(jnp.mean((estimate - batch.target) ** 2) for estimate in early)
+        weighted = settings.early_weight * sum(weighted_error(each, batch.target) for each in early)
         metrics = {'loss': error, 'empty_loss': empty, 'correlation': correlation}
-        return error + settings.early_weight * early_error, (left, metrics)
+        return weighted_error(predicted, batch.target) + weighted, (left, metrics)
+
+    def weighted_error(estimate, target):
+        return jnp.mean((1 + settings.filled_weight * jnp.abs(target)) * (estimate - target) ** 2)
 
     def train_step(state):
         batch = training_batch(state.step, problem, settings, seed, sets_before)
@@ -342,17 +352,17 @@ def train(
 
 def _restore_or_begin(network, problem, settings, seed, checkpoints, start):
     """The state and the counters of the latest checkpoint, or else those of a run that begins."""
-    state = init_state(network, problem, settings, seed)
     if checkpoints.latest_step is not None:
+        shapes = jax.eval_shape(lambda: state_with(network.init(jax.random.key(seed), _empty_map(problem)), settings))
         items = checkpoints.restore(
-            checkpoints.latest_step, params=state.params, optimizer=state.optimizer, counters=None
+            checkpoints.latest_step, params=shapes.params, optimizer=shapes.optimizer, counters=None
         )
         restored = state_with(items['params'], settings)
         step = jnp.asarray(checkpoints.latest_step, jnp.int32)
         return restored.replace(step=step, optimizer=items['optimizer']), items['counters']
     counters = {'examples': 0, 'sets': 0, 'seconds': 0.0, 'pending': []}
     if start is None:
-        return state, counters
+        return init_state(network, problem, settings, seed), counters
     return state_with(start.params, settings), counters | {'examples': start.examples, 'sets': start.sets}
 
 

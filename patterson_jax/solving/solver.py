@@ -38,6 +38,7 @@ from patterson_jax.solving.least_squares import (
     same_atoms,
 )
 from patterson_jax.solving.minimum_function import minimum_map
+from patterson_jax.solving.orientations import ORIENTATIONS
 from patterson_jax.solving.phase_retrieval import (
     PhaseRetrievalSettings,
     centred_atoms,
@@ -77,6 +78,7 @@ class SolveSettings:
     max_seconds: float
     resolution: float | None
     num_atoms_known: bool
+    orientations: int
 
     def __post_init__(self):
         require(self.method in METHODS, 'method', self.method, f'one of {", ".join(METHODS)}')
@@ -85,6 +87,8 @@ class SolveSettings:
         require(limit, 'max_seconds', self.max_seconds, 'a number of seconds, or 0 for no limit')
         measured = self.resolution is None or 1 <= self.resolution < math.inf
         require(measured, 'resolution', self.resolution, 'a number, 1 or more, or None to find it in the map')
+        most = len(ORIENTATIONS)
+        require(1 <= self.orientations <= most, 'orientations', self.orientations, f'from 1 to {most}')
 
 
 class Network(NamedTuple):

@@ -1,0 +1,60 @@
+"""Orientations of the cell: atoms, Patterson maps and density maps turn together; what the mean of all of them is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from patterson_jax.simulation.density import render
+from patterson_jax.simulation.patterson import centre_origin, patterson_map
+from patterson_jax.solving.orientations import ORIENTATIONS, averaged_over_orientations, turn_back, turn_patterson
+
+GRID = 12
+POSITIONS = np.random.default_rng(0).uniform(-3, 3, (3, 3)).astype(np.float32)
+DENSITY = render(POSITIONS, GRID, 1.0)[None]
+PATTERSON = patterson_map(DENSITY)
+
+
+def turned_positions(reflected, order):
+    signs = np.where(np.arange(3) == reflected, -1, 1).astype(np.float32)
+    return (POSITIONS * signs)[:, order]
+
+
+def uneven(params, pattersons):
+    """Stands for a network: a map that depends on every voxel's place, as a network's does a little."""
+    weights = jax.random.normal(jax.random.key(1), (1, *pattersons.shape[1:]))
+    return params * weights * jnp.tanh(pattersons + jnp.roll(pattersons, 1, 1))
+
+
+@pytest.mark.parametrize('orientation', ORIENTATIONS)
+@pytest.mark.parametrize('centred', [False, True])
+def test_maps_turn_as_the_atoms_do(orientation, centred):
+    density = render(turned_positions(*orientation), GRID, 1.0)[None]
+    origin = centre_origin if centred else lambda patterson: patterson
+    expected = origin(patterson_map(density))
+    np.testing.assert_allclose(turn_patterson(origin(PATTERSON), *orientation), expected, atol=1e-5)
+    np.testing.assert_allclose(turn_back(density, *orientation), DENSITY, atol=1e-6)
+
+
+def test_all_orientations_show_another_map():
+    maps = np.stack([turn_patterson(PATTERSON, *orientation) for orientation in ORIENTATIONS])
+    differences = np.max(np.abs(maps[:, None] - maps[None]), axis=(2, 3, 4, 5))
+    assert len(maps) == 24 and np.min(differences + np.eye(24)) > 0.1
+
+
+@pytest.mark.parametrize('count', [1, 2, 6])
+def test_the_maps_are_turned_back_and_averaged(count):
+    pattersons = jnp.concatenate([PATTERSON, PATTERSON**2])
+    expected = np.mean(
+        [turn_back(uneven(2.0, turn_patterson(pattersons, *each)), *each) for each in ORIENTATIONS[:count]], axis=0
+    )
+    np.testing.assert_allclose(averaged_over_orientations(uneven, count)(2.0, pattersons), expected, atol=1e-6)
+
+
+def test_the_mean_of_all_does_not_depend_on_how_the_map_is_turned_up_to_inversion():
+    """The 24 are a group only together with the inversion, so the maps here are made equal to their own."""
+    symmetric = lambda params, maps: uneven(params, maps) + jnp.flip(uneven(params, maps), (1, 2, 3))  # noqa: E731
+    average = averaged_over_orientations(symmetric, len(ORIENTATIONS))
+    for orientation in ORIENTATIONS[1::5]:
+        turned = average(1.0, turn_patterson(PATTERSON, *orientation))
+        np.testing.assert_allclose(turn_back(turned, *orientation), average(1.0, PATTERSON), atol=1e-5)
