@@ -25,7 +25,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from configs import base
+from configs import base, unrolled
 from patterson_jax.config import Experiment, validate
 from patterson_jax.errors import InputError, exit_on_errors, require
 from patterson_jax.evaluation import EvaluationSettings, evaluate
@@ -37,6 +37,7 @@ from patterson_jax.solving.solver import CLASSICAL_METHODS, METHODS, Network
 
 MANY_ATTEMPTS = 10_000  # the seconds are the limit
 PEAKS_PER_ATOM = 4
+DEFAULT_ORIENTATIONS = unrolled.get_config().solve.orientations
 WHOLE = 'all'  # of the amplitudes
 
 
@@ -50,7 +51,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--cases', type=int, default=30, help='of a cell')
     parser.add_argument('--seconds', type=float, default=5.0, help='for a case and method')
     parser.add_argument('--checkpoint', type=Path, help='directory of a run on the same grid, for the network')
-    parser.add_argument('--orientations', type=int, default=6, help='in which the network is shown a map')
+    parser.add_argument(
+        '--orientations', type=int, default=DEFAULT_ORIENTATIONS, help='in which the network is shown a map'
+    )
     parser.add_argument('--json', type=Path, help='file to write; default solvers-DEVICE.json beside this program')
     return parser.parse_args(arguments)
 
@@ -86,10 +89,18 @@ def cell_experiment(atoms: int, resolution: float | None, noise: float) -> tuple
     return problem, validate(config)
 
 
-def measure_cell(cell: tuple, method: str, cases: int, seconds: float, network: Network | None) -> dict:
+def measure_cell(
+    cell: tuple, method: str, cases: int, seconds: float, network: Network | None, orientations: int
+) -> dict:
     """Scores of one method on the cases of one cell."""
     problem, experiment = cell_experiment(*cell)
-    solving = dataclasses.replace(experiment.solve, method=method, max_attempts=MANY_ATTEMPTS, max_seconds=seconds)
+    solving = dataclasses.replace(
+        experiment.solve,
+        method=method,
+        max_attempts=MANY_ATTEMPTS,
+        max_seconds=seconds,
+        orientations=orientations,
+    )
     settings = EvaluationSettings(cases, cases, method)
     report, _ = evaluate(problem, experiment.separate, solving, settings, experiment.seed, network)
     scores = report['refined' if method == 'network' else method]
@@ -100,7 +111,7 @@ def measure_cell(cell: tuple, method: str, cases: int, seconds: float, network: 
 def run(options: argparse.Namespace, output: Path) -> list[dict]:
     """Measures the cells that the file lacks; returns all that it then holds."""
     content = _earlier(output)
-    network = _network(options) if 'network' in options.methods else None
+    network = _network(options.checkpoint) if 'network' in options.methods else None
     settings = {'cases': options.cases, 'seconds': options.seconds, 'jax': jax.__version__}
     if network:
         settings |= {'weights': _digest(network.params), 'orientations': options.orientations}
@@ -109,11 +120,14 @@ def run(options: argparse.Namespace, output: Path) -> list[dict]:
             place = dict(zip(('method', 'atoms', 'resolution', 'noise'), (method, *number), strict=True))
             if any((place | settings).items() <= cell.items() for cell in content['cells']):
                 continue
-            cell = place | settings | measure_cell(number, method, options.cases, options.seconds, network)
+            cell = (
+                place
+                | settings
+                | measure_cell(number, method, options.cases, options.seconds, network, options.orientations)
+            )
             content['cells'] = [each for each in content['cells'] if not place.items() <= each.items()] + [cell]
             write_json(output, content)
             print(_line(cell), file=sys.stderr, flush=True)
-        jax.clear_caches()  # the next cell has other shapes
     return content['cells']
 
 
@@ -138,10 +152,10 @@ def _order(cell):
     return cell['atoms'], -(cell['resolution'] or 99), cell['noise'], METHODS.index(cell['method'])
 
 
-def _network(options):
-    if options.checkpoint is None:
+def _network(checkpoint):
+    if checkpoint is None:
         raise InputError('--checkpoint is missing; the method network needs the weights of a run')
-    return load_network(options.checkpoint, Problem(), options.orientations)
+    return load_network(checkpoint, Problem())
 
 
 def _digest(params):

@@ -9,7 +9,7 @@ One more slice of the training of the published weights, published in their plac
     python run_experiment.py --config=configs/unrolled.py:slice --mode=publish --output=pretrained/unrolled
 
 Variants:
-    slice       begins with the published weights, at half the learning rate
+    slice       begins with the published weights, in larger batches
     compact     a plain network of the same convolutions: nothing is held against the amplitudes
     small       five atoms on a grid of 24³, on which the choices here were tried
 """

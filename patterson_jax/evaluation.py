@@ -26,6 +26,7 @@ from patterson_jax.simulation.density import map_correlation
 from patterson_jax.simulation.examples import Example, example_key, make_batch, stream_key
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.interpretation import Interpretation, interpret_batch
+from patterson_jax.solving.orientations import averaged_over_orientations
 from patterson_jax.solving.separation import SeparationSettings
 from patterson_jax.solving.solver import CASES_AT_ONCE, METHODS, Network, SolveSettings, solve_maps
 from patterson_jax.solving.verdict import VERDICTS
@@ -151,7 +152,7 @@ def evaluate(
     Args:
         problem: what the cases are; a corner that it leaves empty in training is filled in them.
         separation: how to separate.
-        solving: the budget of each method for a case.
+        solving: the budget of each method for a case, and in how many orientations the network is shown it.
         settings: how many cases, at least one, how many at once by the network, and the methods; the scores do not
             depend on how many at once.
         seed: fixes the cases.
@@ -170,7 +171,7 @@ def evaluate(
     }
     first = None
     if network is not None:
-        scores, first = _evaluate_network(network, problem, separation, settings, seed, num_shown)
+        scores, first = _evaluate_network(network, solving.orientations, problem, separation, settings, seed, num_shown)
         report |= scores
     return report | _evaluate_methods(problem, separation, solving, settings, seed, network), first
 
@@ -256,9 +257,11 @@ def _method_scores(answers):
     return _scores(match) | means | {'verdict': verdicts, 'seconds_per_case': seconds}
 
 
-def _evaluate_network(network, problem, separation, settings, seed, num_shown):
+def _evaluate_network(network, orientations, problem, separation, settings, seed, num_shown):
     """Scores of the network's maps and of the paper's procedure."""
-    chunk = functools.partial(_evaluate_chunk, network.apply, problem, separation, settings.batch_size, seed)
+    chunk = functools.partial(
+        _evaluate_chunk, network.apply, orientations, problem, separation, settings.batch_size, seed
+    )
     params = jax.device_put(network.params, jax.devices()[0])  # one device solves; copies would repeat its work
     run = jax.jit(chunk).lower(params, np.int32(0)).compile()
     starts = range(0, settings.num_cases, settings.batch_size)
@@ -282,11 +285,12 @@ def _evaluate_network(network, problem, separation, settings, seed, num_shown):
     return report, first
 
 
-def _evaluate_chunk(apply, problem, separation, batch_size, seed, params, start):
+def _evaluate_chunk(apply, orientations, problem, separation, batch_size, seed, params, start):
     indices = start + jnp.arange(batch_size)
     examples = make_batch(stream_key(seed, 'evaluation'), 0, indices, problem)
     keys = _keys(seed, 'separation', indices)
-    solutions = interpret_batch(keys, examples.patterson, functools.partial(apply, params), problem, separation)
+    predict = averaged_over_orientations(functools.partial(apply, params), orientations)
+    solutions = interpret_batch(keys, examples.patterson, predict, problem, separation)
     return Evaluated(
         examples,
         solutions,

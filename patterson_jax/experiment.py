@@ -34,14 +34,14 @@ from patterson_jax.inspection import describe_example, describe_network
 from patterson_jax.learning.checkpoints import has_checkpoint
 from patterson_jax.learning.stopping import unfinished_on_sigterm
 from patterson_jax.publishing import publish
-from patterson_jax.runs import evaluate_experiment, load_weights, train_experiment, trained_network
+from patterson_jax.runs import evaluate_experiment, load_weights, train_experiment
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.examples import example_key, make_example, stream_key
 from patterson_jax.simulation.patterson import measured_map
 from patterson_jax.solving.input_maps import check_patterson, cut_map, fit_problem, restore_origin_term
 from patterson_jax.solving.interpretation import patterson_correlation
 from patterson_jax.solving.reflections import absolute_scale
-from patterson_jax.solving.solver import solve_maps, solve_unknown_number
+from patterson_jax.solving.solver import Network, solve_maps, solve_unknown_number
 from patterson_jax.solving.verdict import expected_r_factors, highest_solved
 
 MODES = ('train', 'evaluate', 'simulate', 'solve', 'inspect', 'publish')
@@ -173,7 +173,7 @@ def solve_files(
     method = experiment.solve.method
     if method == 'network' or (method == 'auto' and (checkpoint or has_checkpoint(workdir / 'checkpoints'))):
         weights = load_weights(experiment, config, checkpoint or workdir)
-        network = trained_network(experiment, weights.params)
+        network = Network(experiment.model.apply, weights.params)
     _for_each(inputs, functools.partial(_solve_file, experiment, network, output))
 
 

@@ -19,7 +19,6 @@ from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.learning.parallel import is_first_process, on_any_process, wait_for_all
 from patterson_jax.learning.training import Start, train
 from patterson_jax.simulation.problem import Problem
-from patterson_jax.solving.orientations import averaged_over_orientations
 from patterson_jax.solving.solver import Network
 
 RECORD = 'config.json'
@@ -122,7 +121,7 @@ def evaluate_experiment(
 
 
 def _score(weights, experiment, config, workdir):
-    network = weights and trained_network(experiment, weights.params)
+    network = weights and Network(experiment.model.apply, weights.params)
     report, shown = evaluate(
         experiment.problem, experiment.separate, experiment.solve, experiment.evaluate, experiment.seed, network
     )
@@ -160,13 +159,8 @@ class Weights(NamedTuple):
     counters: dict
 
 
-def trained_network(experiment: Experiment, params: Any) -> Network:
-    """The experiment's network with weights, its maps averaged over the orientations of the experiment."""
-    return Network(averaged_over_orientations(experiment.model.apply, experiment.solve.orientations), params)
-
-
-def load_network(directory: Path, problem: Problem, orientations: int = 1) -> Network:
-    """The trained network that a run's directory holds, whichever it is, its maps averaged over orientations.
+def load_network(directory: Path, problem: Problem) -> Network:
+    """The trained network that a run's directory holds, whichever it is.
 
     Raises:
         InputError: no checkpoint there, only damaged ones, or one for another grid, atom or input than the problem's.
@@ -178,8 +172,7 @@ def load_network(directory: Path, problem: Problem, orientations: int = 1) -> Ne
         _require_same_weights(directory, trained, now)
         network = network_of(trained['model'])
         template = _shapes(network, problem)
-        params = jax.device_get(checkpoints.restore(step, params=template)['params'])
-        return Network(averaged_over_orientations(network.apply, orientations), params)
+        return Network(network.apply, jax.device_get(checkpoints.restore(step, params=template)['params']))
 
 
 def load_weights(experiment: Experiment, config: ConfigDict, directory: Path) -> Weights:

@@ -23,7 +23,7 @@ jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
 # Each compiled program takes thousands of memory mappings. Linux allows a process 65,530; beyond, LLVM crashes.
-MOST_MAPPINGS = 20_000
+MOST_MAPPINGS = 30_000
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,9 @@ from patterson_jax import evaluation
 from patterson_jax.evaluation import EvaluationSettings, describe_scores, evaluate
 from patterson_jax.figures import draw_errors, draw_maps
 from patterson_jax.learning.network import PattersonNet
+from patterson_jax.simulation.examples import network_input
 from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.orientations import averaged_over_orientations
 from patterson_jax.solving.separation import SeparationSettings
 from patterson_jax.solving.solver import METHODS, Network, SolveSettings
 
@@ -85,10 +88,10 @@ def params():
     return NETWORK.init(jax.random.key(0), jnp.zeros((1, 12, 12, 12)))
 
 
-def scored(params, num_cases, batch_size, problem=PROBLEM, num_shown=7, methods=''):
+def scored(params, num_cases, batch_size, problem=PROBLEM, num_shown=7, methods='', solving=SOLVING):
     settings = EvaluationSettings(num_cases, batch_size, methods)
     network = params and Network(NETWORK.apply, params)
-    return evaluate(problem, SEPARATION, SOLVING, settings, seed=3, network=network, num_shown=num_shown)
+    return evaluate(problem, SEPARATION, solving, settings, seed=3, network=network, num_shown=num_shown)
 
 
 def without_timings(report):
@@ -104,6 +107,15 @@ def test_report_is_the_same_again_and_does_not_depend_on_the_batch(params):
     first, again, whole = scored(params, 10, 4), scored(params, 10, 4), scored(params, 10, 10)
     assert without_timings(first[0]) == without_timings(again[0]) == without_timings(whole[0])
     np.testing.assert_allclose(first[1].examples.positions, whole[1].examples.positions)
+
+
+def test_the_scores_are_of_the_mean_map_of_all_orientations_asked_for(params):
+    solving = dataclasses.replace(SOLVING, orientations=2)
+    (report, shown), (other, _) = (scored(params, 4, 4, solving=each) for each in (solving, SOLVING))
+    predict = averaged_over_orientations(functools.partial(NETWORK.apply, params), 2)
+    expected = predict(network_input(shown.examples.patterson, PROBLEM))
+    np.testing.assert_allclose(shown.solutions.density, expected, atol=1e-6)
+    assert report['map'] != other['map']
 
 
 def test_report_counts_are_consistent(params):

@@ -12,7 +12,8 @@ from patterson_jax.evaluation import EvaluationSettings, evaluate
 from patterson_jax.learning.checkpoints import CHECKSUMS
 from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.publishing import LARGEST_CHECKPOINT
-from patterson_jax.runs import load_weights, trained_network
+from patterson_jax.runs import load_weights
+from patterson_jax.solving.solver import Network
 
 PRETRAINED = Path(__file__).parents[1] / 'pretrained'
 NAMES = sorted(path.name for path in PRETRAINED.iterdir() if path.is_dir())
@@ -44,7 +45,7 @@ def test_the_network_does_on_unseen_cases_what_its_card_says(name):
     weights = load_weights(experiment, config, PRETRAINED / name)
     told = json.loads((PRETRAINED / name / 'evaluation.json').read_text())
     settings = EvaluationSettings(num_cases=20, batch_size=20, methods='')
-    network = trained_network(experiment, weights.params)
+    network = Network(experiment.model.apply, weights.params)
     found, _ = evaluate(experiment.problem, experiment.separate, experiment.solve, settings, config.seed + 1, network)
     assert found['map']['correlation'] == pytest.approx(told['map']['correlation'], abs=0.03)
     assert found['separated']['recall'] > told['separated']['recall'] - 0.05

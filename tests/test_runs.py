@@ -30,9 +30,8 @@ from patterson_jax.learning.checkpoints import Checkpoints
 from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.learning.parallel import mean_over_devices, parallelize
 from patterson_jax.learning.training import init_state, squared_errors, state_with
-from patterson_jax.runs import evaluate_experiment, load_network, load_weights, train_experiment, trained_network
+from patterson_jax.runs import evaluate_experiment, load_weights, train_experiment
 from patterson_jax.simulation.examples import example_key, make_batch, network_input, stream_key
-from patterson_jax.solving.orientations import ORIENTATIONS, turn_back, turn_patterson
 from patterson_jax.solving.solver import Network
 
 pytestmark = pytest.mark.usefixtures('optax_promotes_types')
@@ -265,21 +264,6 @@ def test_weights_with_running_averages_are_evaluated_as_they_were_trained(later,
         each['mean'] += 0.5
     assert scores(moved)['map'] != report['map']
     assert f'{report["cases"]} unseen cases' in capsys.readouterr().out
-
-
-def test_the_network_is_shown_a_map_in_as_many_orientations_as_the_config_says(earlier):
-    config = tiny_config(NORMALISED, SETTINGS)
-    inputs = jax.random.uniform(jax.random.key(0), (2,) + (PROBLEM.grid_size,) * 3)
-    maps = []
-    for orientations in (1, 2):
-        config.solve.orientations = orientations
-        network = trained_network(validate(config), earlier[1])
-        loaded = load_network(earlier[0], PROBLEM, orientations)
-        maps.append(jax.jit(network.apply)(network.params, inputs))
-        np.testing.assert_array_equal(maps[-1], jax.jit(loaded.apply)(loaded.params, inputs))
-    turned, back = (lambda each, turn=turn: turn(each, *ORIENTATIONS[1]) for turn in (turn_patterson, turn_back))
-    expected = (maps[0] + back(NORMALISED.apply(earlier[1], turned(inputs)))) / 2
-    np.testing.assert_allclose(maps[1], expected, atol=1e-6)
 
 
 def test_the_best_weights_are_evaluated_and_the_counters_are_the_last_ones(earlier):

@@ -10,10 +10,11 @@ import pytest
 
 from patterson_jax.evaluation import match_atoms
 from patterson_jax.simulation.density import render
-from patterson_jax.simulation.examples import example_key, make_batch, stream_key, target_map
+from patterson_jax.simulation.examples import example_key, make_batch, network_input, stream_key, target_map
 from patterson_jax.simulation.homometry import are_congruent, example_pair, periodic_pair
 from patterson_jax.simulation.patterson import patterson_map
 from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.orientations import averaged_over_orientations
 from patterson_jax.solving.separation import SeparationSettings
 from patterson_jax.solving.solver import (
     CASES_AT_ONCE,
@@ -168,6 +169,16 @@ def test_a_network_that_is_right_is_refined_to_the_truth_and_its_map_is_kept(exa
         np.testing.assert_array_equal(solution.prediction.density, one.target[0])
         assert solution.prediction.candidates.shape == (2 * SEPARATION.num_peaks, 3)
         assert solution.prediction.heights.shape == (SEPARATION.num_peaks,)
+
+
+def test_the_network_is_shown_a_map_in_as_many_orientations_as_are_asked_for(examples):
+    one = jax.tree.map(lambda each: each[:1], examples)
+    network = Network(lambda params, inputs: params * jnp.tanh(inputs), one.target)
+    solution = solve('network', one, network=network, max_attempts=1, orientations=3)[0]
+    predict = averaged_over_orientations(lambda inputs: network.apply(network.params, inputs), 3)
+    expected = predict(network_input(one.patterson, PROBLEM))[0]
+    np.testing.assert_allclose(solution.prediction.density, expected, atol=1e-6)
+    assert np.max(np.abs(expected - network.apply(one.target, network_input(one.patterson, PROBLEM))[0])) > 1e-3
 
 
 def test_an_atom_that_is_missing_from_the_networks_map_is_put_where_the_data_miss_it(examples):

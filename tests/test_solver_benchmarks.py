@@ -6,6 +6,7 @@ import json
 import pytest
 
 from benchmarks import solvers, verdicts
+from patterson_jax.errors import InputError
 from patterson_jax.simulation.problem import Problem
 
 CELL = (2, 8.0, 0.0)
@@ -41,6 +42,8 @@ def test_a_cell_is_measured_once_and_again_when_the_settings_change(output, caps
     assert output.read_bytes() == before and '|' not in capsys.readouterr().err
     (again,) = solvers.run(options(output, '--cases=1'), output)
     assert again['cases'] == 1
+    with pytest.raises(InputError, match='orientations is 25; it must be from 1 to 24'):
+        solvers.run(options(output, '--orientations=25', '--noises=0.1'), output)
 
 
 def test_the_table_and_the_figure_have_every_cell(output, tmp_path):

@@ -106,6 +106,12 @@ def test_eight_devices_see_the_same_cases_and_losses_as_one(eight_devices, norma
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+def test_the_weights_at_the_start_are_those_of_the_best_compiled_program():
+    init = jax.jit(NETWORK.init, compiler_options={'xla_backend_optimization_level': 3})
+    maps = jnp.zeros((1,) + (PROBLEM.grid_size,) * 3)
+    assert_same_trees(init_state(NETWORK, PROBLEM, SETTINGS, SEED).params, init(jax.random.key(SEED), maps))
+
+
 def test_step_is_adam_on_the_gradient_of_the_mean_squared_error():
     """Without warm-up Adam's first step moves every weight by the learning rate against the sign of its gradient."""
     settings = dataclasses.replace(SETTINGS, warmup_steps=0, learning_rate=1e-3)

@@ -173,7 +173,8 @@ def test_a_step_descends_the_errors_with_the_weights_of_stages_and_filled_voxels
     first = make_batch(stream_key(SEED, 'training'), 0, indices, PROBLEM)
     norms = []
     for early_weight, filled_weight in ((0.0, 0.0), (0.3, 0.0), (0.3, 10.0)):
-        settings = dataclasses.replace(SETTINGS, early_weight=early_weight, filled_weight=filled_weight)
+        weights_of_errors = {'early_weight': early_weight, 'filled_weight': filled_weight}
+        settings = dataclasses.replace(SETTINGS, max_gradient_norm=1e-3, adam_epsilon=1e-12, **weights_of_errors)
         state = replicate(state_with(weights, settings))
         state, metrics = parallelize(make_train_step(NETWORK, PROBLEM, settings, SEED))(state)
         expected = optax.tree.norm(jax.grad(loss)(weights, early_weight, filled_weight))

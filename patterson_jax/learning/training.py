@@ -1,4 +1,4 @@
-"""Training: mean squared error, Adam, batches made on the devices that use them (paper, 3.1).
+"""Training: squared error, Adam, batches made on the devices that use them (paper, 3.1).
 
 The state is the step, the weights and the optimiser's moments. There is no iterator to save: the batch of a step is a
 function of the seed and the step, so a run that is started again goes on as if it had not stopped.
@@ -207,12 +207,12 @@ def make_train_step(
         predicted, left = network.apply({**weights, **statistics}, inputs, train=True, mutable=[*statistics, ESTIMATES])
         early = jax.tree.leaves(left.pop(ESTIMATES, ()))
         error, empty, correlation = map(jnp.mean, squared_errors(predicted, batch.target))
-        weighted = settings.early_weight * sum(weighted_error(each, batch.target) for each in early)
+        early_error = sum(weighted_error(each, batch.target) for each in early)
         metrics = {'loss': error, 'empty_loss': empty, 'correlation': correlation}
-        return weighted_error(predicted, batch.target) + weighted, (left, metrics)
+        return weighted_error(predicted, batch.target) + settings.early_weight * early_error, (left, metrics)
 
     def weighted_error(estimate, target):
-        return jnp.mean((1 + settings.filled_weight * jnp.abs(target)) * (estimate - target) ** 2)
+        return jnp.mean((1 + settings.filled_weight * target) * (estimate - target) ** 2)
 
     def train_step(state):
         batch = training_batch(state.step, problem, settings, seed, sets_before)

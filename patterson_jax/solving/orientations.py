@@ -1,13 +1,13 @@
 """A network's map, averaged over orientations of the cell in which the network is shown a Patterson map.
 
 A cubic cell looks the same after 48 rotations and reflections about its centre. A network that learned from random
-cases is not quite indifferent to them: its errors differ from one orientation to the next, and their mean is smaller.
-Inversion is one of the 48 and leaves a Patterson map as it is, so that 24 are different.
+cases is not quite indifferent to them: its errors differ from one orientation to the next, and partly cancel in the
+mean of its maps (by how much: docs/training.md). Inversion is one of the 48 and leaves a Patterson map as it is, so
+that 24 are different.
 """
 
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,23 +17,22 @@ from jax import Array
 ORIENTATIONS = tuple(itertools.product((None, 0, 1, 2), itertools.permutations(range(3))))
 
 
-def averaged_over_orientations(apply: Callable[[Any, Array], Array], count: int) -> Callable[[Any, Array], Array]:
-    """A function like a network's `apply` that gives the mean of its maps in the first `count` of ORIENTATIONS.
+def averaged_over_orientations(predict: Callable[[Array], Array], count: int) -> Callable[[Array], Array]:
+    """A function like `predict` that gives the mean of its maps in the first `count` of ORIENTATIONS.
 
     Both take Patterson maps `(batch, grid, grid, grid)`, their origin at voxel 0 or grid / 2 of each axis, and give
-    density maps of that shape.
+    density maps of that shape. All orientations are predicted as one batch.
     """
-    chosen = ORIENTATIONS[:count]
     if count == 1:
-        return apply
+        return predict
+    chosen = ORIENTATIONS[:count]
 
-    def apply_to_all(params: Any, pattersons: Array) -> Array:
+    def predict_in_all(pattersons: Array) -> Array:
         turned = jnp.concatenate([turn_patterson(pattersons, *orientation) for orientation in chosen])
-        densities = jnp.split(apply(params, turned), count)
-        back = [turn_back(each, *orientation) for each, orientation in zip(densities, chosen, strict=True)]
-        return sum(back) / count
+        densities = jnp.split(predict(turned), count)
+        return sum(turn_back(each, *orientation) for each, orientation in zip(densities, chosen, strict=True)) / count
 
-    return apply_to_all
+    return predict_in_all
 
 
 def turn_patterson(pattersons: Array, reflected: int | None, order: tuple[int, int, int]) -> Array:

@@ -38,7 +38,7 @@ from patterson_jax.solving.least_squares import (
     same_atoms,
 )
 from patterson_jax.solving.minimum_function import minimum_map
-from patterson_jax.solving.orientations import ORIENTATIONS
+from patterson_jax.solving.orientations import ORIENTATIONS, averaged_over_orientations
 from patterson_jax.solving.phase_retrieval import (
     PhaseRetrievalSettings,
     centred_atoms,
@@ -206,7 +206,9 @@ def solve_maps(
     active, at_once = list(range(len(cases))), at_once or min(CASES_AT_ONCE, len(cases))
     for method, number in attempts(settings, network is not None):
         predictor = network if method == 'network' else None
-        run = compiled_attempt(method, number > 0, _noiseless(problem), separation, predictor, at_once)
+        run = compiled_attempt(
+            method, number > 0, _noiseless(problem), separation, predictor, at_once, settings.orientations
+        )
         for start in range(0, len(active), at_once):
             chunk = active[start : start + at_once]
             index = np.array(chunk + chunk[-1:] * (at_once - len(chunk)))  # a chunk is always whole
@@ -299,23 +301,29 @@ def attempts(settings: SolveSettings, has_network: bool) -> Iterator[tuple[str, 
 
 
 def compiled_attempt(
-    method: str, repairs: bool, problem: Problem, separation: SeparationSettings, network: Network | None, at_once: int
+    method: str,
+    repairs: bool,
+    problem: Problem,
+    separation: SeparationSettings,
+    network: Network | None,
+    at_once: int,
+    orientations: int,
 ) -> Callable[[Array, np.int32, np.ndarray], Attempt]:
     """`attempt` for several maps at once, compiled, so that its first use takes no longer than others."""
     apply, params = (network.apply, network.params) if network else (None, {})
     leaves, structure = jax.tree.flatten(params)
     shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
-    run = _compile_attempt(method, repairs, problem, separation, apply, structure, shapes, at_once)
+    run = _compile_attempt(method, repairs, problem, separation, apply, structure, shapes, at_once, orientations)
     return functools.partial(run, params)
 
 
 @functools.lru_cache(maxsize=16)
-def _compile_attempt(method, repairs, problem, separation, apply, structure, shapes, at_once):
+def _compile_attempt(method, repairs, problem, separation, apply, structure, shapes, at_once, orientations):
     """Compiled for weights of these shapes, whatever they are."""
 
     def run(params, keys, number, pattersons):
         def attempt_one(key, patterson):
-            predict = apply and functools.partial(apply, params)
+            predict = apply and averaged_over_orientations(functools.partial(apply, params), orientations)
             return attempt(key, number, patterson, method, repairs, problem, separation, predict)
 
         return jax.vmap(attempt_one)(keys, pattersons)
