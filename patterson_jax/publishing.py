@@ -167,6 +167,7 @@ def model_card(experiment: Experiment, slices: list[dict], report: dict, step: i
     """
     problem, network = experiment.problem, experiment.model
     operations = training_operations(network, problem.grid_size)
+    orientations = report['settings']['solve']['orientations']
     examples = slices[-1]['end'] - slices[0]['begin']
     data = 'complete' if problem.resolution is None else f'up to |h| = {problem.resolution:g}'
     facts = {
@@ -176,6 +177,7 @@ def model_card(experiment: Experiment, slices: list[dict], report: dict, step: i
         'data': f'{examples:,} cases of the training stream, made as they were needed',
         'arithmetic': f'{operations / 1e9:.3g} GFLOP a case, forward and backward, {operations * examples / 1e15:.3g} '
         'PFLOP in all, counted as direct convolutions, other transforms left out',
+        'maps': f'in validation of one orientation of the cell, in the evaluation the mean of {orientations}',
         'training': f'{sum(each["seconds"] for each in slices) / 3600:.2f} hours',
         'checksums': f'in `checkpoints/{step}/{CHECKSUMS}`, verified whenever the weights are loaded; SHA-256 of that '
         f'file: `{seal}`',

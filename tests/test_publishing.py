@@ -64,6 +64,7 @@ def test_the_card_has_what_was_measured(published, config):
     assert f'| {examples} cases of the training stream,' in card
     assert f'{operations / 1e15:.3g} PFLOP in all' in card
     assert f'{evaluation["separated"]["matched"]} | {evaluation["separated"]["recall"]:.2%}' in card
+    assert f'in the evaluation the mean of {config.solve.orientations} |' in card
     seal = published / 'checkpoints' / f'{step}' / 'checksums.json'
     assert hashlib.sha256(seal.read_bytes()).hexdigest() in card
     (row,) = json.loads((published / 'slices.json').read_text())

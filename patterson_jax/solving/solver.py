@@ -322,11 +322,15 @@ def _compile_attempt(method, repairs, problem, separation, apply, structure, sha
     """Compiled for weights of these shapes, whatever they are."""
 
     def run(params, keys, number, pattersons):
-        def attempt_one(key, patterson):
-            predict = apply and averaged_over_orientations(functools.partial(apply, params), orientations)
-            return attempt(key, number, patterson, method, repairs, problem, separation, predict)
+        densities = None
+        if apply:  # all maps at once: the network takes many times as long map by map
+            predict = averaged_over_orientations(functools.partial(apply, params), orientations)
+            densities = predict(network_input(pattersons, problem))
 
-        return jax.vmap(attempt_one)(keys, pattersons)
+        def attempt_one(key, patterson, density):
+            return attempt(key, number, patterson, method, repairs, problem, separation, density)
+
+        return jax.vmap(attempt_one)(keys, pattersons, densities)
 
     params = jax.tree.unflatten(structure, shapes)
     keys = jax.random.split(jax.random.key(0), at_once)
@@ -342,7 +346,7 @@ def attempt(
     repairs: bool,
     problem: Problem,
     separation: SeparationSettings,
-    predict: Callable[[Array], Array] | None = None,
+    density: Array | None = None,
 ) -> Attempt:
     """One attempt at one map by one method: sets proposed, refined, and the best of them finished.
 
@@ -354,7 +358,7 @@ def attempt(
         repairs: whether to move atoms that explain nothing.
         problem: what the map is of.
         separation: how sets are taken from maps.
-        predict: the network, from inputs `(batch, grid, grid, grid)` to maps.
+        density: the network's map, `(grid, grid, grid)`, for the method `network`.
     """
     key = jax.random.fold_in(jax.random.fold_in(key, METHODS.index(method)), number)
     patterson = absolute_scale(patterson, problem)
@@ -366,7 +370,7 @@ def attempt(
     elif method == 'minimum_function':
         proposal = from_minimum_function(key, number, patterson, problem, separation)
     else:
-        proposal = from_network(key, patterson, problem, separation, predict)
+        proposal = from_network(key, patterson, density, problem, separation)
 
     def improve(positions):
         refined = refine(positions, observed, problem, slice(1, None))
@@ -439,14 +443,9 @@ def from_minimum_function(
 
 
 def from_network(
-    key: Array,
-    patterson: Array,
-    problem: Problem,
-    separation: SeparationSettings,
-    predict: Callable[[Array], Array],
+    key: Array, patterson: Array, density: Array, problem: Problem, separation: SeparationSettings
 ) -> Proposal:
     """The set in the network's map."""
-    density = predict(network_input(patterson, problem)[None])[0]
     found = interpret_map(key, patterson, density, problem, separation)
     prediction = Prediction(density, found.candidates, found.heights)
     return Proposal(compact(found.positions, problem.grid_size)[None], prediction)
