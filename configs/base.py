@@ -65,7 +65,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         0.0  # errors are weighted by 1 + this · target; in the log and in validation they are not
     )
     config.train.warmup_steps = 1000  # from 0 to learning_rate
-    config.train.schedule = 'cosine'  # down to 1 % at the last step; or 'constant'
+    config.train.schedule = 'cosine'  # down to 1 % at the last step; 'trapezoid': so over the last 30 %; or 'constant'
     config.train.set_size = 3000  # cases in a training set, an epoch
     config.train.epochs_per_set = 1  # before the next set: fresh cases always; the paper's 3 made data cheaper
     config.train.init_from = ''  # directory of a run to begin with the weights of, with a schedule of its own

@@ -40,7 +40,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
 
     config.train.update(num_steps=16_000, batch_size=8, learning_rate=2e-3, warmup_steps=300)
     config.train.update(adam_epsilon=1e-12, max_gradient_norm=3e-4)  # most voxels are empty: gradients are small
-    config.train.update(filled_weight=3.0)
+    config.train.update(filled_weight=3.0, schedule='trapezoid')
     config.train.update(log_every=100, validate_every=500, num_validation=96)
     config.checkpoint.update(every_steps=500, keep=1)
     config.solve.orientations = 6

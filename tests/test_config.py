@@ -221,7 +221,7 @@ WRONG_VALUES = [
     ('train.early_weight', NAN, '0 or more'),
     ('train.filled_weight', -1.0, '0 or more'),
     ('train.warmup_steps', 4000, '0 or more and less than num_steps, 4000'),
-    ('train.schedule', 'linear', 'one of cosine, constant'),
+    ('train.schedule', 'linear', 'one of cosine, trapezoid, constant'),
     ('train.set_size', 0, '1 or more'),
     ('train.set_size', 2**31, 'at most 2147483647'),
     ('train.epochs_per_set', 0, '1 or more'),

@@ -224,6 +224,11 @@ def test_a_set_for_several_epochs_must_be_a_multiple_of_the_batch():
 def test_learning_rate_warms_up_and_decays():
     cosine = learning_rate_schedule(dataclasses.replace(SETTINGS, schedule='cosine'))
     np.testing.assert_allclose([cosine(0), cosine(2), cosine(4), cosine(20)], [0, 5e-4, 1e-3, 1e-5], rtol=1e-5)
+    trapezoid = learning_rate_schedule(dataclasses.replace(SETTINGS, schedule='trapezoid'))
+    expected = [0, 5e-4, 1e-3, 1e-3, 5.05e-4, 1e-5]
+    np.testing.assert_allclose([trapezoid(step) for step in (0, 2, 4, 14, 17, 20)], expected, rtol=1e-5)
+    long_warmup = learning_rate_schedule(dataclasses.replace(SETTINGS, schedule='trapezoid', warmup_steps=16))
+    np.testing.assert_allclose([long_warmup(step) for step in (8, 16, 20)], [5e-4, 1e-3, 1e-5], rtol=1e-5)
     constant = learning_rate_schedule(SETTINGS)
     np.testing.assert_allclose([constant(0), constant(4), constant(20)], [0, 1e-3, 1e-3], rtol=1e-5)
 

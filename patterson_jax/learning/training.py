@@ -40,7 +40,8 @@ from patterson_jax.simulation.density import map_correlation
 from patterson_jax.simulation.examples import Example, example_key, make_batch, network_input, stream_key
 from patterson_jax.simulation.problem import Problem
 
-SCHEDULES = ('cosine', 'constant')
+SCHEDULES = ('cosine', 'trapezoid', 'constant')
+LAST_PART = 0.3  # of the steps, in which a trapezoid falls
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,13 +138,16 @@ def make_optimizer(settings: TrainingSettings) -> optax.GradientTransformation:
 
 
 def learning_rate_schedule(settings: TrainingSettings) -> optax.Schedule:
-    """Linear warm-up, then constant or a cosine down to 1 % at the last step."""
-    if settings.schedule == 'constant':
-        warmup = optax.linear_schedule(0, settings.learning_rate, settings.warmup_steps)
-        return optax.join_schedules([warmup, optax.constant_schedule(settings.learning_rate)], [settings.warmup_steps])
-    return optax.warmup_cosine_decay_schedule(
-        0, settings.learning_rate, settings.warmup_steps, settings.num_steps, settings.learning_rate / 100
-    )
+    """Linear warm-up, then constant, a cosine down to 1 % at the last step, or a line to it over the last 30 %."""
+    rate, warmup, steps = settings.learning_rate, settings.warmup_steps, settings.num_steps
+    if settings.schedule == 'cosine':
+        return optax.warmup_cosine_decay_schedule(0, rate, warmup, steps, rate / 100)
+    parts, boundaries = [optax.linear_schedule(0, rate, warmup), optax.constant_schedule(rate)], [warmup]
+    if settings.schedule == 'trapezoid':
+        fall = max(warmup, round((1 - LAST_PART) * steps))
+        parts.append(optax.linear_schedule(rate, rate / 100, steps - fall))
+        boundaries.append(fall)
+    return optax.join_schedules(parts, boundaries)
 
 
 def init_state(network: nn.Module, problem: Problem, settings: TrainingSettings, seed: int) -> TrainState:
