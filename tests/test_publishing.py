@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny import NETWORK, PROBLEM, SEED, SETTINGS, assert_same_trees, saved_steps, tiny_config
+from tiny import NETWORK, PROBLEM, SEED, SETTINGS, assert_same_trees, damage, saved_steps, tiny_config
 
 from patterson_jax import publishing
 from patterson_jax.config import validate
@@ -121,7 +121,7 @@ def test_a_run_that_begins_with_published_weights_is_their_next_slice(copy, tmp_
 
 def test_damaged_weights_are_refused(copy):
     largest = max((copy / 'checkpoints').rglob('*'), key=lambda path: path.stat().st_size if path.is_file() else 0)
-    largest.write_bytes(largest.read_bytes()[:-1] + b'?')
+    damage(largest)
     with pytest.raises(InputError, match='is damaged'):
         load_network(copy, PROBLEM)
 

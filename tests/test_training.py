@@ -19,6 +19,7 @@ from tiny import (
     SETTINGS,
     assert_same_run,
     assert_same_trees,
+    damage,
     log_of,
     run,
     saved_steps,
@@ -271,8 +272,7 @@ def test_run_goes_on_from_before_a_damaged_checkpoint_and_ends_bit_for_bit_the_s
     workdir, keeping_all = tmp_path / 'run', CheckpointSettings(every_steps=8, keep=9)
     run(workdir, checkpointing=keeping_all)
     for step in damaged:
-        path = workdir / 'checkpoints' / f'{step}' / 'params' / 'manifest.ocdbt'
-        path.write_bytes(path.read_bytes()[:-1] + b'?')
+        damage(workdir / 'checkpoints' / f'{step}' / 'params' / 'manifest.ocdbt')
     capsys.readouterr()
     assert_same_trees(run(workdir, checkpointing=keeping_all), whole_run[0])
     notes = [line for line in capsys.readouterr().err.splitlines() if not line.startswith('training: ')]

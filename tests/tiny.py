@@ -88,6 +88,12 @@ def without_timings(rows):
     return [{name: value for name, value in row.items() if name not in timings} for row in rows]
 
 
+def damage(path):
+    """Changes the last byte of a file, whatever it is."""
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
 def log_of(workdir):
     return without_timings(read_metrics(workdir / 'metrics.jsonl'))
 
