@@ -61,9 +61,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.train.adam_epsilon = 1e-8  # of Adam; beside it gradients should not be small
     config.train.max_gradient_norm = 0.0  # longer gradients are shortened to it; 0: none
     config.train.early_weight = 0.3  # in the loss, of each estimate that an unrolled network makes before its last one
-    config.train.filled_weight = (
-        0.0  # errors are weighted by 1 + this · target; in the log and in validation they are not
-    )
+    config.train.filled_weight = 0.0  # errors count 1 + this · target; 1 in the log and in validation
     config.train.warmup_steps = 1000  # from 0 to learning_rate
     config.train.schedule = 'cosine'  # down to 1 % at the last step; 'trapezoid': so over the last 30 %; or 'constant'
     config.train.set_size = 3000  # cases in a training set, an epoch
@@ -101,9 +99,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
 
     config.evaluate = ml_collections.ConfigDict()
     config.evaluate.num_cases = 500  # 0: train only
-    config.evaluate.batch_size = (
-        20  # cases that the network solves at once, in all orientations; does not change the scores
-    )
+    config.evaluate.batch_size = 20  # cases that the network is given at once; does not change the scores
     config.evaluate.methods = 'network'  # of `solve`, with commas between; '': the paper's procedure, nothing refined
 
     # Units in files; the rest of the program knows only voxels.
