@@ -22,7 +22,7 @@ jax.config.update('jax_compilation_cache_dir', _cache)
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
-# Each compiled program takes thousands of memory mappings. Linux allows a process 65,530; beyond, LLVM crashes.
+# A compiled program takes hundreds of memory mappings. Linux allows a process 65,530; beyond, LLVM crashes.
 MOST_MAPPINGS = 30_000
 
 
