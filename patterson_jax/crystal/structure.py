@@ -1,0 +1,113 @@
+"""What is known of a crystal before it is solved, and after: the contract between reading, solving and writing.
+
+Everything here is on the host, in the cell as it was given. Rotations act on fractional coordinates as column vectors,
+x' = R x, and on Miller indices as row vectors, h' = h R.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from patterson_jax.crystal.cell import UnitCell
+
+
+@dataclasses.dataclass(frozen=True)
+class CrystalData:
+    """Measured intensities of one crystal, merged, with what is known of it.
+
+    Attributes:
+        cell: as given.
+        hkl: `(n, 3)` int32, one of each set of equivalents under the Laue class, systematically absent ones of the
+            centring left out, F(000) not among them.
+        intensities: `(n,)`, F² on any scale; may be negative.
+        sigmas: `(n,)`, their standard uncertainties, positive.
+        laue_class: its symbol, as '2/m' or 'm-3m'.
+        rotations: `(m, 3, 3)` int, the operations of the Laue class in this cell, inversion among them.
+        centring: P, A, B, C, I, F or R (obverse).
+        wavelength: Å, or None.
+        formula: element → number of atoms in the cell, or in any unit of it; only the proportions count. None: any.
+        merged_by_us: whether equivalents were there to be compared.
+        warnings: what a person should know of the data, a line each.
+    """
+
+    cell: UnitCell
+    hkl: np.ndarray
+    intensities: np.ndarray
+    sigmas: np.ndarray
+    laue_class: str
+    rotations: np.ndarray
+    centring: str
+    wavelength: float | None = None
+    formula: dict[str, float] | None = None
+    merged_by_us: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class SpaceGroup:
+    """A space group in the cell as given.
+
+    Attributes:
+        number: of International Tables, 1 to 230.
+        hm: Hermann-Mauguin symbol in this cell's setting, 'P 1 21/c 1', or the standard one if the setting has none.
+        symops: all operations, centring included, as 'x,y,z'. Centrosymmetric groups have an inversion centre at the
+            origin.
+        certain: whether the data leave no other choice.
+        candidates: Hermann-Mauguin symbols of the others.
+    """
+
+    number: int
+    hm: str
+    symops: tuple[str, ...]
+    certain: bool
+    candidates: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """An atom of the asymmetric unit.
+
+    Attributes:
+        label: as 'C1'.
+        element: chemical symbol.
+        fract: fractional coordinates.
+        u_iso: Å².
+        occupancy: of the site by the atom, 1 where it is full; special positions do not lower it.
+        multiplicity: sites in the cell.
+        confidence: of the element, from 0 to 1.
+    """
+
+    label: str
+    element: str
+    fract: tuple[float, float, float]
+    u_iso: float
+    occupancy: float
+    multiplicity: int
+    confidence: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class CrystalSolution:
+    """The answer to one crystal.
+
+    Attributes:
+        verdict: 'solved', 'uncertain' or 'not solved'.
+        reasons: for the verdict, in words.
+        space_group: None where none was found.
+        atoms: the asymmetric unit, one connected molecule where there is one, near the middle of the cell.
+        r_factor: R1 of the refined isotropic model over reflections with F > 4σ(F); None without a model.
+        resolution: d_min of the data, Å.
+        starts: how many were tried.
+        seconds: of all the work, compilation apart.
+        density: `(nu, nv, nw)`, electrons/Å³ nearly, the map from which atoms were taken; None without one.
+    """
+
+    verdict: str
+    reasons: tuple[str, ...]
+    space_group: SpaceGroup | None
+    atoms: tuple[Site, ...]
+    r_factor: float | None
+    resolution: float
+    starts: int
+    seconds: float
+    density: np.ndarray | None = None
