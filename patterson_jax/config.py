@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from patterson_jax.errors import InputError, require
 from patterson_jax.evaluation import EvaluationSettings
-from patterson_jax.files import FileSettings
+from patterson_jax.files.structures import FileSettings
 from patterson_jax.learning.checkpoints import CheckpointSettings
 from patterson_jax.learning.network import PattersonNet
 from patterson_jax.learning.training import TrainingSettings

@@ -16,20 +16,17 @@ from patterson_jax.ablations import compare
 from patterson_jax.config import Experiment, validate
 from patterson_jax.errors import InputError, require
 from patterson_jax.figures import draw_example, draw_solution
-from patterson_jax.files import (
+from patterson_jax.files.common import make_directory, write_json
+from patterson_jax.files.maps import read_map, require_memory, write_map
+from patterson_jax.files.structures import (
     file_positions,
-    make_directory,
-    read_map,
     read_xyz,
-    require_memory,
     voxel_positions,
-    write_chimerax,
-    write_json,
-    write_map,
     write_pdb,
     write_res,
     write_xyz,
 )
+from patterson_jax.files.viewers import write_chimerax
 from patterson_jax.inspection import describe_example, describe_network
 from patterson_jax.learning.checkpoints import has_checkpoint
 from patterson_jax.learning.stopping import unfinished_on_sigterm

@@ -15,7 +15,7 @@ from patterson_jax.config import Experiment, differences
 from patterson_jax.errors import InputError, require
 from patterson_jax.evaluation import MATCH_DISTANCE
 from patterson_jax.figures import draw_losses
-from patterson_jax.files import write_json
+from patterson_jax.files.common import write_json
 from patterson_jax.inspection import count_weights, training_operations
 from patterson_jax.learning.checkpoints import (
     CHECKSUMS,

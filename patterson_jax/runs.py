@@ -13,7 +13,7 @@ from patterson_jax.config import Experiment, check_devices, differences, network
 from patterson_jax.errors import InputError, Unfinished, require
 from patterson_jax.evaluation import describe_scores, evaluate
 from patterson_jax.figures import draw_errors, draw_losses, draw_maps, draw_separation
-from patterson_jax.files import make_directory, write_json
+from patterson_jax.files.common import make_directory, write_json
 from patterson_jax.learning.checkpoints import Checkpoints, find_checkpoints, has_checkpoint
 from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.learning.parallel import is_first_process, on_any_process, wait_for_all

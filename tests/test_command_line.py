@@ -22,7 +22,8 @@ from absl.testing import flagsaver
 import run_experiment
 from configs import quick
 from patterson_jax.config import validate
-from patterson_jax.files import read_map, read_xyz, voxel_positions, write_map, write_xyz
+from patterson_jax.files.maps import read_map, write_map
+from patterson_jax.files.structures import read_xyz, voxel_positions, write_xyz
 from patterson_jax.learning.checkpoints import Checkpoints
 from patterson_jax.learning.training import init_state
 from patterson_jax.simulation.density import render
@@ -512,7 +513,7 @@ def test_a_map_that_cannot_be_solved_is_one_line(command, tmp_path, write, fragm
 
 def test_a_map_too_large_for_the_memory_is_one_line_before_it_is_read(command, tmp_path, monkeypatch):
     write_map(tmp_path / 'large.ccp4', patterson_of_triangle(), 0.5)
-    monkeypatch.setattr('patterson_jax.files.MEMORY_OF_SOLVING', 10**12)
+    monkeypatch.setattr('patterson_jax.files.maps.MEMORY_OF_SOLVING', 10**12)
     monkeypatch.setattr('patterson_jax.experiment.read_map', lambda path: pytest.fail('it was read'))
     result = command(*LEAST_SQUARES, '--mode=solve', '--input=large.ccp4', '--output=solved')
     assert result.lines() == [result.error()]

@@ -15,7 +15,8 @@ from tiny import shared_environment
 from configs import quick
 from patterson_jax.errors import InputError
 from patterson_jax.experiment import run
-from patterson_jax.files import read_map, read_xyz
+from patterson_jax.files.maps import read_map
+from patterson_jax.files.structures import read_xyz
 from patterson_jax.learning.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent

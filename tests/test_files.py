@@ -13,18 +13,17 @@ import numpy as np
 import pytest
 
 from patterson_jax.errors import InputError
-from patterson_jax.files import (
+from patterson_jax.files.common import write_json
+from patterson_jax.files.maps import read_map, write_map
+from patterson_jax.files.structures import (
     file_positions,
-    read_map,
     read_xyz,
     voxel_positions,
-    write_chimerax,
-    write_json,
-    write_map,
     write_pdb,
     write_res,
     write_xyz,
 )
+from patterson_jax.files.viewers import write_chimerax
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.patterson import patterson_map
 from patterson_jax.simulation.problem import Problem

@@ -1,0 +1,200 @@
+"""Atoms in files: .xyz, PDB through gemmi, SHELX .res. With `maps`, the one place that knows Å.
+
+A CCP4 map holds values at grid points, the first one at the cell's origin; a voxel of ours has its centre half a voxel
+further. Atoms are written at (r + grid/2 − 1/2) · voxel_size, so that in any viewer they lie on the density.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import gemmi
+import numpy as np
+
+from patterson_jax.errors import InputError, require
+from patterson_jax.files.common import require_content, shortened, write_whole
+
+PDB_RANGE = (-999.999, 9999.999)  # what fits the eight columns of a coordinate, Å
+SHELX_RANGE = (-5, 5)  # cells; SHELXL takes a value beyond as the number of a free variable
+ATOMS_NAMED = 99  # in a residue, for four columns hold a chemical symbol and two digits
+MO_K_ALPHA = 0.71073  # Å
+
+
+@dataclasses.dataclass(frozen=True)
+class FileSettings:
+    """Units in files; the fields are explained in configs/base.py, section `files`. Raises InputError."""
+
+    voxel_size: float
+    element: str
+
+    def __post_init__(self):
+        finite = math.isfinite(self.voxel_size) and self.voxel_size > 0
+        require(finite, 'voxel_size', self.voxel_size, 'a positive number of Å')
+        require(is_element(self.element), 'element', self.element, "a chemical symbol, or 'X'")
+
+
+def is_element(symbol: str) -> bool:
+    """Whether gemmi knows the chemical symbol; 'X' is an atom of unknown kind."""
+    element = gemmi.Element(symbol)  # which takes the first letters of a longer word
+    return symbol == 'X' or (element.atomic_number > 0 and element.name.upper() == symbol.upper())
+
+
+def read_xyz(path: Path) -> np.ndarray:
+    """Reads the positions of an .xyz file, `(num_atoms, 3)` in Å.
+
+    Raises:
+        InputError: no such file, or a line that is not as the format has it; the line is named.
+    """
+    path = Path(path)
+    require_content(path)
+    try:
+        lines = path.read_text(encoding='utf-8').splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f'{path}: not a text file') from error
+    count = lines[0].strip()
+    if not (count.isascii() and count.isdigit() and len(count) < 10 and int(count) > 0):
+        raise InputError(f'{path}, line 1: {shortened(count)!r}; it must be the number of atoms')
+    count = int(count)
+    if len(lines) < count + 2:
+        raise InputError(f'{path}: {max(len(lines) - 2, 0)} atoms; line 1 announces {count}')
+    for number, line in enumerate(lines[count + 2 :], start=count + 3):
+        if line.strip():
+            raise InputError(f'{path}, line {number}: {shortened(line)!r} after the last of {count} atoms')
+    atoms = enumerate(lines[2 : count + 2], start=3)
+    return np.array([_xyz_position(f'{path}, line {number}', line) for number, line in atoms])
+
+
+def _xyz_position(place, line):
+    words = line.split()
+    try:
+        position = [float(word) for word in words[1:4]]
+    except ValueError:
+        position = []
+    if len(position) != 3 or not is_element(words[0]) or not all(map(math.isfinite, position)):
+        raise InputError(f'{place}: {shortened(line)!r}; it must be a chemical symbol and three coordinates in Å')
+    return position
+
+
+def write_xyz(path: Path, positions: np.ndarray, element: str, comment: str) -> None:
+    """Writes positions `(num_atoms, 3)` in Å as an .xyz file."""
+    atoms = (f'{element:<2} {x:12.6f} {y:12.6f} {z:12.6f}' for x, y, z in np.asarray(positions))
+    text = '\n'.join([str(len(positions)), ' '.join(comment.split()), *atoms]) + '\n'
+    write_whole(path, lambda part: part.write_text(text, encoding='utf-8'))
+
+
+def write_pdb(path: Path, positions: np.ndarray, cell_edge: float, element: str, comment: str) -> None:
+    """Writes positions as a PDB file: HETATM records of unknown ligands, UNL, in a cubic cell, P 1.
+
+    Viewers have no radius for an atom of unknown kind, 'X': it is written as carbon, and a REMARK says so.
+
+    Args:
+        path: of the file.
+        positions: `(num_atoms, 3)` in Å in the frame of the written map (`file_positions`); they may lie outside the
+            cell.
+        cell_edge: of the written map, Å.
+        element: chemical symbol, or 'X'.
+        comment: for the TITLE record, which has no letters but ASCII capitals.
+
+    Raises:
+        InputError: a coordinate that the format's columns do not hold.
+    """
+    _require_within(path, positions, PDB_RANGE, 'Å')
+    structure = gemmi.Structure()
+    structure.cell, structure.spacegroup_hm = gemmi.UnitCell(*[cell_edge] * 3, 90, 90, 90), 'P 1'
+    structure.info['_struct.title'] = _ascii_line(comment)
+    symbol, remark = _drawn_element(element)
+    if remark:
+        structure.raw_remarks = [f'REMARK  99 {remark.upper():69}']
+    chain = gemmi.Chain('A')
+    for residue_number, names in enumerate(_atom_names(symbol, len(positions)), start=1):
+        residue = gemmi.Residue()
+        residue.name, residue.seqid, residue.het_flag = 'UNL', gemmi.SeqId(residue_number, ' '), 'H'
+        for name, position in names:
+            atom = gemmi.Atom()
+            atom.name, atom.element, atom.pos = (
+                name.upper(),
+                gemmi.Element(symbol),
+                gemmi.Position(*positions[position]),
+            )
+            residue.add_atom(atom)
+        chain.add_residue(residue)
+    model = gemmi.Model(1)
+    model.add_chain(chain)
+    structure.add_model(model)
+    text = structure.make_pdb_string()
+    write_whole(path, lambda part: part.write_text(text, encoding='ascii'))
+
+
+def write_res(path: Path, positions: np.ndarray, cell_edge: float, element: str, comment: str) -> None:
+    """Writes positions as a SHELX .res file: fractional coordinates in a cubic cell, P1, non-centrosymmetric.
+
+    SHELX has no scattering factors for an atom of unknown kind, 'X': it is written as carbon, and a REM says so. The
+    wavelength is that of Mo Kα; no data of ours depend on it. More than 99 atoms are divided into residues, for SHELX
+    takes names of at most four characters.
+
+    Args:
+        path: of the file.
+        positions: `(num_atoms, 3)` in Å in the frame of the written map (`file_positions`).
+        cell_edge: of the written map, Å.
+        element: chemical symbol, or 'X'.
+        comment: for TITL, cut so that the line has the 80 characters that SHELX reads.
+
+    Raises:
+        InputError: an atom five cells or more from the origin, which SHELX takes for the number of a free variable.
+    """
+    fractions = np.asarray(positions, np.float64) / cell_edge
+    _require_within(path, fractions, SHELX_RANGE, 'cells')
+    symbol, remark = _drawn_element(element)
+    lines = [
+        f'TITL {_ascii_line(comment)[:75]}',
+        f'CELL {MO_K_ALPHA} {cell_edge:.5f} {cell_edge:.5f} {cell_edge:.5f} 90 90 90',
+        'ZERR 1 0 0 0 0 0 0',
+        'LATT -1',
+        f'SFAC {symbol}',
+        f'UNIT {len(fractions)}',
+        *([f'REM {remark}'] if remark else []),
+        'FVAR 1.0',
+    ]
+    for residue_number, names in enumerate(_atom_names(symbol, len(fractions))):
+        lines += [f'RESI {residue_number}'] if residue_number else []
+        for name, position in names:
+            x, y, z = fractions[position]
+            lines.append(f'{name:<4} 1 {x:11.6f} {y:11.6f} {z:11.6f} 11.00000 0.05000')
+    text = '\n'.join([*lines, 'HKLF 4', 'END']) + '\n'
+    write_whole(path, lambda part: part.write_text(text, encoding='ascii'))
+
+
+def _drawn_element(element):
+    """The chemical symbol that stands for an element in files that must have one, and a remark if it is not its own."""
+    if element == 'X':
+        return 'C', 'The kind of the atoms is not known; they are written as carbon.'
+    return gemmi.Element(element).name, ''
+
+
+def _atom_names(symbol, num_atoms):
+    """For each residue its atoms, as pairs of a name of at most four characters and the number of its position."""
+    for first in range(0, num_atoms, ATOMS_NAMED):
+        numbers = range(first, min(first + ATOMS_NAMED, num_atoms))
+        yield [(f'{symbol}{number - first + 1}', number) for number in numbers]
+
+
+def _ascii_line(text):
+    return ' '.join(text.split()).encode('ascii', 'replace').decode()
+
+
+def _require_within(path, values, allowed, unit):
+    low, high = allowed
+    bad = np.asarray(values)[~((np.asarray(values) > low) & (np.asarray(values) < high))]
+    if bad.size:
+        raise InputError(f'{path}: a coordinate is {bad[0]:g} {unit}; the format holds those from {low} to {high}')
+
+
+def file_positions(positions: np.ndarray, grid_size: int, voxel_size: float) -> np.ndarray:
+    """Positions in voxels from the box centre as Å in the frame of the written map."""
+    return (np.asarray(positions) + grid_size / 2 - 0.5) * voxel_size
+
+
+def voxel_positions(positions: np.ndarray, voxel_size: float) -> np.ndarray:
+    """Positions in Å as voxels from their mean."""
+    voxels = np.asarray(positions) / voxel_size
+    return voxels - np.mean(voxels, axis=0)
