@@ -16,7 +16,7 @@ from patterson_jax.ablations import compare
 from patterson_jax.config import Experiment, validate
 from patterson_jax.errors import InputError, require
 from patterson_jax.figures import draw_example, draw_solution
-from patterson_jax.files.common import make_directory, write_json
+from patterson_jax.files.common import make_directory, plain_name, write_json
 from patterson_jax.files.maps import read_map, require_memory, write_map
 from patterson_jax.files.structures import (
     file_positions,
@@ -147,7 +147,7 @@ def _simulate_file(experiment, output, path):
     key = example_key(stream_key(experiment.seed, 'files'), 0, 0)
     maps = _simulated_maps(key, positions.astype(np.float32), problem)
     for name, values in zip(('patterson', 'density'), maps, strict=True):
-        target = output / f'{path.stem}_{name}.ccp4'
+        target = output / f'{plain_name(path)}_{name}.ccp4'
         write_map(target, np.asarray(values), voxel_size)
         print(target)
 
@@ -192,7 +192,7 @@ def _solve_file(experiment, network, output, path):
             network = None
     except InputError as error:
         raise InputError(f'{path}: {error}') from error
-    _refuse_to_overwrite(output, path.stem)
+    _refuse_to_overwrite(output, plain_name(path))
     key = example_key(stream_key(experiment.seed, 'separation'), 0, 0)
     if solving.num_atoms_known:
         solution = solve_maps(key[None], values[None], problem, solving, experiment.separate, network)[0]
@@ -202,7 +202,7 @@ def _solve_file(experiment, network, output, path):
         except InputError as error:
             raise InputError(f'{path}: {error}') from error
         problem = dataclasses.replace(problem, num_atoms=len(solution.positions))
-    _write_solution(experiment, solution, values, problem, voxel_size, output / path.stem, path)
+    _write_solution(experiment, solution, values, problem, voxel_size, output / plain_name(path), path)
 
 
 def _write_solution(experiment, solution, patterson, problem, voxel_size, target, path):
@@ -292,7 +292,7 @@ def _prepare_output(inputs, output):
         raise InputError('--input is missing; it names the file to read and may be repeated')
     if output is None:
         raise InputError('--output is missing; it names the directory for the results')
-    names = [path.stem for path in inputs]
+    names = [plain_name(path) for path in inputs]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise InputError(f'--input has {repeated[0]} more than once; the results would overwrite each other')

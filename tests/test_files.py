@@ -2,10 +2,13 @@
 
 import contextlib
 import dataclasses
+import gzip
 import json
 import re
 import resource
 import struct
+import tracemalloc
+from pathlib import Path
 
 import gemmi
 import jax
@@ -13,8 +16,8 @@ import numpy as np
 import pytest
 
 from patterson_jax.errors import InputError
-from patterson_jax.files.common import write_json
-from patterson_jax.files.maps import read_map, write_map
+from patterson_jax.files.common import plain_name, write_json
+from patterson_jax.files.maps import read_map, require_memory, write_map
 from patterson_jax.files.structures import (
     file_positions,
     read_xyz,
@@ -31,15 +34,24 @@ from patterson_jax.solving.input_maps import check_patterson, restore_origin_ter
 from patterson_jax.solving.interpretation import origin_distances
 
 draw = jax.jit(render, static_argnums=(1, 2))
-TYPE_OF_MODE = {0: 'i1', 1: 'i2', 2: 'f4', 6: 'u2'}
+TYPE_OF_MODE = {0: 'i1', 1: 'i2', 2: 'f4', 6: 'u2', 12: 'f2'}
 
 
 def ccp4_bytes(
-    block, sampling, cell, axes=(1, 2, 3), start=(0, 0, 0), mode=2, byte_order='<', spacegroup=1, symmetry=b''
+    block,
+    sampling,
+    cell,
+    axes=(1, 2, 3),
+    start=(0, 0, 0),
+    mode=2,
+    byte_order='<',
+    spacegroup=1,
+    symmetry=b'',
+    stamp=None,
 ):
     """A CCP4 file, written from the format's description. `block` and `start` are in x, y, z; `axes` in file order."""
     order = [axis - 1 for axis in axes]
-    stamp = b'\x44\x44\x00\x00' if byte_order == '<' else b'\x11\x11\x00\x00'
+    stamp = stamp or (b'\x44\x44\x00\x00' if byte_order == '<' else b'\x11\x11\x00\x00')
     header = struct.pack(
         f'{byte_order}10i6f3i3f2i',
         *(block.shape[axis] for axis in order),
@@ -171,6 +183,8 @@ def test_written_atoms_lie_on_the_written_density(tmp_path):
         ((3, 1, 2), (0, -16, 1), 1, '<'),
         ((1, 3, 2), (2, 2, 2), 0, '<'),
         ((2, 1, 3), (0, 0, -1), 6, '<'),
+        ((1, 2, 3), (0, 0, 0), 12, '<'),
+        ((3, 2, 1), (1, 2, 3), 12, '>'),
     ],
 )
 def test_a_map_reads_the_same_in_any_order_start_and_mode(tmp_path, axes, start, mode, byte_order):
@@ -182,6 +196,57 @@ def test_a_map_reads_the_same_in_any_order_start_and_mode(tmp_path, axes, start,
     assert read.voxel_size == 0.5
 
 
+@pytest.mark.parametrize('mode', [0, 2, 12])
+@pytest.mark.parametrize('byte_order', ['<', '>'])
+def test_a_machine_stamp_of_zeros_leaves_the_byte_order_to_be_found(tmp_path, mode, byte_order):
+    values = whole_numbers(8, 8, 8)
+    (tmp_path / 'map.ccp4').write_bytes(cubic_bytes(values, mode=mode, byte_order=byte_order, stamp=bytes(4)))
+    np.testing.assert_array_equal(read_map(tmp_path / 'map.ccp4').values, values, strict=True)
+
+
+@pytest.mark.parametrize('angles', [(0, 0, 0), (90, 90, 90)])
+@pytest.mark.parametrize('sampling', [(0, 0, 0), (8, 8, 8)])
+def test_in_a_map_without_a_cell_a_voxel_is_taken_for_one_angstrom_and_that_is_said(tmp_path, capsys, angles, sampling):
+    path, values = tmp_path / 'map.ccp4', whole_numbers(8, 8, 8)
+    path.write_bytes(cubic_bytes(values, cell=(0, 0, 0, *angles), sampling=sampling))
+    read = read_map(path)
+    np.testing.assert_array_equal(read.values, values)
+    assert read.voxel_size == 1
+    assert capsys.readouterr() == ('', f'note: {path}: its header has no cell; a voxel is taken for 1 Å\n')
+    path.write_bytes(cubic_bytes(values))
+    read_map(path)
+    assert capsys.readouterr().err == ''
+
+
+@pytest.mark.parametrize('name', ['map.ccp4.gz', 'map.ccp4', 'map.mrc'])
+def test_a_gzipped_map_is_read_whatever_its_name(tmp_path, name):
+    values = whole_numbers(8, 8, 8)
+    (tmp_path / name).write_bytes(gzip.compress(cubic_bytes(values)))
+    require_memory(tmp_path / name)
+    np.testing.assert_array_equal(read_map(tmp_path / name).values, values, strict=True)
+
+
+def test_a_compressed_map_takes_no_more_memory_than_its_header_announces(tmp_path):
+    bomb, vast = tmp_path / 'bomb.ccp4.gz', tmp_path / 'vast.ccp4.gz'
+    bomb.write_bytes(gzip.compress(WHOLE + bytes(3 * 10**7)))
+    size = (50_000,) * 3
+    header = struct.pack('<10i', *size, 2, 0, 0, 0, *size) + WHOLE[40:1024]
+    vast.write_bytes(gzip.compress(header + bytes(3 * 10**7)))
+    tracemalloc.start()
+    try:
+        for path, fragment in ((bomb, 'far more than the 3072 bytes'), (vast, 'GB of memory, and this machine has')):
+            assert fragment in refusal(read_map, path)
+        assert 'GB of memory, and this machine has' in refusal(require_memory, vast)
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_name_is_plain_without_the_ending_of_its_format_and_of_gzip():
+    names = ('map.ccp4', 'map.ccp4.gz', 'map.gz', 'map', 'my.own.map.ccp4')
+    assert [plain_name(Path('maps.of.mine') / name) for name in names] == ['map', 'map', 'map', 'map', 'my.own.map']
+
+
 def test_half_a_cell_with_an_inversion_centre_reads_as_the_whole(tmp_path):
     values = whole_numbers(8, 8, 8)
     values = values + np.roll(np.flip(values), 1, axis=(0, 1, 2))
@@ -191,10 +256,28 @@ def test_half_a_cell_with_an_inversion_centre_reads_as_the_whole(tmp_path):
     np.testing.assert_array_equal(read_map(tmp_path / 'half.ccp4').values, values)
 
 
+@pytest.mark.parametrize('spacegroup', [19, 198, 227])
+def test_a_part_of_the_cell_is_expanded_as_gemmi_does(tmp_path, spacegroup):
+    grid = gemmi.FloatGrid(np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32))
+    grid.spacegroup = gemmi.find_spacegroup_by_number(spacegroup)
+    grid.symmetrize_max()
+    values, path = np.array(grid), tmp_path / 'part.ccp4'
+    path.write_bytes(cubic_bytes(values[:7], sampling=(8, 8, 8), spacegroup=spacegroup, axes=(2, 3, 1)))
+    np.testing.assert_array_equal(read_map(path).values, values)
+    np.testing.assert_array_equal(np.array(gemmi.read_ccp4_map(str(path), setup=True).grid), values)
+    odd = cubic_bytes(np.ones((6, 7, 7)), sampling=(7, 7, 7), spacegroup=spacegroup)
+    path.write_bytes(odd)
+    assert '7 x 7 x 7 voxels do not fit its space group' in refusal(read_map, path)
+
+
 def with_value(value):
     values = whole_numbers(8, 8, 8)
     values[1, 2, 3] = values[3, 2, 1] = value
     return cubic_bytes(values)
+
+
+def damaged(content, place):
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
 
 
 CUBE = whole_numbers(8, 8, 8)
@@ -210,15 +293,22 @@ NO_MAPS = {
     'header only': (WHOLE[:1024], 'cut short', '1024 bytes', '3072'),
     'truncated': (WHOLE[:-1], 'cut short', '3071 bytes', '3072'),
     'no values': (bytes(4) + WHOLE[4:], 'not a CCP4 map', '[0, 8, 8]'),
-    'complex values': (WHOLE.replace(b'\2\0\0\0', b'\4\0\0\0', 1), 'not a CCP4 map', 'mode 4'),
+    'complex values': (WHOLE.replace(b'\2\0\0\0', b'\4\0\0\0', 1), 'not a CCP4 map', 'mode 4', '0, 1, 2, 6, 12'),
     'one axis twice': (WHOLE[:64] + struct.pack('<3i', 1, 1, 2) + WHOLE[76:], 'not a CCP4 map'),
     'NaN': (with_value(np.nan), '2 of its values are NaN or infinite'),
     'infinite': (with_value(-np.inf), '2 of its values are NaN or infinite'),
     'grid not cubic': (cubic_bytes(whole_numbers(8, 8, 10)), '8 x 8 x 10 voxels', NOT_CUBIC),
     'cell not cubic': (cubic_bytes(CUBE, cell=(4, 4, 4.1, 90, 90, 90)), '4, 4, 4.1, 90, 90, 90', NOT_CUBIC),
     'cell oblique': (cubic_bytes(CUBE, cell=(4, 4, 4, 90, 100, 90)), '4, 4, 4, 90, 100, 90', NOT_CUBIC),
-    'cell of no size': (cubic_bytes(CUBE, cell=(0, 0, 0, 90, 90, 90)), 'cell', '0, 0, 0, 90, 90, 90'),
-    'cell left out': (cubic_bytes(CUBE, cell=(0, 0, 0, 0, 0, 0)), 'cell', '0, 0, 0'),
+    'cell flat': (cubic_bytes(CUBE, cell=(4, 4, 0, 90, 90, 90)), 'cell', '4, 4, 0, 90, 90, 90'),
+    'cell without angles': (cubic_bytes(CUBE, cell=(4, 4, 4, 0, 0, 0)), 'cell', '4, 4, 4, 0, 0, 0'),
+    'no cell, not cubic': (cubic_bytes(CUBE[:6], cell=(0,) * 6, sampling=(6, 8, 8)), '6 x 8 x 8 voxels', NOT_CUBIC),
+    'symmetry of negative length': (WHOLE[:92] + struct.pack('<i', -80) + WHOLE[96:], 'not a CCP4 map', '-80 bytes'),
+    'gzip cut short': (gzip.compress(WHOLE)[:-20], 'cut short', 'compressed'),
+    'gzip of a map cut short': (gzip.compress(WHOLE[:-1]), 'cut short', '3071 bytes', '3072'),
+    'gzip damaged': (damaged(gzip.compress(WHOLE), -6), 'damaged', 'gzip'),
+    'gzip of text': (gzip.compress(b'3\n'), 'not a CCP4 map', '2 bytes'),
+    'gzip that is none': (b'\x1f\x8b' + bytes(5000), 'damaged', 'gzip'),
     'cell not a number': (cubic_bytes(CUBE, cell=(np.nan, np.nan, np.nan, 90, 90, 90)), 'cell', 'nan, nan, nan'),
     'part of the cell': (cubic_bytes(CUBE[:7], sampling=(8, 8, 8)), PARTIAL),
     'speck of a vast cell': (cubic_bytes(CUBE, sampling=(65536, 65536, 65536)), PARTIAL),
@@ -254,6 +344,29 @@ def test_xyz_of_other_programs_is_read(tmp_path):
     lines = (' 3 ', '', 'c\t-1.5 2 3e-1 0.25', 'CL 0 0 0 # no charge', ' X .5 -.5 +.5', ' ', '')
     (tmp_path / 'atoms.xyz').write_text('\r\n'.join(lines), encoding='utf-8', newline='')
     np.testing.assert_array_equal(read_xyz(tmp_path / 'atoms.xyz'), [[-1.5, 2, 0.3], [0, 0, 0], [0.5, -0.5, 0.5]])
+
+
+XYZ_LINES = {
+    'label': 'O1 1.5 -2 0.25',
+    'label of two letters': 'Cl12A 1.5 -2 0.25',
+    'charge': 'Fe3+ 1.5 -2 0.25',
+    'label with other signs': 'C_2* 1.5 -2 0.25',
+    'deuterium': 'D1 1.5 -2 0.25',
+    'atomic number': '8 1.5 -2 0.25',
+    'highest atomic number': '118 1.5 -2 0.25',
+    'Fortran exponents': 'O 1.5D+00 -0.2d1 25.D-2',
+    'exponents of C': 'O +15e-1 -.2E+1 2.5E-01',
+    'tabs and more columns': '\tO\t1.5\t-2.\t\t0.25\t-0.834 O2- 17 ',
+}
+
+
+@pytest.mark.parametrize('line', XYZ_LINES.values(), ids=XYZ_LINES)
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'latin-1'])
+@pytest.mark.parametrize('end', ['\n', '\r\n', '\r'])
+def test_atoms_are_read_as_people_write_them(tmp_path, line, encoding, end):
+    text = end.join(['2', 'in Å,\x85 µ', line, 'H 0 0 0', '', ''])
+    (tmp_path / 'atoms.xyz').write_text(text, encoding=encoding, newline='')
+    np.testing.assert_array_equal(read_xyz(tmp_path / 'atoms.xyz'), [[1.5, -2, 0.25], [0, 0, 0]])
 
 
 ELEMENTS = ('C', 'C', False), ('Fe', 'Fe', False), ('FE', 'Fe', False), ('X', 'C', True)
@@ -385,6 +498,14 @@ NO_XYZ = {
     'over-long': ('1\n\nC 0 0 0\n\nC 1 1 1\n', 'line 5', "'C 1 1 1' after the last of 1 atoms"),
     'unknown element': (xyz_with('Qq 1 1 1'), 'line 4', "'Qq 1 1 1'", 'a chemical symbol'),
     'element in full': (xyz_with('Carbon 1 1 1'), 'line 4', "'Carbon 1 1 1'", 'a chemical symbol'),
+    'label of no element': (xyz_with('Qq1 1 1 1'), 'line 4', "'Qq1 1 1 1'", 'a label'),
+    'label in brackets': (xyz_with('(C) 1 1 1'), 'line 4', "'(C) 1 1 1'", 'a label'),
+    'atomic number zero': (xyz_with('0 1 1 1'), 'line 4', "'0 1 1 1'", 'an atomic number'),
+    'atomic number too high': (xyz_with('119 1 1 1'), 'line 4', "'119 1 1 1'", 'an atomic number'),
+    'coordinates alone': (xyz_with('1.0 1 1 1'), 'line 4', "'1.0 1 1 1'", 'a chemical symbol'),
+    'exponent without digits': (xyz_with('C 1.0D 1 1'), 'line 4', "'C 1.0D 1 1'", 'three coordinates'),
+    'digits in groups': (xyz_with('C 1_0 1 1'), 'line 4', "'C 1_0 1 1'", 'three coordinates'),
+    'two bytes a letter': ('1\n\nC 0 0 0\n'.encode('utf-16'), 'not a text file'),
     'no element': (xyz_with('1 1 1'), 'line 4', "'1 1 1'", 'a chemical symbol'),
     'too few columns': (xyz_with('C 1 1'), 'line 4', "'C 1 1'", 'three coordinates'),
     'blank line': (xyz_with(''), 'line 4', "''", 'three coordinates'),

@@ -56,3 +56,8 @@ def make_directory(path: Path, name: str) -> None:
         raise InputError(
             f'{name} is {path}; it must be a directory that can be made or written: {error.strerror}'
         ) from error
+
+
+def plain_name(path: Path) -> str:
+    """A file's name without its ending, and without that of gzip: 'map' for map.ccp4.gz."""
+    return Path(path.name.removesuffix('.gz')).stem

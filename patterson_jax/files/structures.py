@@ -6,6 +6,7 @@ further. Atoms are written at (r + grid/2 − 1/2) · voxel_size, so that in any
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 
 import gemmi
@@ -18,6 +19,7 @@ PDB_RANGE = (-999.999, 9999.999)  # what fits the eight columns of a coordinate,
 SHELX_RANGE = (-5, 5)  # cells; SHELXL takes a value beyond as the number of a free variable
 ATOMS_NAMED = 99  # in a residue, for four columns hold a chemical symbol and two digits
 MO_K_ALPHA = 0.71073  # Å
+HEAVIEST = 118  # atomic number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +44,14 @@ def is_element(symbol: str) -> bool:
 def read_xyz(path: Path) -> np.ndarray:
     """Reads the positions of an .xyz file, `(num_atoms, 3)` in Å.
 
+    An atom's first column is a chemical symbol, a label that begins with one ('O1', 'Fe2+'), or an atomic number;
+    columns after its coordinates are passed over. Exponents may be Fortran's, '1.0D+00'.
+
     Raises:
         InputError: no such file, or a line that is not as the format has it; the line is named.
     """
     path = Path(path)
-    require_content(path)
-    try:
-        lines = path.read_text(encoding='utf-8').splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f'{path}: not a text file') from error
+    lines = _lines(path)
     count = lines[0].strip()
     if not (count.isascii() and count.isdigit() and len(count) < 10 and int(count) > 0):
         raise InputError(f'{path}, line 1: {shortened(count)!r}; it must be the number of atoms')
@@ -64,15 +65,41 @@ def read_xyz(path: Path) -> np.ndarray:
     return np.array([_xyz_position(f'{path}, line {number}', line) for number, line in atoms])
 
 
+def _lines(path):
+    """The lines of a text, be it UTF-8, with a byte order mark or without, or of an older code; of ASCII all agree."""
+    require_content(path)
+    content = path.read_bytes()
+    if b'\0' in content:
+        raise InputError(f'{path}: not a text file')
+    try:
+        text = content.decode('utf-8-sig')
+    except UnicodeDecodeError:
+        text = content.decode('latin-1')
+    return text.replace('\r\n', '\n').replace('\r', '\n').removesuffix('\n').split('\n')
+
+
 def _xyz_position(place, line):
     words = line.split()
-    try:
-        position = [float(word) for word in words[1:4]]
-    except ValueError:
-        position = []
-    if len(position) != 3 or not is_element(words[0]) or not all(map(math.isfinite, position)):
-        raise InputError(f'{place}: {shortened(line)!r}; it must be a chemical symbol and three coordinates in Å')
+    position = [_number(word) for word in words[1:4]]
+    if len(position) != 3 or not _names_an_element(words[0]) or not all(map(math.isfinite, position)):
+        raise InputError(
+            f'{place}: {shortened(line)!r}; it must be a chemical symbol, a label or an atomic number, and three '
+            'coordinates in Å'
+        )
     return position
+
+
+def _names_an_element(word):
+    if word.isascii() and word.isdigit():
+        return len(word) <= 3 and 1 <= int(word) <= HEAVIEST
+    return is_element(word) or is_element(re.match('[A-Za-z]*', word)[0])
+
+
+def _number(word):
+    """The value of a real number as C and Fortran write it, NaN if it is none."""
+    if not re.fullmatch(r'[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([EeDd][+-]?[0-9]+)?', word):
+        return math.nan
+    return float(word.upper().replace('D', 'E'))
 
 
 def write_xyz(path: Path, positions: np.ndarray, element: str, comment: str) -> None:
