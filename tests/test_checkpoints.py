@@ -1,13 +1,18 @@
 """Checkpoints: which are kept, what is the best one, and that a damaged one is named and passed over."""
 
+import contextlib
 import hashlib
 import json
 import math
+import os
 import shutil
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from patterson_jax.errors import InputError
@@ -224,8 +229,11 @@ def test_what_was_put_aside_earlier_makes_way(directory):
     assert (directory / '3.damaged' / 'mark').read_text() == '2'
 
 
-@pytest.mark.parametrize('read_only', [True, False])
-def test_if_all_are_damaged_that_is_a_mistake_and_nothing_is_moved(directory, read_only):
+@pytest.mark.parametrize(
+    ('read_only', 'cure'),
+    [(True, 'Copy it again, or name another run'), (False, 'Copy it again, or remove {} to start afresh')],
+)
+def test_if_all_are_damaged_that_is_a_mistake_and_nothing_is_moved(directory, read_only, cure):
     flip(directory / '1' / 'config' / 'metadata')
     (directory / '2' / 'params' / '_METADATA').unlink()
     empty(directory / '3' / 'checksums.json')
@@ -235,9 +243,13 @@ def test_if_all_are_damaged_that_is_a_mistake_and_nothing_is_moved(directory, re
     assert str(refusal.value) == (
         f'no checkpoint there that is whole: {directory / "1"}: config/metadata is damaged; '
         f'{directory / "2"}: params/_METADATA is missing; {directory / "3"}: checksums.json is damaged. '
-        f'Remove {directory} to start afresh'
+        f'{cure.format(directory)}'
     )
     assert contents(directory) == before
+    flip(directory / '2' / 'params' / 'manifest.ocdbt')
+    (directory / '2' / 'params' / '_METADATA').write_bytes(before[Path('1/params/_METADATA')])
+    with pytest.raises(InputError, match=rf'manifest.ocdbt is damaged.*\. Remove {directory} to start afresh$'):
+        Checkpoints(directory)
 
 
 def test_a_checkpoint_that_was_killed_before_it_got_its_checksums_is_good(directory, capsys):
@@ -287,11 +299,122 @@ def test_half_written_checkpoints_are_no_checkpoints(directory):
     assert entries(directory) == ['2', '3', '4']
 
 
-def test_a_checkpoint_of_other_shapes_is_refused(directory):
-    with Checkpoints(directory, read_only=True) as checkpoints, pytest.raises(InputError) as refusal:
-        checkpoints.restore(3, params={'params': {'other': jnp.zeros(5)}})
-    assert str(refusal.value).startswith(f'{directory / "3"}: the checkpoint cannot be read (')
-    assert len(str(refusal.value).splitlines()) == 1
+def refusal(directory, **templates):
+    """In what words the third checkpoint is refused; it is left as it is."""
+    before = contents(directory)
+    with Checkpoints(directory, read_only=True) as checkpoints, pytest.raises(InputError) as caught:
+        checkpoints.restore(3, **(templates or {'params': params(0.0)}))
+    assert contents(directory) == before
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert message.startswith(f'{directory / "3"}: ')
+    return message.removeprefix(f'{directory / "3"}: ')
+
+
+@pytest.mark.parametrize('sealed', [True, False])
+def test_a_checkpoint_of_another_network_is_refused_with_what_differs(directory, sealed):
+    if not sealed:
+        (directory / '3' / 'checksums.json').unlink()
+    for shapes, difference in (
+        ({'other': jnp.zeros(5)}, 'params/other is not there, here of shape (5,)'),
+        ({'weight': jnp.zeros((3, 2))}, 'params/weight is of shape (2, 3), here of shape (3, 2)'),
+        ({'weight': jnp.zeros((2, 3)), 'zeta': jnp.zeros(1)}, 'params/zeta is not there, here of shape (1,)'),
+    ):
+        assert refusal(directory, params={'params': shapes}) == f'its params are of another network: {difference}'
+
+
+def reseal(place):
+    checksums = {name: hashlib.sha256((place / name).read_bytes()).hexdigest() for name in files_of(place)}
+    (place / 'checksums.json').write_text(json.dumps(checksums))
+
+
+def test_a_checkpoint_of_another_orbax_is_not_called_damaged(directory):
+    """Its description of the arrays is another one."""
+    (directory / '3' / 'params' / '_METADATA').write_text('{"version": 2, "arrays": []}')
+    reseal(directory / '3')
+    words = refusal(directory)
+    assert words.startswith(f'the checkpoint is whole, but Orbax {ocp.__version__} cannot read it (')
+    assert words.endswith('; was it written by another version?')
+    assert 'remove' not in words
+
+
+def test_what_a_checkpoint_never_had_is_named(directory):
+    """As in one of which only the weights were passed on."""
+    shutil.rmtree(directory / '3' / 'optimizer')
+    reseal(directory / '3')
+    assert refusal(directory, params=params(0.0), optimizer=params(0.0)) == 'the checkpoint has no optimizer'
+    with Checkpoints(directory, read_only=True) as checkpoints:
+        checkpoints.restore(3, params=params(0.0))
+
+
+def test_a_checkpoint_without_checksums_that_was_cut_off_may_be_removed(directory):
+    (directory / '3' / 'checksums.json').unlink()
+    cut(directory / '3' / 'params' / 'manifest.ocdbt')
+    words = refusal(directory)
+    assert words.startswith('the checkpoint has no checksums, and Orbax ')
+    assert words.endswith(f'; if it was cut off, remove {directory / "3"} to use the checkpoint before it')
+
+
+def test_what_is_damaged_while_it_is_in_use_is_to_be_removed(directory):
+    with Checkpoints(directory, read_only=True) as checkpoints:
+        flip(directory / '3' / 'params' / 'manifest.ocdbt')
+        with pytest.raises(InputError) as caught:
+            checkpoints.restore(3, params=params(0.0))
+    assert str(caught.value) == (
+        f'{directory / "3"}: params/manifest.ocdbt is damaged; remove {directory / "3"} to use the checkpoint before it'
+    )
+
+
+@contextlib.contextmanager
+def without_privileges():
+    """The superuser may read everything."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize('sealed', [True, False])
+@pytest.mark.parametrize('name', ['params/manifest.ocdbt', 'params', 'config/metadata'])
+def test_a_checkpoint_that_may_not_be_read_is_left_alone_and_the_file_is_named(original, name, sealed):
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        directory = shutil.copytree(original, Path(place) / 'checkpoints')
+        if not sealed:
+            (directory / '3' / 'checksums.json').unlink()
+        closed = directory / '3' / name
+        mode = closed.stat().st_mode
+        closed.chmod(0)
+        with (
+            without_privileges(),
+            pytest.raises(PermissionError) as caught,
+            Checkpoints(directory, read_only=True) as checkpoints,
+        ):
+            checkpoints.restore(3, params=params(0.0), config=None)
+        closed.chmod(mode)
+        assert str(directory / '3' / name) in caught.value.filename
+        assert caught.value.strerror == 'Permission denied'
+
+
+@pytest.mark.parametrize('content', [b'', b'{"validation_loss": 0.', b'7'])
+def test_a_checkpoint_without_checksums_whose_loss_cannot_be_read_is_passed_over(directory, capsys, content):
+    (directory / '3' / 'checksums.json').unlink()
+    (directory / '3' / 'metrics' / 'metrics').write_bytes(content)
+    assert_passed_over(directory, capsys, 'metrics/metrics is damaged')
+
+
+@pytest.mark.parametrize('value', [math.nan, -math.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, value):
+    bad = params(1.0)
+    bad['params']['weight'] = bad['params']['weight'].at[1, 2].set(value)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, bad, params(0.0), {}, {}, 0.1)
+    words = refusal(tmp_path)
+    assert words == '1 of the 6 numbers of params/weight are NaN or infinite'
 
 
 def test_checkpoints_are_found_in_a_run_or_given_themselves(directory):

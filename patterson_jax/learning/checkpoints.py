@@ -11,12 +11,14 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -154,7 +156,9 @@ class Checkpoints:
             The items; arrays are replicated over all devices of this run, however many there were at saving.
 
         Raises:
-            InputError: the checkpoint is damaged, or is not of these shapes.
+            InputError: the checkpoint is damaged, is not of these shapes, was written by another Orbax, or its weights
+                are not finite.
+            OSError: a file of it may not be read.
         """
 
         def restore_of(item, template):
@@ -166,14 +170,78 @@ class Checkpoints:
             return ocp.args.StandardRestore(abstract)
 
         wanted = {item: restore_of(item, template) for item, template in templates.items()}
+        place = self.directory / str(step)
         try:
-            return dict(self.manager.restore(step, args=ocp.args.Composite(**wanted)))
-        except (ValueError, OSError, KeyError) as error:
-            reason = str(error).strip().partition('\n')[0][:200]
-            raise InputError(
-                f'{self.directory / str(step)}: the checkpoint cannot be read ({reason}); remove that directory to use '
-                'the one before it'
-            ) from error
+            items = dict(self.manager.restore(step, args=ocp.args.Composite(**wanted)))
+        except Exception as error:  # Orbax and TensorStore raise what they please
+            for item in templates:
+                _require_readable(place / item)
+            raise InputError(f'{place}: {self._explanation(error, place, templates)}') from error
+        if 'params' in items:
+            _require_finite(place, items['params'])
+        return items
+
+    def _explanation(self, error, place, templates):
+        """Why a checkpoint was not read, in the words of the cause; only a damaged one is to be removed."""
+        remove = f'remove {place} to use the checkpoint before it'
+        absent = [item for item in templates if not (place / item).is_dir()]
+        if absent:
+            return f'the checkpoint has no {", ".join(absent)}'
+        fault = _fault(place)
+        if fault:
+            return f'{fault}; {remove}'
+        for item in sorted(templates.keys() - {'config', 'counters'}):
+            difference = _difference(templates[item], self._stored_shapes(place, item))
+            if difference:
+                return f'its {item} are of another network: {difference}'
+        reason = f'Orbax {ocp.__version__} cannot read it ({str(error).strip().partition(chr(10))[0][:200]})'
+        if (place / CHECKSUMS).exists():
+            return f'the checkpoint is whole, but {reason}; was it written by another version?'
+        return f'the checkpoint has no checksums, and {reason}; if it was cut off, {remove}'
+
+    def _stored_shapes(self, place, item):
+        try:
+            return self.manager.item_metadata(int(place.name))[item].tree
+        except Exception:  # what cannot be read is compared with nothing
+            return None
+
+
+def _require_readable(directory):
+    """Raises OSError, which names it, if there is a file in the directory that may not be read."""
+
+    def stop(error):
+        raise error
+
+    for place, _, names in os.walk(directory, onerror=stop) if directory.is_dir() else ():
+        for name in names:
+            (Path(place) / name).open('rb').close()
+
+
+def _difference(template, stored):
+    """The first array that is not in both trees, or has another shape, in words; '' if none, or if nothing is known."""
+    if stored is None:
+        return ''
+    asked, found = (
+        {
+            jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (template, stored)
+    )
+    for name in sorted(asked.keys() | found.keys()):
+        if asked.get(name) != found.get(name):
+            shapes = (f'of shape {each[name]}' if name in each else 'not there' for each in (found, asked))
+            return '{} is {}, here {}'.format(name, *shapes)
+    return ''
+
+
+def _require_finite(place, params):
+    """Raises InputError if a weight is NaN or infinite: whatever is computed with it would be so too."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        bad = int(np.sum(~np.isfinite(np.asarray(leaf))))
+        if bad:
+            name = jax.tree_util.keystr(path, simple=True, separator='/')
+            raise InputError(f'{place}: {bad} of the {leaf.size} numbers of {name} are NaN or infinite')
 
 
 def has_checkpoint(directory: Path) -> bool:
@@ -194,7 +262,12 @@ def _sound_steps(directory, set_aside):
     faults = {step: _fault(directory / str(step)) for step in steps}
     damaged = [f'{directory / str(step)}: {fault}' for step, fault in faults.items() if fault]
     if damaged and len(damaged) == len(steps):
-        raise InputError(f'no checkpoint there that is whole: {"; ".join(damaged)}. Remove {directory} to start afresh')
+        missing = any(fault.endswith('is missing') for fault in faults.values())
+        if not set_aside:
+            cure = 'Copy it again, or name another run'
+        else:
+            cure = f'{"Copy it again, or remove" if missing else "Remove"} {directory} to start afresh'
+        raise InputError(f'no checkpoint there that is whole: {"; ".join(damaged)}. {cure}')
     for line in damaged:
         if is_first_process():
             print(f'note: {line}; this checkpoint is passed over', file=sys.stderr)
@@ -216,7 +289,7 @@ def _fault(place):
     seal = place / CHECKSUMS
     if not seal.exists():
         missing = [item for item in (*ITEMS, 'metrics') if not (place / item).is_dir()]
-        return f'{", ".join(missing)} is missing' if missing else ''
+        return f'{", ".join(missing)} is missing' if missing else _fault_of_metrics(place / 'metrics' / 'metrics')
     try:
         expected = dict(json.loads(seal.read_text()))
     except (ValueError, TypeError):
@@ -227,6 +300,16 @@ def _fault(place):
         if _checksum(place / name) != checksum:
             return f'{name} is damaged'
     return ''
+
+
+def _fault_of_metrics(path):
+    """Orbax reads the losses of all checkpoints, before any is asked for."""
+    if not path.exists():
+        return f'metrics/{path.name} is missing'
+    try:
+        return '' if isinstance(json.loads(path.read_bytes()), dict) else f'metrics/{path.name} is damaged'
+    except ValueError:
+        return f'metrics/{path.name} is damaged'
 
 
 def _checksums(place):
