@@ -40,9 +40,11 @@ STAGES = {  # of an evaluation: colour, histogram and name
 
 _render = jax.jit(render, static_argnums=(1, 2))
 
-matplotlib.rcParams.update({'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False})
+# Decorates each function that draws; matplotlib's settings are the user's.
+_in_our_style = matplotlib.rc_context({'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False})
 
 
+@_in_our_style
 def draw_example(path: Path, example: Example, problem: Problem) -> None:
     """Figure 3: the atoms A, their inverses B, the target made of them; and the Patterson map as the network takes it.
 
@@ -80,6 +82,7 @@ def _draw_patterson(axes, patterson, vector_peak):
     axes.figure.colorbar(image, ax=axes, shrink=0.75, label='maximum along z')
 
 
+@_in_our_style
 def draw_losses(path: Path, rows: list[dict]) -> None:
     """Figure 7: training loss (red) and validation loss (blue), with the map correlation, against examples seen."""
     figure = Figure(figsize=(8, 4), layout='constrained')
@@ -101,6 +104,7 @@ def draw_losses(path: Path, rows: list[dict]) -> None:
     _save(figure, path)
 
 
+@_in_our_style
 def draw_comparison(path: Path, curves: dict[str, tuple[list[dict], list[dict]]]) -> None:
     """Figures 8 and 9, and their like: training solid, validation dashed, one colour a run, against epochs.
 
@@ -131,6 +135,7 @@ def draw_comparison(path: Path, curves: dict[str, tuple[list[dict], list[dict]]]
     _save(figure, path)
 
 
+@_in_our_style
 def draw_maps(path: Path, cases: Evaluated, problem: Problem, num_shown: int = 3) -> None:
     """Figure 10: true maps on the left, predicted maps on the right, one of the first `num_shown` cases a row.
 
@@ -157,6 +162,7 @@ def draw_maps(path: Path, cases: Evaluated, problem: Problem, num_shown: int = 3
     _save(figure, path)
 
 
+@_in_our_style
 def draw_separation(path: Path, misfits: np.ndarray) -> None:
     """Figure 11: how the separation of the two sets of atoms comes to one of them, in several cases.
 
@@ -180,6 +186,7 @@ def draw_separation(path: Path, misfits: np.ndarray) -> None:
     _save(figure, path)
 
 
+@_in_our_style
 def draw_errors(path: Path, report: dict) -> None:
     """Figure 12: histogram of the distance between found and true atoms, over mutually nearest pairs.
 
@@ -210,6 +217,7 @@ def draw_errors(path: Path, report: dict) -> None:
     _save(figure, path)
 
 
+@_in_our_style
 def draw_frontier(path: Path, cells: list[dict]) -> None:
     """Where each method stops: recall by colour, over resolution and number of atoms; a row a method, a column a noise.
 
@@ -248,6 +256,7 @@ def draw_frontier(path: Path, cells: list[dict]) -> None:
     _save(figure, path)
 
 
+@_in_our_style
 def draw_solution(
     path: Path, density: np.ndarray, positions: np.ndarray, problem: Problem, title: str, both: bool
 ) -> None:
@@ -264,6 +273,7 @@ def draw_solution(
     _save(figure, path)
 
 
+@_in_our_style
 def draw_ambiguity(
     path: Path,
     true_pair: tuple[np.ndarray, np.ndarray],

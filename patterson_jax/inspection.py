@@ -19,6 +19,7 @@ from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.interpretation import origin_distances
 
 THICKNESS = 2  # voxels across the rods that receptive fields are measured on: what the pool needs
+LONGEST_ROD = 2  # times that a rod is made four times longer than the grid
 MARGIN = 8  # voxels of a rod left over: those at its ends see less
 
 
@@ -33,8 +34,8 @@ class Layer(NamedTuple):
         operations: floating point operations of one example, 2 for each multiplication and addition of a direct
             convolution, those with the zeros beyond the edges included.
         receptive_field: width of the part of the network's input that a voxel of the output depends on at most, voxels.
-            The paper's 56 (2.3) is the reach of its output to one side; to the other the pool makes it 57. None where a
-            transform lets every voxel depend on all that the network sees.
+            The paper's 56 (2.3) is the reach of its output to one side; to the other the pool makes it 57. None where
+            every voxel depends on all that the network sees, because of a transform or a mean over the map.
     """
 
     name: str
@@ -150,13 +151,16 @@ def _abstract_calls(network, grid_size):
 
 
 def _receptive_fields(network, grid_size):
-    """Width of each layer's receptive field along an axis, on a rod so long that no field reaches both ends."""
-    length = grid_size
-    while True:
-        widths = [int(np.max(np.sum(each, axis=0))) for each in _felt(network, length)]
+    """Width of each layer's receptive field along an axis, None where it has no end.
+
+    They are measured on longer and longer rods, until no field reaches both ends. One that still does on a rod of many
+    grids has no end for a network on that grid, be it a mean over the whole map that makes it so, or a transform.
+    """
+    for length in grid_size * 4 ** np.arange(LONGEST_ROD + 1):
+        widths = [int(np.max(np.sum(each, axis=0))) for each in _felt(network, int(length))]
         if max(widths) <= length - MARGIN:
-            return widths
-        length *= 4
+            break
+    return [width if width <= length - MARGIN else None for width in widths]
 
 
 def _felt(network, length):
@@ -175,7 +179,8 @@ def _felt(network, length):
                 return arguments[0]
             if not isinstance(context.module, Convolution) or context.method_name != '__call__':
                 return call(*arguments, **keywords)
-            light = _spread(jnp.max(arguments[0], axis=3, keepdims=True), context.module.kernel_size)
+            lit = jnp.any(arguments[0] != 0, axis=3, keepdims=True).astype(jnp.float32)
+            light = _spread(lit, context.module.kernel_size)
             felt.append(light[:, 0, 0, 0].T)
             return jnp.repeat(light, context.module.features, axis=3)
 

@@ -1,5 +1,7 @@
 """Figures that need no trained network: figure 11."""
 
+import runpy
+
 import matplotlib.image
 import numpy as np
 import pytest
@@ -14,6 +16,20 @@ def made(monkeypatch):
     made = []
     monkeypatch.setattr(figures, '_save', lambda figure, path: made.append(figure))
     return made
+
+
+def test_every_figure_is_drawn_in_our_style_and_leaves_the_users_settings(made):
+    drawing = [function for name, function in vars(figures).items() if name.startswith('draw_')]
+    assert len(drawing) > 5
+    assert all(hasattr(function, '__wrapped__') for function in drawing)
+    with matplotlib.rc_context({'font.size': 21, 'axes.spines.top': True}):
+        before = dict(matplotlib.rcParams)
+        runpy.run_path(figures.__file__)  # imports it again
+        draw_separation(None, falling_misfits(2, 20))
+        assert dict(matplotlib.rcParams) == before
+    (axes,) = made[0].axes
+    assert not axes.spines['top'].get_visible()
+    assert axes.xaxis.label.get_fontsize() == 10
 
 
 def falling_misfits(cases, num_swaps):

@@ -1,5 +1,7 @@
 """Inspection: counts known by hand, receptive fields against gradients of the real network, the mode and its figure."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -80,6 +82,32 @@ def test_a_network_with_transforms_between_its_layers_sees_everything():
     assert training_operations(network, 16) == 3 * 2 * 27 * 6**3 * (2 * 16 * 2 + 2 * 2 * 8)
     told = describe_network(network, 16).splitlines()
     assert told[5].split()[-1] == 'all' and told[-1].startswith('Receptive field: all that the network sees')
+
+
+class Global(nn.Module):
+    """A network in which something of the whole map, not a transform, goes to every voxel between two layers."""
+
+    of_the_whole: Callable
+
+    @nn.compact
+    def __call__(self, patterson):
+        image = Convolution(2, 3, name='first')(jnp.moveaxis(patterson, 0, -1)[:, :, :, None])
+        image = image + self.of_the_whole(image, axis=(0, 1, 2), keepdims=True)
+        return Convolution(1, 3, name='last')(jax.nn.relu(image))[:, :, :, 0]
+
+
+@pytest.mark.parametrize('of_the_whole', [jnp.max, jnp.mean])
+def test_inspection_ends_where_a_receptive_field_has_none(of_the_whole):
+    layers = layer_table(Global(of_the_whole), 8)
+    assert [layer.receptive_field for layer in layers] == [3, None]
+    table = describe_network(Global(of_the_whole), 8).splitlines()
+    assert [line.split()[-1] for line in table[1:4]] == ['3', 'all', 'all']
+    assert 'every voxel of the output depends on the whole input' in table[-1] and 'not every' not in table[-1]
+
+
+def test_a_field_much_wider_than_the_grid_has_an_end():
+    deep = PattersonNet(features=1, outer_kernel_size=1, inner_kernel_size=7, inner_depth=8)
+    assert layer_table(deep, 8)[-1].receptive_field == 2 * (1 + 8 * 6) == 98
 
 
 def test_layers_come_in_the_order_of_execution():
