@@ -1,7 +1,9 @@
 """Fixed cases of the paper's problem, as the methods solve them and as the shipped network sees them.
 
-`tests/golden/*.json` hold what the code made of them when they were written. A rebuilding is held against them; where
-a difference is meant, `python -m tests.golden_cases NAME…` writes them anew, and the commit says why.
+`tests/golden/*.json` hold what the code made of them when they were written. A rebuilding is held against them:
+
+    python -m tests.golden_cases --check     # all methods, some five minutes; the suite has a part of it
+    python -m tests.golden_cases NAME…       # writes them anew where a difference is meant; the commit says why
 """
 
 import dataclasses
@@ -26,6 +28,7 @@ from patterson_jax.solving.solver import CLASSICAL_METHODS, Network, solve_maps
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / 'tests' / 'golden'
 NUM_CASES = 20
+R_FACTOR, POSITION = 2e-4, 2e-3  # by which answers may differ; noise leaves flat minima
 NOISES = {'clean': (0.0, NUM_CASES), 'noisy': (0.3, 8)}  # with the number of cases
 
 
@@ -113,8 +116,29 @@ def read(name):
     return json.loads((GOLDEN / f'{name}.json').read_text())
 
 
+def differences(method, report):
+    """Where a report, of the first cases at least, differs from the golden one, in words."""
+    found = []
+    for name, answers in report.items():
+        for number, (now, then) in enumerate(zip(answers, read(method)[name], strict=False)):
+            same = now['verdict'] == then['verdict']
+            if then['largest_error'] <= 1:  # a wrong set is where rounding leads
+                same &= now['method'] == then['method'] and abs(now['r_factor'] - then['r_factor']) <= R_FACTOR
+                same &= np.allclose(now['positions'], then['positions'], rtol=0, atol=POSITION)
+            if not same:
+                found.append(f'{method}, {name}, case {number}: {_short(then)} was, {_short(now)} is')
+    return found
+
+
+def _short(row):
+    return f'{row["verdict"]} by {row["method"]}, R1 {row["r_factor"]}, largest error {row["largest_error"]}'
+
+
 def main(names):
-    """Writes the named files, or all."""
+    """Writes the named files, or all; or compares."""
+    if names == ['--check']:
+        found = [line for method in METHODS for line in differences(method, solve(method))]
+        sys.exit('\n'.join(found) or 0)
     GOLDEN.mkdir(exist_ok=True)
     for name in names or MAKERS:
         (GOLDEN / f'{name}.json').write_text(json.dumps(MAKERS[name](), separators=(',', ':')) + '\n')
