@@ -31,9 +31,9 @@ from patterson_jax.errors import InputError, exit_on_errors, require
 from patterson_jax.evaluation import EvaluationSettings, evaluate
 from patterson_jax.figures import draw_frontier
 from patterson_jax.files.common import write_json
-from patterson_jax.runs import load_network
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.solver import CLASSICAL_METHODS, METHODS, Network
+from patterson_jax.weights import load_network
 
 MANY_ATTEMPTS = 10_000  # the seconds are the limit
 PEAKS_PER_ATOM = 4

@@ -1,1 +1,50 @@
-"""From Patterson maps to atoms: `simulation` makes cases, `learning` trains a network on them, `solving` uses it."""
+"""From Patterson maps to atoms: `simulation` makes cases, `learning` trains a network on them, `solving` uses it.
+
+import patterson_jax as pj
+
+patterson, density = pj.simulate(pj.read_xyz('ozone.xyz'), voxel_size=0.5)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = '0.1.0'
+
+# The public names and their modules, which are imported when a name is first used: JAX alone takes a second.
+_MODULES = {
+    'InputError': 'errors',
+    'Map': 'files.maps',
+    'Network': 'solving.solver',
+    'Simulated': 'simulation.molecules',
+    'enable_compilation_cache': 'compilation_cache',
+    'load_network': 'weights',
+    'read_map': 'files.maps',
+    'read_xyz': 'files.structures',
+    'simulate': 'simulation.molecules',
+}
+
+__all__ = ['__version__', *_MODULES]
+
+if TYPE_CHECKING:
+    from patterson_jax.compilation_cache import enable_compilation_cache as enable_compilation_cache
+    from patterson_jax.errors import InputError as InputError
+    from patterson_jax.files.maps import Map as Map
+    from patterson_jax.files.maps import read_map as read_map
+    from patterson_jax.files.structures import read_xyz as read_xyz
+    from patterson_jax.simulation.molecules import Simulated as Simulated
+    from patterson_jax.simulation.molecules import simulate as simulate
+    from patterson_jax.solving.solver import Network as Network
+    from patterson_jax.weights import load_network as load_network
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Imports a public name from its module when it is first used."""
+        if name not in _MODULES:
+            raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+        value = getattr(importlib.import_module(f'{__name__}.{_MODULES[name]}'), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted(globals().keys() | _MODULES.keys())

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from patterson_jax.files.maps import read_map, require_memory, write_map
 from patterson_jax.files.structures import (
     file_positions,
     read_xyz,
-    voxel_positions,
     write_pdb,
     write_res,
     write_xyz,
@@ -31,15 +29,16 @@ from patterson_jax.inspection import describe_example, describe_network
 from patterson_jax.learning.checkpoints import has_checkpoint
 from patterson_jax.learning.stopping import unfinished_on_sigterm
 from patterson_jax.publishing import publish
-from patterson_jax.runs import evaluate_experiment, load_weights, train_experiment
+from patterson_jax.runs import evaluate_experiment, train_experiment
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.examples import example_key, make_example, stream_key
-from patterson_jax.simulation.patterson import measured_map
+from patterson_jax.simulation.molecules import place_atoms, simulate_problem
 from patterson_jax.solving.input_maps import check_patterson, cut_map, fit_problem, restore_origin_term
 from patterson_jax.solving.interpretation import patterson_correlation
 from patterson_jax.solving.reflections import absolute_scale
 from patterson_jax.solving.solver import Network, solve_maps, solve_unknown_number
 from patterson_jax.solving.verdict import expected_r_factors, highest_solved
+from patterson_jax.weights import load_weights
 
 MODES = ('train', 'evaluate', 'simulate', 'solve', 'inspect', 'publish')
 ENDINGS = ('.json', '.xyz', '.pdb', '.res', '.cxc', '.png', '_density.ccp4')  # of what a solved map gives
@@ -113,15 +112,9 @@ def simulate_files(experiment: Experiment, inputs: tuple[Path, ...], output: Pat
     _for_each(inputs, functools.partial(_simulate_file, experiment, output))
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _simulated_maps(key, positions, problem):
-    density = render(positions, problem.grid_size, problem.atom_radius)
-    return measured_map(key, density, problem), density
-
-
 def _simulate_file(experiment, output, path):
     problem, voxel_size = experiment.problem, experiment.files.voxel_size
-    positions = voxel_positions(read_xyz(path), voxel_size)
+    positions = read_xyz(path)
     if len(positions) != problem.num_atoms:
         cure = [f'--config.problem.num_atoms={len(positions)}']
         if len(positions) > experiment.separate.num_peaks:
@@ -129,26 +122,13 @@ def _simulate_file(experiment, output, path):
         raise InputError(
             f'{path}: {len(positions)} atoms; the problem has {problem.num_atoms} ({" ".join(cure)} changes it)'
         )
-    extent, room = np.max(np.ptp(positions, axis=0)), problem.grid_size / 2 - 2 * problem.atom_radius
-    if extent > room:
-        enough = math.ceil(100 * voxel_size * extent / room) / 100
-        raise InputError(
-            f'{path}: {extent * voxel_size:.2f} Å across; its vectors overlap in the cell beyond '
-            f'{room * voxel_size:.2f} Å (--config.files.voxel_size={enough:.2f} makes room)'
-        )
-    distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1) + np.diag(np.full(len(positions), np.inf))
-    nearest = np.min(distances)
-    if nearest < 2 * problem.atom_radius:
-        first, second = np.argwhere(distances == nearest)[0] + 1
-        raise InputError(
-            f'{path}: atoms {first} and {second} are {nearest * voxel_size:.3f} Å apart; their spheres overlap below '
-            f'{2 * problem.atom_radius * voxel_size:.3f} Å'
-        )
-    key = example_key(stream_key(experiment.seed, 'files'), 0, 0)
-    maps = _simulated_maps(key, positions.astype(np.float32), problem)
-    for name, values in zip(('patterson', 'density'), maps, strict=True):
+    try:
+        placed = place_atoms(positions, problem, voxel_size, '--config.files.voxel_size')
+    except InputError as error:
+        raise InputError(f'{path}: {error}') from error
+    for name, values in simulate_problem(placed, problem, experiment.seed)._asdict().items():
         target = output / f'{plain_name(path)}_{name}.ccp4'
-        write_map(target, np.asarray(values), voxel_size)
+        write_map(target, values, voxel_size)
         print(target)
 
 

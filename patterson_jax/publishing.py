@@ -25,7 +25,8 @@ from patterson_jax.learning.checkpoints import (
     has_checkpoint,
 )
 from patterson_jax.learning.metrics import read_metrics
-from patterson_jax.runs import RECORD, check_record, evaluation_settings, read_record, weight_fields
+from patterson_jax.runs import RECORD, check_record, evaluation_settings, read_record
+from patterson_jax.weights import weight_fields
 
 LARGEST_CHECKPOINT = 16 * 2**20  # bytes; what a repository bears
 SLICES = 'slices.json'

@@ -1,33 +1,29 @@
-"""Runs: a directory in which one config is trained and evaluated, and from which weights are taken again."""
+"""Runs: a directory in which one config is trained and evaluated."""
 
-import dataclasses
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from patterson_jax.config import Experiment, check_devices, differences, network_of
+from patterson_jax.config import Experiment, check_devices, differences
 from patterson_jax.errors import InputError, Unfinished, require
 from patterson_jax.evaluation import describe_scores, evaluate
 from patterson_jax.figures import draw_errors, draw_losses, draw_maps, draw_separation
 from patterson_jax.files.common import make_directory, write_json
-from patterson_jax.learning.checkpoints import Checkpoints, find_checkpoints, has_checkpoint
+from patterson_jax.learning.checkpoints import Checkpoints, has_checkpoint
 from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.learning.parallel import is_first_process, on_any_process, wait_for_all
 from patterson_jax.learning.training import Start, train
-from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.solver import Network
+from patterson_jax.weights import load_weights
 
 RECORD = 'config.json'
 UNKNOWN_MACHINE = {'device': 'unknown', 'devices': 1, 'jax': 'unknown'}  # of a run that did not record it
 TRAINING_SECTIONS = ('seed', 'problem', 'model', 'train')
 MAY_CHANGE = ('train.max_minutes',)  # when a run is started again
 EVALUATION_SECTIONS = ('seed', 'problem', 'separate', 'solve', 'evaluate')
-WEIGHT_FIELDS = ('grid_size', 'atom_radius', 'input_scale', 'origin')
-COMPUTING_FIELDS = ('convolution', 'precision')  # of the network: how it computes, not what
 
 
 def train_experiment(experiment: Experiment, config: ConfigDict, workdir: Path, overrides: dict[str, Any]) -> None:
@@ -141,70 +137,3 @@ def _score(weights, experiment, config, workdir):
 def evaluation_settings(config: dict) -> dict:
     """The part of a resolved config on which an evaluation depends, the weights apart."""
     return {section: config[section] for section in EVALUATION_SECTIONS}
-
-
-class Weights(NamedTuple):
-    """Trained weights.
-
-    Attributes:
-        params: what the network's `apply` takes.
-        step: at which they were saved.
-        config: of their training.
-        counters: of that run at its latest checkpoint.
-    """
-
-    params: Any
-    step: int
-    config: dict
-    counters: dict
-
-
-def load_network(directory: Path, problem: Problem) -> Network:
-    """The trained network that a run's directory holds, whichever it is.
-
-    Raises:
-        InputError: no checkpoint there, only damaged ones, or one for another grid, atom or input than the problem's.
-    """
-    with Checkpoints(find_checkpoints(directory), read_only=True) as checkpoints:
-        step = checkpoints.best_step
-        trained = checkpoints.restore(step, config=None)['config']
-        now = {'model': trained['model'], 'problem': dataclasses.asdict(problem)}
-        _require_same_weights(directory, trained, now)
-        network = network_of(trained['model'])
-        template = _shapes(network, problem)
-        return Network(network.apply, jax.device_get(checkpoints.restore(step, params=template)['params']))
-
-
-def load_weights(experiment: Experiment, config: ConfigDict, directory: Path) -> Weights:
-    """The weights of a run with the lowest validation loss.
-
-    Raises:
-        InputError: no checkpoint there, only damaged ones, or one of another network, grid, atom or input than the
-            config's. The number of atoms, where they are, and the target may differ.
-    """
-    with Checkpoints(find_checkpoints(directory), read_only=True) as checkpoints:
-        step = checkpoints.best_step
-        trained = checkpoints.restore(step, config=None)['config']
-        _require_same_weights(directory, trained, config.to_dict())
-        template = _shapes(experiment.model, experiment.problem)
-        counters = checkpoints.restore(checkpoints.latest_step, counters=None)['counters']
-        params = jax.device_get(checkpoints.restore(step, params=template)['params'])
-        return Weights(params, step, trained, counters)
-
-
-def _shapes(network, problem):
-    maps = jax.ShapeDtypeStruct((1,) + (problem.grid_size,) * 3, jnp.float32)
-    return jax.eval_shape(network.init, jax.random.key(0), maps)
-
-
-def _require_same_weights(directory, trained, now):
-    differing = differences(weight_fields(trained), weight_fields(now), ('model', 'problem'))
-    if differing:
-        raise InputError(f'{directory}: these weights are for another config: {"; ".join(differing)}')
-
-
-def weight_fields(config: dict) -> dict:
-    """The part of a resolved config on which weights depend: the network, but not how it computes, and its input."""
-    model = {field: value for field, value in config['model'].items() if field not in COMPUTING_FIELDS}
-    problem = {field: config['problem'].get(field) for field in WEIGHT_FIELDS}
-    return {'model': {'network': 'paper'} | model, 'problem': problem}

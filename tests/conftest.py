@@ -10,16 +10,17 @@ from pathlib import Path
 # into compiling, half of that into LLVM's optimisation; without it the numbers are the same but for rounding.
 os.environ.setdefault('XLA_FLAGS', '--xla_cpu_experimental_ynn_fusion_type= --xla_backend_optimization_level=0')
 
+# What is compiled is kept for the processes that tests start too, and apart from the user's own cache.
+os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='patterson_jax_compiled_')
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
+os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'  # as patterson_jax/command_line.py has it
+
 import jax
 import pytest
 
+atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
-
-_cache = tempfile.mkdtemp(prefix='patterson_jax_compiled_')
-atexit.register(shutil.rmtree, _cache, ignore_errors=True)
-jax.config.update('jax_compilation_cache_dir', _cache)
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
 # A compiled program takes hundreds of memory mappings. Linux allows a process 65,530; beyond, LLVM crashes.

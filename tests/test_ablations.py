@@ -16,7 +16,7 @@ from patterson_jax.ablations import comparison_runs
 from patterson_jax.config import SECTIONS, differences
 from patterson_jax.errors import InputError
 from patterson_jax.learning.metrics import read_metrics
-from patterson_jax.runs import WEIGHT_FIELDS
+from patterson_jax.weights import WEIGHT_FIELDS
 
 CONFIGS = {'ablations': ablations, 'quick_ablations': quick_ablations}
 EVERY_SECTION = ('seed', *SECTIONS)

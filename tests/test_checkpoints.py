@@ -338,13 +338,20 @@ def test_a_checkpoint_of_another_orbax_is_not_called_damaged(directory):
     assert 'remove' not in words
 
 
-def test_what_a_checkpoint_never_had_is_named(directory):
-    """As in one of which only the weights were passed on."""
+def test_weights_that_were_passed_on_without_their_optimizer_can_be_used_but_not_gone_on_from(directory, capsys):
     shutil.rmtree(directory / '3' / 'optimizer')
-    reseal(directory / '3')
-    assert refusal(directory, params=params(0.0), optimizer=params(0.0)) == 'the checkpoint has no optimizer'
     with Checkpoints(directory, read_only=True) as checkpoints:
-        checkpoints.restore(3, params=params(0.0))
+        assert checkpoints.latest_step == 3
+        items = checkpoints.restore(3, params=params(0.0), config=None, counters=None)
+    np.testing.assert_array_equal(items['params']['params']['weight'], np.full((2, 3), 3.0))
+    assert refusal(directory, params=params(0.0), optimizer=params(0.0)) == 'the checkpoint has no optimizer'
+    assert capsys.readouterr().err == ''
+    flip(directory / '3' / 'params' / 'manifest.ocdbt')
+    with Checkpoints(directory, read_only=True) as checkpoints:
+        assert checkpoints.latest_step == 2
+    with Checkpoints(directory, keep=3) as checkpoints:
+        assert checkpoints.latest_step == 2
+    assert entries(directory) == ['1', '2', '3.damaged']
 
 
 def test_a_checkpoint_without_checksums_that_was_cut_off_may_be_removed(directory):

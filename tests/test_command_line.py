@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-import run_experiment
 from configs import quick
+from patterson_jax import command_line
 from patterson_jax.config import validate
 from patterson_jax.files.maps import read_map, write_map
-from patterson_jax.files.structures import read_xyz, voxel_positions, write_xyz
+from patterson_jax.files.structures import read_xyz, write_xyz
 from patterson_jax.learning.checkpoints import Checkpoints
 from patterson_jax.learning.training import init_state
 from patterson_jax.simulation.density import render
@@ -91,7 +91,7 @@ def command(monkeypatch, capsys, tmp_path):
         status = 0
         with flagsaver.flagsaver():
             try:
-                run_experiment.main(run_experiment.parse_flags(arguments))
+                command_line.run(command_line.parse_flags(arguments))
             except SystemExit as stop:
                 status = stop.code
         return Result(status, *capsys.readouterr())
@@ -135,7 +135,7 @@ def workdir(tmp_path_factory):
 
 @functools.cache
 def patterson_of_triangle(grid_size=16):
-    positions = voxel_positions(TRIANGLE, 0.5).astype(np.float32)
+    positions = ((TRIANGLE - TRIANGLE.mean(axis=0)) / 0.5).astype(np.float32)
     return np.asarray(jax.jit(lambda: patterson_map(render(positions, grid_size, 1.0)))())
 
 
@@ -148,11 +148,14 @@ def write_molecule(path, positions=TRIANGLE):
 
 
 MISTAKES = {
-    'no config': ([], '--config is missing', '--config=configs/quick.py'),
+    'no config': ([], '--config is missing', '--config=quick'),
     'empty config': (['--config='], '--config is '),
     'no such config': (['--config=configs/quik.py'], "--config is 'configs/quik.py'", 'no such file'),
     'no such config, in two words': (['--config', 'quik.py'], "--config is 'quik.py'", 'no such file'),
     'field of no config': (['--config=quik.py', '--config.seed=3'], "--config is 'quik.py'", 'no such file'),
+    'path of no config, but its name': (['--config=my/quick.py'], 'no such file', "is called 'quick'"),
+    'name of no config': (['--config=quik'], "--config is 'quik'", 'there are ablations, base, cluster, quick, '),
+    'config without its name': (['--config'], "--config is ''"),
     'directory for a config': (['--config=.'], "--config is '.'"),
     'map for a config': (['--config=map.ccp4'], "'map.ccp4'"),
     'unknown variant': ([f'{QUICK}:orignal_only'], "'orignal_only' is no variant", 'it has original_only'),
@@ -280,7 +283,7 @@ def asked(monkeypatch):
     def run(mode, config, workdir, checkpoint, inputs, output, overrides):
         calls.append((mode, config, workdir, overrides))
 
-    monkeypatch.setattr(run_experiment.experiment, 'run', run)
+    monkeypatch.setattr(command_line.experiment, 'run', run)
     return calls
 
 
@@ -303,6 +306,70 @@ def test_a_run_has_a_directory_named_after_config_variant_and_job(command, asked
     assert command(*arguments) == (0, '', '')
     ((mode, _, given, _),) = asked
     assert (mode, given) == ('train', Path(workdir))
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'workdir', 'changed'),
+    [
+        (['--config=quick'], 'runs/quick', {}),
+        (['--config', 'quick', '--config.seed=7'], 'runs/quick', {'seed': 7}),
+        (['--config=quick:original_only'], 'runs/quick-original_only', {'problem.target': 'original'}),
+        (['--config=cluster', '--sweep=2'], 'runs/cluster/sweep-2', {'train.learning_rate': 1.7e-3}),
+        (['--config=quick_ablations:figure9'], 'runs/quick_ablations', {}),
+    ],
+)
+def test_a_config_that_comes_with_the_code_is_found_by_its_name(command, asked, arguments, workdir, changed):
+    assert command(*arguments) == (0, '', '')
+    ((_, config, given, _),) = asked
+    assert given == Path(workdir)
+    path = Path(REPOSITORY / 'configs' / f'{Path(workdir).parts[1].partition("-")[0]}.py')
+    expected = runpy.run_path(str(path))['get_config'](*(['figure9'] if 'figure9' in arguments[0] else []))
+    expected.update_from_flattened_dict(changed)
+    assert config.to_dict() == expected.to_dict()
+
+
+def test_a_file_of_the_users_goes_before_a_config_of_that_name(command, asked, tmp_path):
+    text = 'from configs import quick\ndef get_config():\n    return quick.get_config("original_only")\n'
+    (tmp_path / 'base').write_text(text)
+    assert command('--config=base').status == 0
+    ((_, config, _, _),) = asked
+    assert (config.problem.grid_size, config.problem.target) == (16, 'original')
+
+
+def test_a_checkpoint_may_be_a_network_that_comes_with_the_code(command, monkeypatch):
+    given = []
+    monkeypatch.setattr(command_line.experiment, 'run', lambda *arguments: given.append(arguments[3]))
+    assert command('--config=unrolled', '--mode=evaluate', '--checkpoint=unrolled').status == 0
+    assert given == [REPOSITORY / 'pretrained' / 'unrolled']
+    result = command('--config=unrolled', '--mode=evaluate', '--checkpoint=rolled')
+    expected = 'rolled: no such directory, nor a network that comes with the code; these are unrolled'
+    assert result.lines() == [result.error()] == [expected]
+
+
+def test_what_one_command_compiles_the_next_takes_from_the_users_cache_without_a_word(process, tmp_path, monkeypatch):
+    for name in ('JAX_COMPILATION_CACHE_DIR', 'TF_CPP_MIN_LOG_LEVEL'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    write_molecule(tmp_path / 'good.xyz')
+    arguments = (QUICK, '--mode=simulate', '--input=good.xyz', '--output=maps')
+
+    def kept():
+        return files_in(tmp_path / 'cache' / 'patterson_jax')
+
+    assert process(*arguments, '--nocompilation_cache').errors == ''
+    assert kept() == {}
+    assert process(*arguments).errors == ''
+    before = kept()
+    assert any('_maps' in path.name for path in before)
+    assert process(*arguments).errors == ''
+    assert kept().items() >= before.items()
+
+
+def test_help_tells_the_flags_and_how_they_are_used(process):
+    result = process('--help')
+    assert '--config=configs/quick.py --mode=solve' in result.output
+    for flag in ('--config:', '--mode:', '--input:', '--checkpoint:', '--[no]compilation_cache:'):
+        assert flag in result.output
 
 
 def test_each_job_of_a_sweep_makes_its_change_and_no_other(command, asked):

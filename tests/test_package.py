@@ -1,12 +1,20 @@
 """How the package is laid out: every folder is installed, and modules import only from those above them."""
 
 import ast
+import configparser
 import graphlib
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / 'patterson_jax'
+import patterson_jax
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / 'patterson_jax'
 MODULES = sorted(PACKAGE.rglob('*.py'))
 WINGS = {  # and the parts of the package, itself apart, that each may use
     'crystal': {'errors'},
@@ -40,6 +48,90 @@ def own_imports(path):
     package = '.'.join(path.relative_to(PACKAGE.parent).parent.parts)
     names = [tuple(name.split('.')) for name in imported(path.read_text(encoding='utf-8'), package)]
     return {name[1:] for name in names if name[0] == 'patterson_jax'}
+
+
+@pytest.fixture(scope='module')
+def installed(tmp_path_factory):
+    """The package as setup.py and setup.cfg have it installed: of what lies beside it only what they name."""
+    place = tmp_path_factory.mktemp('site')
+    target = place / 'patterson_jax'
+    shutil.copytree(PACKAGE, target, ignore=shutil.ignore_patterns('__pycache__'))
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / 'setup.cfg')
+    globs = settings['options.package_data']['patterson_jax.pretrained'].split()
+    for kind, patterns in (('configs', ['*.py']), ('pretrained', globs)):
+        named = (path for pattern in patterns for path in (ROOT / kind).glob(pattern))
+        for path in (below for each in named for below in (each, *each.rglob('*')) if below.is_file()):
+            copy = target / kind / path.relative_to(ROOT / kind)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy)
+    return place
+
+
+def run_installed(installed, program, directory):
+    environment = os.environ | {'PYTHONPATH': str(installed)}
+    line = [sys.executable, '-W', 'error', '-c', program]
+    done = subprocess.run(line, env=environment, cwd=directory, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, '')
+    return done.stdout.splitlines()
+
+
+def test_an_installed_package_has_its_network_and_its_configs(installed, tmp_path):
+    program = f"""
+import importlib, sys
+import jax
+import patterson_jax as pj
+from patterson_jax.shipped import config_names, find_config, make_configs_importable
+from patterson_jax.config import validate
+
+assert pj.__file__.startswith({str(installed)!r})
+network = pj.load_network('unrolled')
+print(sum(leaf.size for leaf in jax.tree.leaves(network.params)))
+for name in config_names():
+    make_configs_importable(find_config(name))
+    config = importlib.import_module('configs.' + name).get_config()
+    assert sys.modules['configs'].__file__.startswith({str(installed)!r})
+    if 'ablation' not in config:
+        validate(config)
+print(*config_names())
+"""
+    weights, names = run_installed(installed, program, tmp_path)
+    assert int(weights) == 864_337
+    assert names.split() == sorted(path.stem for path in (ROOT / 'configs').glob('[!_]*.py'))
+    assert (installed / 'patterson_jax' / 'py.typed').exists()
+    size = sum(
+        path.stat().st_size for path in (installed / 'patterson_jax' / 'pretrained').rglob('*') if path.is_file()
+    )
+    assert size < 4 * 2**20
+
+
+def test_importing_the_package_imports_nothing_that_takes_time(tmp_path):
+    program = "import sys, patterson_jax; print(sys.modules.keys() & {'jax', 'numpy', 'matplotlib', 'gemmi', 'flax'})"
+    assert run_installed(ROOT, program, tmp_path) == ['set()']
+
+
+def test_the_librarys_names_come_without_matplotlib(tmp_path):
+    program = """
+import sys
+import patterson_jax as pj
+for name in pj.__all__:
+    getattr(pj, name)
+assert set(pj.__all__) <= set(dir(pj))
+try:
+    pj.solv
+except AttributeError as error:
+    print(error)
+print('matplotlib' in sys.modules)
+"""
+    assert run_installed(ROOT, program, tmp_path) == ["module 'patterson_jax' has no attribute 'solv'", 'False']
+
+
+def test_type_checkers_see_every_public_name():
+    """They read the imports that are only for them."""
+    tree = ast.parse((PACKAGE / '__init__.py').read_text(encoding='utf-8'))
+    (branch,) = (node for node in tree.body if isinstance(node, ast.If))
+    named = {alias.asname: node.module for node in branch.body for alias in node.names}
+    assert named == {name: f'patterson_jax.{module}' for name, module in patterson_jax._MODULES.items()}
 
 
 def test_every_folder_is_a_package_and_so_is_installed():

@@ -12,8 +12,8 @@ from patterson_jax.evaluation import EvaluationSettings, evaluate
 from patterson_jax.learning.checkpoints import CHECKSUMS
 from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.publishing import LARGEST_CHECKPOINT
-from patterson_jax.runs import load_weights
 from patterson_jax.solving.solver import Network
+from patterson_jax.weights import load_weights
 
 PRETRAINED = Path(__file__).parents[1] / 'pretrained'
 NAMES = sorted(path.name for path in PRETRAINED.iterdir() if path.is_dir())

@@ -15,7 +15,7 @@ from patterson_jax.errors import InputError
 from patterson_jax.experiment import run
 from patterson_jax.inspection import training_operations
 from patterson_jax.learning.metrics import read_metrics
-from patterson_jax.runs import load_network, load_weights
+from patterson_jax.weights import load_network, load_weights
 
 pytestmark = pytest.mark.usefixtures('optax_promotes_types')
 

@@ -219,9 +219,3 @@ def _require_within(path, values, allowed, unit):
 def file_positions(positions: np.ndarray, grid_size: int, voxel_size: float) -> np.ndarray:
     """Positions in voxels from the box centre as Å in the frame of the written map."""
     return (np.asarray(positions) + grid_size / 2 - 0.5) * voxel_size
-
-
-def voxel_positions(positions: np.ndarray, voxel_size: float) -> np.ndarray:
-    """Positions in Å as voxels from their mean."""
-    voxels = np.asarray(positions) / voxel_size
-    return voxels - np.mean(voxels, axis=0)

@@ -7,6 +7,7 @@ Orbax makes a checkpoint appear whole or not at all. Beside its files we write t
 longer has them is named on stderr and passed over.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -20,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from patterson_jax.errors import InputError, require
@@ -46,13 +48,13 @@ class CheckpointSettings:
 class Checkpoints:
     """The checkpoints in one directory, a context manager that waits for writes under way when it closes.
 
-    Damaged ones are not among them; unless it only reads, it puts them aside, as `STEP.damaged`. Raises InputError if
-    there are no others.
+    Damaged ones are not among them; unless it only reads, it puts them aside, as `STEP.damaged`. One that only reads
+    takes those too that were passed on without the state of their optimiser. Raises InputError if there are no others.
     """
 
     def __init__(self, directory: Path, keep: int = 1, read_only: bool = False):
         self.directory, self.read_only = Path(directory).absolute(), read_only
-        self.steps = _sound_steps(self.directory, set_aside=not read_only)
+        self.steps = _sound_steps(self.directory, read_only)
         self.unsealed = []
 
         def loss(metrics):
@@ -68,7 +70,9 @@ class Checkpoints:
             best_mode='min',
             create=not read_only,
             cleanup_tmp_directories=not read_only,  # of a run that was killed while it saved
-            todelete_subdir=DELETED,  # moved there in one stroke, so that no half of a checkpoint can be left
+            # Moved there in one stroke, so that no half of a checkpoint can be left.
+            todelete_subdir=None if read_only else DELETED,
+            save_interval_steps=0 if read_only else 1,
             read_only=read_only,
             lightweight_initialize=read_only,  # else the losses of damaged ones, which stay there, would be read
         )
@@ -84,7 +88,8 @@ class Checkpoints:
             restore = ocp.args.JsonRestore if item in ('config', 'counters') else ocp.args.StandardRestore
             registry.add(item, save, handler)
             registry.add(item, restore, handler)
-        self.manager = ocp.CheckpointManager(self.directory, options=options, handler_registry=registry)
+        with _only_errors():  # Orbax warns that it is going to read only, as it was told
+            self.manager = ocp.CheckpointManager(self.directory, options=options, handler_registry=registry)
 
     def __enter__(self):
         return self
@@ -187,7 +192,7 @@ class Checkpoints:
         absent = [item for item in templates if not (place / item).is_dir()]
         if absent:
             return f'the checkpoint has no {", ".join(absent)}'
-        fault = _fault(place)
+        fault = _fault(place, 'optimizer' in templates)
         if fault:
             return f'{fault}; {remove}'
         for item in sorted(templates.keys() - {'config', 'counters'}):
@@ -244,6 +249,17 @@ def _require_finite(place, params):
             raise InputError(f'{place}: {bad} of the {leaf.size} numbers of {name} are NaN or infinite')
 
 
+@contextlib.contextmanager
+def _only_errors():
+    """Lets nothing but errors through of what is logged by absl, as Orbax does."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(min(before, logging.ERROR))
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 def has_checkpoint(directory: Path) -> bool:
     """Whether there is a directory that holds at least one checkpoint, sound or not."""
     places = (directory / str(step) for step in _saved_steps(directory))
@@ -256,10 +272,10 @@ def _saved_steps(directory):
     return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdecimal() and entry.is_dir())
 
 
-def _sound_steps(directory, set_aside):
-    """The steps whose checkpoints are whole."""
-    steps = _saved_steps(directory)
-    faults = {step: _fault(directory / str(step)) for step in steps}
+def _sound_steps(directory, read_only):
+    """The steps whose checkpoints are whole; the others are set aside, but not by one who only reads."""
+    steps, set_aside = _saved_steps(directory), not read_only
+    faults = {step: _fault(directory / str(step), with_optimizer=not read_only) for step in steps}
     damaged = [f'{directory / str(step)}: {fault}' for step, fault in faults.items() if fault]
     if damaged and len(damaged) == len(steps):
         missing = any(fault.endswith('is missing') for fault in faults.values())
@@ -284,8 +300,11 @@ def _sound_steps(directory, set_aside):
     return [step for step, fault in faults.items() if not fault]
 
 
-def _fault(place):
-    """What is wrong with a checkpoint's files, '' if nothing is, or if it was not sealed before its run was killed."""
+def _fault(place, with_optimizer):
+    """What is wrong with a checkpoint's files, '' if nothing is, or if it was not sealed before its run was killed.
+
+    A sealed one that lacks the whole state of its optimiser lacks nothing unless that is asked for.
+    """
     seal = place / CHECKSUMS
     if not seal.exists():
         missing = [item for item in (*ITEMS, 'metrics') if not (place / item).is_dir()]
@@ -294,7 +313,10 @@ def _fault(place):
         expected = dict(json.loads(seal.read_text()))
     except (ValueError, TypeError):
         return f'{CHECKSUMS} is damaged'
+    passed_on = not with_optimizer and not (place / 'optimizer').exists()
     for name, checksum in expected.items():
+        if passed_on and Path(name).parts[0] == 'optimizer':
+            continue
         if not (place / name).is_file():
             return f'{name} is missing'
         if _checksum(place / name) != checksum:

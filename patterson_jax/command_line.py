@@ -1,0 +1,163 @@
+"""The command line: flags → config → one call of `experiment.run`.
+
+It is the command `patterson-jax` of an installed package, and `run_experiment.py` of a clone. README.md shows how each
+mode is used.
+"""
+
+import os
+import runpy
+import sys
+from pathlib import Path
+
+# Else JAX prints long lines, which are wrong, about programs that come from the cache (jax issue 38445).
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from patterson_jax import experiment
+from patterson_jax.compilation_cache import enable_compilation_cache
+from patterson_jax.errors import InputError, exit_on_errors
+from patterson_jax.learning.parallel import start_distributed
+from patterson_jax.shipped import find_config, find_network, make_configs_importable
+
+EXAMPLES = """Patterson maps to atoms.
+
+patterson-jax --config=quick
+patterson-jax --config=quick --mode=simulate --input=molecule.xyz --output=maps
+patterson-jax --config=quick --mode=solve --input=maps/molecule_patterson.ccp4 --output=solved
+patterson-jax --config=unrolled --mode=solve --checkpoint=unrolled --input=map.ccp4 --output=solved
+"""
+
+CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Config file, or the name of one that comes with the code, with an optional :variant.'
+)
+MODE = flags.DEFINE_string('mode', 'train', f'What to do: {", ".join(experiment.MODES)}.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run; default runs/CONFIG.')
+CHECKPOINT = flags.DEFINE_string(
+    'checkpoint',
+    None,
+    "Directory of a run whose weights to use, or a network that comes with the code; default the workdir's.",
+)
+INPUT = flags.DEFINE_multi_string('input', [], 'File to simulate (.xyz) or solve (.ccp4); may be repeated.')
+SWEEP = flags.DEFINE_integer('sweep', None, "Which of the changes that the config file's sweep() lists to make.")
+DISTRIBUTED = flags.DEFINE_boolean('distributed', False, 'Work with other processes: one a host, or one a GPU.')
+COMPILATION_CACHE = flags.DEFINE_boolean(
+    'compilation_cache', True, "Keep what is compiled, in the user's cache directory, for the next command."
+)
+OUTPUT = flags.DEFINE_string(
+    'output',
+    None,
+    'Directory for what simulate, solve, inspect and publish write; for inspect, default WORKDIR/figures.',
+)
+
+
+def parse_flags(arguments: list[str]) -> list[str]:
+    """Reads the flags and through them the config; ends the program with one line if one is wrong."""
+    with exit_on_errors():
+        arguments, file = _with_config_found(arguments)
+        try:
+            rest = flags.FLAGS(arguments)[1:]
+        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
+            raise InputError(_reason(error, file)) from error
+        if rest:
+            raise InputError(f'{rest[0]!r} is no flag; flags begin with --, as in --config={rest[0]}')
+        if CONFIG.value is None:
+            raise InputError('--config is missing; it names a config file, as in --config=quick')
+    return rest
+
+
+def main() -> None:
+    """The program: reads the flags of the command line and does what they ask for."""
+    program = sys.modules['__main__']
+    if not program.__doc__:  # that of an installed command, shown by --help
+        program.__doc__ = EXAMPLES
+    for flag in flags.FLAGS.get_flags_for_module(__name__):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # --help shows those of the program
+    app.run(run, flags_parser=parse_flags)
+
+
+def run(_: list[str]) -> None:
+    """Runs the mode that the flags ask for."""
+    if not flags.FLAGS['verbosity'].present:
+        logging.set_verbosity(logging.ERROR)  # Orbax tells at length what it does
+    with exit_on_errors(at_once=DISTRIBUTED.value):
+        if COMPILATION_CACHE.value:
+            enable_compilation_cache()
+        else:
+            jax.config.update('jax_enable_compilation_cache', False)
+        if DISTRIBUTED.value:
+            start_distributed()
+        overrides = config_flags.get_override_values(flags.FLAGS['config']) | _apply_sweep()
+        experiment.run(
+            MODE.value,
+            CONFIG.value,
+            _workdir(),
+            CHECKPOINT.value and find_network(CHECKPOINT.value),
+            tuple(map(Path, INPUT.value)),
+            OUTPUT.value and Path(OUTPUT.value),
+            overrides,
+        )
+
+
+def _with_config_found(arguments):
+    """The arguments with the path of the config in place of its name, and what was given.
+
+    Before the flags are parsed, because their parsing loads the file.
+    """
+    for number, argument in enumerate(arguments):
+        flag, equals, given = argument.partition('=')
+        if flag not in ('--config', '-config'):
+            continue
+        rest = arguments[number + 1 :]
+        if not equals:  # in two words
+            given, rest = (rest[0], rest[1:]) if rest else ('', [])
+        name, colon, variant = given.partition(':')
+        try:
+            file = find_config(name)
+        except InputError as error:
+            raise InputError(f'--config is {given!r}; {error}') from error
+        make_configs_importable(file)
+        return [*arguments[:number], f'{flag}={file}{colon}{variant}', *rest], given
+    return arguments, None
+
+
+def _config_name():
+    """(file, ':', variant) of the --config flag."""
+    return (config_flags.get_config_filename(flags.FLAGS['config']) or '').partition(':')
+
+
+def _workdir():
+    """The run's directory; that of comparisons is one for all figures, as these share runs."""
+    file, _, variant = _config_name()
+    compares = 'ablation' in CONFIG.value
+    name = Path(file).stem if compares or not variant else f'{Path(file).stem}-{variant}'
+    workdir = Path(WORKDIR.value or Path('runs') / name)
+    return workdir if compares or SWEEP.value is None else workdir / f'sweep-{SWEEP.value}'
+
+
+def _apply_sweep():
+    """Makes the changes that --sweep asks for, and returns them."""
+    if SWEEP.value is None:
+        return {}
+    file, _, variant = _config_name()
+    sweep = runpy.run_path(file).get('sweep')
+    if sweep is None:
+        raise InputError(f'--sweep is {SWEEP.value}; {file} has no sweep()')
+    choices = sweep(variant) if variant else sweep()
+    if not 0 <= SWEEP.value < len(choices):
+        raise InputError(
+            f'--sweep is {SWEEP.value}; it must be from 0 to {len(choices) - 1}, {file} has {len(choices)}'
+        )
+    CONFIG.value.update_from_flattened_dict(choices[SWEEP.value])
+    return choices[SWEEP.value]
+
+
+def _reason(error, file):
+    if isinstance(error, SyntaxError):
+        return f'--config is {file!r}; it must be a config file in Python: {error}'
+    if 'Traceback' in str(error):  # of what the config's own function raised
+        while error.__context__ is not None:
+            error = error.__context__
+    return ' '.join(str(error.args[0] if isinstance(error, KeyError | AttributeError) else error).split())

@@ -1,0 +1,71 @@
+"""JAX's persistent compilation cache: what one process has compiled, the next one need not."""
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+import jax
+
+LARGEST = 2**30  # bytes of all entries together; beyond, the oldest are removed
+SHORTEST_COMPILATION = 0.2  # seconds that are worth a file
+
+
+def enable_compilation_cache(directory: str | Path | None = None) -> Path | None:
+    """Keeps compiled programs in a directory, for later processes on machines of the same kind.
+
+    Where JAX has been told a directory already, as by the environment variable JAX_COMPILATION_CACHE_DIR, that stays,
+    unless another is named here. JAX_ENABLE_COMPILATION_CACHE=false switches all of it off.
+
+    Where a processor has AVX-512, JAX prints long lines about `+prefer-no-gather` for programs that it takes from the
+    cache (jax issue 38445). They are wrong, and not printed if TF_CPP_MIN_LOG_LEVEL is 3 before JAX is imported.
+
+    Args:
+        directory: default `patterson_jax` in the user's cache directory, $XDG_CACHE_HOME or ~/.cache.
+
+    Returns:
+        The directory for machines of this kind; None where it cannot be written to: nothing is kept then.
+    """
+    if not jax.config.jax_enable_compilation_cache:
+        return None
+    if directory is None and jax.config.jax_compilation_cache_dir:
+        return Path(jax.config.jax_compilation_cache_dir)
+    try:
+        place = (_default_directory() if directory is None else Path(directory).expanduser().absolute()) / _machine()
+        place.mkdir(parents=True, exist_ok=True)
+        _remove_oldest(place)
+    except (OSError, RuntimeError):  # the latter where there is no home
+        return None
+    if not os.access(place, os.W_OK | os.X_OK):
+        return None
+    jax.config.update('jax_compilation_cache_dir', str(place))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', SHORTEST_COMPILATION)
+    return place
+
+
+def _default_directory():
+    caches = Path(os.environ.get('XDG_CACHE_HOME', ''))
+    if not caches.is_absolute():  # then it does not count, as the XDG base directory specification has it
+        caches = Path.home() / '.cache'
+    return caches / 'patterson_jax'
+
+
+def _machine():
+    """A name for machines with these instructions; a program compiled for others may crash, and homes are shared."""
+    try:
+        lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
+        instructions = next(line for line in lines if line.startswith(('flags', 'Features')))
+    except (OSError, StopIteration):
+        instructions = platform.processor()
+    return hashlib.sha256(f'{platform.machine()} {instructions}'.encode()).hexdigest()[:16]
+
+
+def _remove_oldest(place):
+    """Removes the entries that were written first, if all are together too large."""
+    entries = [(entry.stat(), Path(entry.path)) for entry in os.scandir(place) if entry.is_file()]
+    total = sum(status.st_size for status, _ in entries)
+    for status, path in sorted(entries, key=lambda entry: entry[0].st_mtime):
+        if total <= LARGEST:
+            break
+        path.unlink(missing_ok=True)
+        total -= status.st_size

@@ -1,0 +1,74 @@
+"""What comes with the code beside its modules: the configs, by their names, and the trained networks.
+
+An installed package has them inside, a clone of the repository beside it (setup.py tells the installer).
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from patterson_jax.errors import InputError
+
+PACKAGE = Path(__file__).parent
+
+
+def shipped_directory(kind: str) -> Path:
+    """The directory of what comes with the code: 'configs' or 'pretrained'."""
+    inside = PACKAGE / kind
+    return inside if inside.is_dir() else PACKAGE.parent / kind
+
+
+def config_names() -> list[str]:
+    """The configs that come with the code."""
+    return sorted(path.stem for path in shipped_directory('configs').glob('[!_]*.py'))
+
+
+def network_names() -> list[str]:
+    """The trained networks that come with the code."""
+    return sorted(path.name for path in shipped_directory('pretrained').glob('*') if (path / 'checkpoints').is_dir())
+
+
+def find_config(name: str) -> Path:
+    """The config file of that path or, where there is none, the one of that name that comes with the code.
+
+    Raises:
+        InputError: there is neither.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    if name in config_names():
+        return shipped_directory('configs') / f'{name}.py'
+    if Path(name).stem in config_names():
+        raise InputError(f'there is no such file; the config that comes with the code is called {Path(name).stem!r}')
+    raise InputError(f'there is no such file, nor a config of that name; there are {", ".join(config_names())}')
+
+
+def find_network(name: str | Path) -> Path:
+    """The run's directory of that path or, where there is none, that of the network that comes with the code.
+
+    Raises:
+        InputError: there is neither.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if str(name) in network_names():
+        return shipped_directory('pretrained') / name
+    names = ', '.join(network_names())
+    raise InputError(f'{name}: no such directory, nor a network that comes with the code; these are {names}')
+
+
+def make_configs_importable(file: Path) -> None:
+    """Lets a config file say `from configs import base`, wherever it lies and wherever the program was started.
+
+    That is the package of the shipped configs, unless the file is a user's own and there is another of that name.
+    """
+    shipped = shipped_directory('configs')
+    if file.resolve().parent != shipped.resolve() and importlib.util.find_spec('configs') is not None:
+        return
+    known = sys.modules.get('configs')
+    if known is not None and shipped in map(Path, known.__path__):
+        return
+    spec = importlib.util.spec_from_file_location('configs', shipped / '__init__.py')
+    package = importlib.util.module_from_spec(spec)
+    sys.modules['configs'] = package
+    spec.loader.exec_module(package)

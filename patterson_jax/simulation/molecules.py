@@ -1,0 +1,102 @@
+"""Maps of atoms that a person has, in place of random ones (paper, 2.1 and 2.2)."""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from patterson_jax.errors import InputError, require
+from patterson_jax.simulation.density import render
+from patterson_jax.simulation.examples import example_key, stream_key
+from patterson_jax.simulation.patterson import measured_map
+from patterson_jax.simulation.problem import Problem
+
+
+class Simulated(NamedTuple):
+    """Maps `(grid, grid, grid)`, float32: `patterson`, its origin at voxel (0, 0, 0), `density`, its atoms centred."""
+
+    patterson: np.ndarray
+    density: np.ndarray
+
+
+def simulate(
+    positions: ArrayLike,
+    voxel_size: float = 1.0,
+    *,
+    grid_size: int = 40,
+    atom_radius: float = 1.0,
+    noise: float = 0.0,
+    resolution: float | None = None,
+    seed: int = 0,
+) -> Simulated:
+    """The Patterson map and the density of equal atoms, spheres, in an otherwise empty cubic cell, P1.
+
+    Args:
+        positions: `(num_atoms, 3)` in Å; with the default voxel size, in voxels. Their mean comes to the centre.
+        voxel_size: Å.
+        grid_size: voxels along each edge of the maps; even.
+        atom_radius: of the spheres, voxels.
+        noise: standard deviation of the measured amplitudes |F| as a part of them.
+        resolution: |h| up to which amplitudes are measured; None: all are.
+        seed: of the noise.
+
+    Raises:
+        InputError: an argument is not as above, the spheres overlap, or the cell is so small that vectors would.
+    """
+    positions = np.asarray(positions, np.float64)
+    require(positions.ndim == 2 and positions.shape[1] == 3, 'positions.shape', positions.shape, '(num_atoms, 3)')
+    require(bool(np.all(np.isfinite(positions))), 'positions', positions.tolist(), 'finite')
+    half = grid_size / 2 - atom_radius
+    problem = Problem(grid_size, len(positions), atom_radius, 0.0, max(half, 1.0), noise=noise, resolution=resolution)
+    return simulate_problem(place_atoms(positions, problem, voxel_size), problem, seed)
+
+
+def place_atoms(positions: np.ndarray, problem: Problem, voxel_size: float, setting: str = 'voxel_size') -> np.ndarray:
+    """Positions `(num_atoms, 3)` in Å as voxels from their mean, float32.
+
+    Args:
+        positions: in Å.
+        problem: what the atoms are, and their cell.
+        voxel_size: Å.
+        setting: what the user knows the voxel size by.
+
+    Raises:
+        InputError: spheres overlap, or vectors do in the cell.
+    """
+    require(math.isfinite(voxel_size) and voxel_size > 0, setting, voxel_size, 'a positive number of Å')
+    voxels = positions / voxel_size
+    voxels = voxels - np.mean(voxels, axis=0)
+    extent, room = np.max(np.ptp(voxels, axis=0)), problem.grid_size / 2 - 2 * problem.atom_radius
+    if extent > room:
+        cure = ''
+        if room > 0:
+            cure = f' ({setting}={math.ceil(100 * voxel_size * extent / room) / 100:.2f} makes room)'
+        raise InputError(
+            f'{extent * voxel_size:.2f} Å across; its vectors overlap in the cell beyond '
+            f'{max(room, 0) * voxel_size:.2f} Å{cure}'
+        )
+    distances = np.linalg.norm(voxels[:, None] - voxels[None], axis=-1) + np.diag(np.full(len(voxels), np.inf))
+    nearest = np.min(distances)
+    if nearest < 2 * problem.atom_radius:
+        first, second = np.argwhere(distances == nearest)[0] + 1
+        raise InputError(
+            f'atoms {first} and {second} are {nearest * voxel_size:.3f} Å apart; their spheres overlap below '
+            f'{2 * problem.atom_radius * voxel_size:.3f} Å'
+        )
+    return voxels.astype(np.float32)
+
+
+def simulate_problem(positions: np.ndarray, problem: Problem, seed: int) -> Simulated:
+    """The maps of atoms at positions `(num_atoms, 3)`, voxels from the centre."""
+    key = example_key(stream_key(seed, 'files'), 0, 0)
+    return Simulated(*map(np.asarray, _maps(key, positions, problem)))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _maps(key: Array, positions: Array, problem: Problem) -> tuple[Array, Array]:
+    density = render(positions, problem.grid_size, problem.atom_radius)
+    return measured_map(key, density, problem), density

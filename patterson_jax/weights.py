@@ -1,0 +1,92 @@
+"""Trained weights, from a run or from what comes with the code, held against what they are to be used for."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from patterson_jax.config import Experiment, differences, network_of
+from patterson_jax.errors import InputError
+from patterson_jax.learning.checkpoints import Checkpoints, find_checkpoints
+from patterson_jax.shipped import find_network
+from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.solver import Network
+
+WEIGHT_FIELDS = ('grid_size', 'atom_radius', 'input_scale', 'origin')
+COMPUTING_FIELDS = ('convolution', 'precision')  # of the network: how it computes, not what
+
+
+class Weights(NamedTuple):
+    """Trained weights.
+
+    Attributes:
+        params: what the network's `apply` takes.
+        step: at which they were saved.
+        config: of their training.
+        counters: of that run at its latest checkpoint.
+    """
+
+    params: Any
+    step: int
+    config: dict
+    counters: dict
+
+
+def load_network(name: str | Path, problem: Problem | None = None) -> Network:
+    """A trained network, whichever it is.
+
+    Args:
+        name: directory of a run, or of a published network, or the name of one that comes with the code.
+        problem: that the network must fit; None: any.
+
+    Raises:
+        InputError: no checkpoint there, only damaged ones, or one for another grid, atom or input than the problem's.
+    """
+    directory = find_network(name)
+    with Checkpoints(find_checkpoints(directory), read_only=True) as checkpoints:
+        step = checkpoints.best_step
+        trained = checkpoints.restore(step, config=None)['config']
+        if problem is not None:
+            now = {'model': trained['model'], 'problem': dataclasses.asdict(problem)}
+            _require_same_weights(directory, trained, now)
+        network = network_of(trained['model'])
+        template = _shapes(network, trained['problem']['grid_size'])
+        return Network(network.apply, jax.device_get(checkpoints.restore(step, params=template)['params']))
+
+
+def load_weights(experiment: Experiment, config: ConfigDict, directory: Path) -> Weights:
+    """The weights of a run with the lowest validation loss.
+
+    Raises:
+        InputError: no checkpoint there, only damaged ones, or one of another network, grid, atom or input than the
+            config's. The number of atoms, where they are, and the target may differ.
+    """
+    with Checkpoints(find_checkpoints(directory), read_only=True) as checkpoints:
+        step = checkpoints.best_step
+        trained = checkpoints.restore(step, config=None)['config']
+        _require_same_weights(directory, trained, config.to_dict())
+        template = _shapes(experiment.model, experiment.problem.grid_size)
+        counters = checkpoints.restore(checkpoints.latest_step, counters=None)['counters']
+        params = jax.device_get(checkpoints.restore(step, params=template)['params'])
+        return Weights(params, step, trained, counters)
+
+
+def _shapes(network, grid_size):
+    maps = jax.ShapeDtypeStruct((1,) + (grid_size,) * 3, jnp.float32)
+    return jax.eval_shape(network.init, jax.random.key(0), maps)
+
+
+def _require_same_weights(directory, trained, now):
+    differing = differences(weight_fields(trained), weight_fields(now), ('model', 'problem'))
+    if differing:
+        raise InputError(f'{directory}: these weights are for another config: {"; ".join(differing)}')
+
+
+def weight_fields(config: dict) -> dict:
+    """The part of a resolved config on which weights depend: the network, but not how it computes, and its input."""
+    model = {field: value for field, value in config['model'].items() if field not in COMPUTING_FIELDS}
+    problem = {field: config['problem'].get(field) for field in WEIGHT_FIELDS}
+    return {'model': {'network': 'paper'} | model, 'problem': problem}
