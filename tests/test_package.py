@@ -18,11 +18,12 @@ PACKAGE = ROOT / 'patterson_jax'
 MODULES = sorted(PACKAGE.rglob('*.py'))
 WINGS = {  # and the parts of the package, itself apart, that each may use
     'crystal': {'errors'},
-    'simulation': {'errors', 'crystal'},
-    'learning': {'errors', 'progress', 'crystal', 'simulation'},
-    'solving': {'errors', 'crystal', 'simulation'},
+    'simulation': {'errors', 'precision', 'crystal'},
+    'learning': {'errors', 'precision', 'progress', 'crystal', 'simulation'},
+    'solving': {'errors', 'precision', 'crystal', 'simulation'},
     'files': {'errors', 'crystal'},
     'errors': set(),  # no wings, but all may use them
+    'precision': set(),
     'progress': set(),
 }
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from patterson_jax.precision import exact_products
 from patterson_jax.simulation.atoms import draw_positions
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.patterson import centre_origin, measured_map
@@ -54,6 +55,7 @@ def example_key(stream: Array, set_number: Array | int, index: Array | int) -> A
     return jax.random.fold_in(jax.random.fold_in(stream, set_number), index)
 
 
+@exact_products
 def make_example(key: Array, problem: Problem) -> Example:
     """The case that belongs to a key."""
     positions = draw_positions(key, problem)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from patterson_jax.precision import exact_products
 from patterson_jax.simulation.density import atom_block
 from patterson_jax.simulation.problem import Problem
 
@@ -98,6 +99,7 @@ def low_frequencies(grid_size: int, resolution: float | None) -> np.ndarray:
     return frequencies(grid_size)[chosen]
 
 
+@exact_products
 def atom_factors(position: Array, chosen: np.ndarray, grid_size: int, atom_radius: float) -> Array:
     """Structure factors of one atom rendered alone, without a transform of the whole grid.
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from patterson_jax.precision import exact_products
 from patterson_jax.simulation.density import map_correlation, render
 from patterson_jax.simulation.examples import network_input
 from patterson_jax.simulation.patterson import (
@@ -72,6 +73,7 @@ def interpret_batch(
     return jax.vmap(interpret_one)(keys, pattersons, densities)
 
 
+@exact_products
 def interpret_map(
     key: Array, patterson: Array, density: Array, problem: Problem, settings: SeparationSettings
 ) -> Interpretation:

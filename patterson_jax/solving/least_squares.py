@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from patterson_jax.precision import exact_products
 from patterson_jax.simulation.patterson import atom_factors, sphere_factor
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.reflections import (
@@ -82,6 +83,7 @@ def random_positions(key: Array, problem: Problem) -> Array:
     return jax.random.uniform(key, (problem.num_atoms, 3), jnp.float32, -half, half)
 
 
+@exact_products
 def refine(positions: Array, observed: Array, problem: Problem, stages: slice = slice(None)) -> Refined:
     """Refines `(num_atoms, 3)` against amplitudes `(num_reflections,)` on the absolute scale, coarse to fine.
 
@@ -171,6 +173,7 @@ def safe_length(real: Array, imaginary: Array) -> Array:
     return jnp.sqrt(real**2 + imaginary**2 + 1e-6)
 
 
+@exact_products
 def repair(positions: Array, observed: Array, problem: Problem, rounds: int) -> Refined:
     """Several times moves the atom that explains least to the highest peak of the difference map, and refines.
 
@@ -256,6 +259,7 @@ def _difference_grid(chosen_bytes, problem):
     return table, opposite, points, near
 
 
+@exact_products
 def finish(positions: Array, observed: Array, problem: Problem) -> Finished:
     """Refines against all reflections with the exact transform of the voxels that spheres fill.
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from patterson_jax.precision import exact_products
 from patterson_jax.simulation.examples import invert_map
 from patterson_jax.simulation.patterson import frequencies, patterson_intensities, sphere_factor
 from patterson_jax.simulation.problem import Problem
@@ -25,6 +26,7 @@ MAX_STARTS = 64  # vectors that are told apart
 LEAST_HEIGHT = 0.3  # of a vector's peak, where that of a single vector is about 1
 
 
+@exact_products
 def minimum_map(patterson: Array, start: Array | int, problem: Problem, measured: Array) -> Array:
     """The minimum function of a Patterson map over one of its vectors.
 

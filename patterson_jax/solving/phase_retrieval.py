@@ -20,6 +20,7 @@ import numpy as np
 from jax import Array
 
 from patterson_jax.errors import require
+from patterson_jax.precision import exact_products
 from patterson_jax.simulation.patterson import structure_factors
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.peaks import find_peaks
@@ -73,6 +74,7 @@ def touched_voxels(num_atoms: int, atom_radius: float) -> int:
     return round(num_atoms * (1 + 6 * r + 3 * math.pi * r**2 + 4 / 3 * math.pi * r**3))
 
 
+@exact_products
 def retrieve_density(
     key: Array, amplitudes: Array, measured: Array | np.ndarray, num_voxels: int, settings: PhaseRetrievalSettings
 ) -> Retrieval:
@@ -125,6 +127,7 @@ def project_support(density: Array, num_voxels: int) -> Array:
     return jnp.where(density > _separating_value(density, num_voxels), density, 0)
 
 
+@exact_products
 def centred_atoms(density: Array, num_atoms: int, problem: Problem) -> Array:
     """Peaks of the density of one enantiomorph that may lie anywhere in the periodic box.
 

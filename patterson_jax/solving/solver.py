@@ -23,6 +23,7 @@ import numpy as np
 from jax import Array
 
 from patterson_jax.errors import InputError, require
+from patterson_jax.precision import exact_products
 from patterson_jax.simulation.examples import network_input
 from patterson_jax.simulation.homometry import homometric_partners
 from patterson_jax.simulation.patterson import frequencies, measured_frequencies, patterson_intensities, sphere_factor
@@ -338,6 +339,7 @@ def _compile_attempt(method, repairs, problem, separation, apply, structure, sha
     return jax.jit(run).lower(params, keys, np.int32(0), maps).compile()
 
 
+@exact_products
 def attempt(
     key: Array,
     number: Array | int,
