@@ -357,14 +357,15 @@ def parts_cell(cell: dict) -> dict:
 
     image, kernel, cotangent = convolution_arrays(cell)
     found = {'transforms': 0.0, 'contraction': 0.0}
-    parts = list(spectral_parts(image, kernel, cotangent))
-    share = cell['seconds'] / (len(parts) + 1)
 
     def time_of(call):
         return measure(call, jax.block_until_ready, cell['repeats'], share)['best']
 
-    for kind, function, arguments in parts:
-        found[kind] += time_of(functools.partial(function, *arguments))
+    with jax.default_matmul_precision('highest'):  # as the whole has it
+        parts = list(spectral_parts(image, kernel, cotangent))
+        share = cell['seconds'] / (len(parts) + 1)
+        for kind, function, arguments in parts:
+            found[kind] += time_of(functools.partial(function, *arguments))
     found['whole'] = time_of(functools.partial(value_and_gradients(spectral_convolution), image, kernel, cotangent))
     return found
 
@@ -372,7 +373,7 @@ def parts_cell(cell: dict) -> dict:
 def spectral_parts(image: Any, kernel: Any, cotangent: Any) -> Iterator[tuple[str, Callable, tuple]]:
     """Kind, compiled function and arguments of each part of `spectral_convolution` and its gradients, in their order.
 
-    It goes through the same steps as `_forward` and `_backward` do.
+    It goes through the same steps as `_value` and `_gradients` do.
     """
     import jax
     import jax.numpy as jnp
@@ -548,16 +549,19 @@ def has_torch() -> bool:
 
 def implementations(machine: dict) -> dict[str, list[dict]]:
     """Cells of each implementation; where there are several, the fastest one counts."""
-    found = {'ours': [{'kind': 'network', 'convolution': 'auto', 'precision': 'float32'}]}
-    if machine['auto'] == 'spectral':
-        found['XLA direct'] = [{'kind': 'network', 'convolution': 'direct', 'precision': 'float32'}]
+    on_cpu = machine['backend'] == 'cpu'
+    ours = {'kind': 'network', 'convolution': 'auto', 'precision': 'float32' if on_cpu else 'tf32'}  # as PyTorch has it
+    found = {'ours': [ours]}
+    if on_cpu:
+        found['XLA direct'] = [ours | {'convolution': 'direct'}]
     else:
-        found['ours, bfloat16'] = [{'kind': 'network', 'convolution': 'auto', 'precision': 'bfloat16'}]
-        found['ours, spectral'] = [{'kind': 'network', 'convolution': 'spectral', 'precision': 'float32'}]
+        found['ours, bfloat16'] = [ours | {'precision': 'bfloat16'}]
+        found['ours, not rounded'] = [ours | {'precision': 'float32'}]
+        found['ours, spectral'] = [ours | {'convolution': 'spectral'}]
     if not has_torch():
         return found
     torch = {'kind': 'torch', 'backend': machine['backend'], 'precision': 'float32', 'format': 'channels_last_3d'}
-    if machine['backend'] == 'cpu':
+    if on_cpu:
         found['PyTorch'] = [torch | {'format': 'contiguous_format'}, torch]
     else:
         found['PyTorch'], found['PyTorch, bfloat16'] = [torch], [torch | {'precision': 'bfloat16'}]
@@ -591,7 +595,7 @@ def network_table(cells: Cells, settings: Settings, machine: dict) -> dict:
             for variant in variants:
                 label = ', '.join(filter(None, ('network', name, variant.get('format'), f'batch {batch}')))
                 results.append((variant, cells.run(label, batch=batch, **variant)))
-            peak = peaks[variants[0]['precision']]['gflop_per_second']
+            peak = peaks['bfloat16' if 'bfloat16' in name else 'float32']['gflop_per_second']
             rows.append({'implementation': name, 'batch': batch} | network_figures(results, batch, machine, peak))
     for row in rows:
         row |= speed_ratios(row, rows)

@@ -50,7 +50,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.model.inner_depth = 8  # hidden layers on the half grid
     config.model.decoder_depth = 1  # hidden layers on the full grid after the up-sampling
     config.model.convolution = 'auto'  # 'spectral', 'direct', or by platform
-    config.model.precision = 'float32'  # 'bfloat16': of what goes from layer to layer, for GPU and TPU
+    config.model.precision = 'float32'  # of products; 'tf32' and 'bfloat16' are for GPU and TPU
     config.model.batch_norm = 'none'  # 'early': layers before the max-pool; 'all': every hidden layer
 
     # Training by Adam (3.1).

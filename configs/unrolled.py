@@ -36,7 +36,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.model.input_size = 28  # edge of the part of the Patterson map that is seen, voxels; a multiple of 4
     config.model.output_size = 20  # edge of the part of the output that is not zero; a multiple of 4
     config.model.convolution = 'auto'  # 'spectral', 'direct', or by platform
-    config.model.precision = 'float32'  # 'bfloat16': of what goes from layer to layer, for GPU and TPU
+    config.model.precision = 'float32'  # of products; 'tf32' and 'bfloat16' are for GPU and TPU
 
     config.train.update(num_steps=16_000, batch_size=8, learning_rate=2e-3, warmup_steps=300)
     config.train.update(adam_epsilon=1e-12, max_gradient_norm=3e-4)  # most voxels are empty: gradients are small

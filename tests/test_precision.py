@@ -1,5 +1,6 @@
 """The policy for matrix products: all that simulation and solver trace has it, networks keep their own choice."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,6 +12,7 @@ from tiny import NETWORK, PROBLEM, tiny_config
 
 from patterson_jax import precision
 from patterson_jax.config import validate
+from patterson_jax.learning.unrolled import UnrolledNet
 from patterson_jax.simulation.examples import example_key, make_example, stream_key
 from patterson_jax.simulation.patterson import atom_factors
 from patterson_jax.simulation.problem import Problem
@@ -86,6 +88,27 @@ def test_a_network_keeps_its_own_choice_where_the_solver_calls_it():
     found = products_of(run, params, KEY[None], jax.ShapeDtypeStruct(inputs.shape, jnp.float32))
     assert found.count(None) == 1
     assert found.count(HIGHEST) > 1
+
+
+UNROLLED = UnrolledNet(features=4, kernel_size=3, stages=2, input_size=12, output_size=8)
+
+
+@pytest.mark.parametrize('method', ['direct', 'spectral'])
+@pytest.mark.parametrize('network', [NETWORK, UNROLLED], ids=['paper', 'unrolled'])
+@pytest.mark.parametrize(('choice', 'products'), [('float32', 'HIGHEST'), ('tf32', 'HIGH'), ('bfloat16', 'DEFAULT')])
+def test_a_network_has_the_precision_that_it_names_in_value_and_gradients(network, method, choice, products):
+    network = dataclasses.replace(network, convolution=method, precision=choice)
+    inputs = jax.ShapeDtypeStruct((2, *MAPS.shape), jnp.float32)
+    params = jax.eval_shape(network.init, jax.random.key(0), inputs)
+
+    def loss(params, inputs):
+        return jnp.sum(network.apply(params, inputs) ** 2)
+
+    kinds = {'direct': 'conv_general_dilated', 'spectral': 'dot_general'}
+    found = products_of(jax.grad(loss), params, inputs, kind=kinds[method])
+    expected = (jax.lax.Precision[products],) * 2
+    with_transforms = {HIGHEST} if method == 'spectral' and isinstance(network, UnrolledNet) else set()
+    assert set(found) == {expected} | with_transforms
 
 
 def test_the_policy_does_not_reach_beyond_what_it_decorates():

@@ -40,13 +40,14 @@ SIGNS = np.array(
 )
 
 
-def convolve(image: Array, kernel: Array, method: str = 'auto') -> Array:
+def convolve(image: Array, kernel: Array, method: str = 'auto', products: str = 'highest') -> Array:
     """Convolution (as networks mean it: correlation) with zero padding, output of the image's size.
 
     Args:
         image: `(x, y, z, channels_in, batch)`.
         kernel: `(k, k, k, channels_in, channels_out)`, k odd.
         method: 'spectral', 'direct' (`lax.conv_general_dilated`), or 'auto': what `fastest_method` says.
+        products: how exactly to multiply, a name that `jax.default_matmul_precision` knows. On CPU all are float32.
 
     Returns:
         `(x, y, z, channels_out, batch)`, of the image's type.
@@ -62,22 +63,37 @@ def convolve(image: Array, kernel: Array, method: str = 'auto') -> Array:
         raise ValueError(f'method is {method!r}; it must be one of {", ".join(METHODS)}')
     if method == 'auto':
         method = fastest_method(image.shape, kernel.shape)
-    return spectral_convolution(image, kernel) if method == 'spectral' else direct_convolution(image, kernel)
+    by_method = spectral_convolution if method == 'spectral' else direct_convolution
+    return by_method(image, kernel, products)
 
 
-def direct_convolution(image: Array, kernel: Array) -> Array:
+def direct_convolution(image: Array, kernel: Array, products: str = 'highest') -> Array:
     """The convolution by XLA's own operator."""
     layout = ('DHWCN', 'DHWIO', 'DHWCN')
-    return jax.lax.conv_general_dilated(image, kernel, (1, 1, 1), 'SAME', dimension_numbers=layout)
+    with jax.default_matmul_precision(products):
+        return jax.lax.conv_general_dilated(image, kernel, (1, 1, 1), 'SAME', dimension_numbers=layout)
 
 
-@jax.custom_vjp
-def spectral_convolution(image: Array, kernel: Array) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def spectral_convolution(image: Array, kernel: Array, products: str = 'highest') -> Array:
     """The convolution by Fourier transforms, in float32, with transforms shared between value and gradients."""
-    return _forward(image, kernel)[0]
+    return _forward(image, kernel, products)[0]
 
 
-def _forward(image, kernel):
+def _forward(image, kernel, products):
+    with jax.default_matmul_precision(products):
+        return _value(image, kernel)
+
+
+def _backward(products, saved, cotangent):
+    with jax.default_matmul_precision(products):
+        return _gradients(saved, cotangent)
+
+
+spectral_convolution.defvjp(_forward, _backward)
+
+
+def _value(image, kernel):
     axes = plan(image.shape, kernel.shape)
     image_spectrum = _spectrum(_cut(image, axes), [axis.window_waves for axis in axes])
     kernel_spectrum = _kernel_spectrum(jnp.swapaxes(kernel, 3, 4), axes, image_spectrum)
@@ -86,7 +102,7 @@ def _forward(image, kernel):
     return result.astype(image.dtype), (image_spectrum, kernel, image.shape)
 
 
-def _backward(saved, cotangent):
+def _gradients(saved, cotangent):
     image_spectrum, kernel, shape = saved
     axes = plan(shape, kernel.shape)
     cotangent_spectrum = _spectrum(_split(cotangent, axes), [axis.tile_waves for axis in axes])
@@ -96,9 +112,6 @@ def _backward(saved, cotangent):
     spectrum = _correlation(image_spectrum, cotangent_spectrum)
     to_kernel = _inverse(spectrum, [axis.tap_waves for axis in axes], kernel.shape[4])[..., 0, :]
     return to_image.astype(cotangent.dtype), to_kernel.astype(kernel.dtype)
-
-
-spectral_convolution.defvjp(_forward, _backward)
 
 
 class Axis(NamedTuple):
@@ -259,12 +272,12 @@ def _along(array, matrix, axis):
 
 def _product(left, right):
     """Matrix products (f, a, b) (f, b, c) to (f, a, c)."""
-    return jax.lax.dot_general(left, right, (((2,), (1,)), ((0,), (0,))), precision=jax.lax.Precision.HIGHEST)
+    return jax.lax.dot_general(left, right, (((2,), (1,)), ((0,), (0,))))
 
 
 def _product_with_transpose(left, right):
     """Matrix products (f, a, b) (f, c, b) to (f, a, c)."""
-    return jax.lax.dot_general(left, right, (((2,), (2,)), ((0,), (0,))), precision=jax.lax.Precision.HIGHEST)
+    return jax.lax.dot_general(left, right, (((2,), (2,)), ((0,), (0,))))
 
 
 def _cut(image, axes):

@@ -15,18 +15,23 @@ from patterson_jax.learning.convolution import METHODS, convolve
 from patterson_jax.learning.parallel import AXIS
 
 BATCH_NORM = ('none', 'early', 'all')
-PRECISIONS = ('float32', 'bfloat16')
+PRECISIONS = {  # the type of what goes from layer to layer, and how JAX is to multiply matrices within one
+    'float32': ('float32', 'highest'),
+    'tf32': ('float32', 'tensorfloat32'),
+    'bfloat16': ('bfloat16', 'default'),
+}
 
 
 class Convolution(nn.Module):
     """A "same" convolution, with bias or without; `(x, y, z, channel, batch)` in and out, He-normal weights.
 
-    The weights are of single precision; they are rounded to the image's type where they are used.
+    The weights are of single precision; they are rounded where they are used. The image is in the type of `precision`.
     """
 
     features: int
     kernel_size: int
     method: str = 'auto'
+    precision: str = 'float32'
     use_bias: bool = True
 
     @nn.compact
@@ -34,7 +39,8 @@ class Convolution(nn.Module):
         """Applies the layer."""
         shape = (self.kernel_size,) * 3 + (image.shape[3], self.features)
         kernel = self.param('kernel', nn.initializers.he_normal(), shape)
-        image = convolve(image, kernel.astype(image.dtype), self.method)
+        kind, products = PRECISIONS[self.precision]
+        image = convolve(image.astype(kind), kernel.astype(kind), self.method, products)
         if not self.use_bias:
             return image
         bias = self.param('bias', nn.initializers.zeros, (self.features,))
@@ -54,7 +60,8 @@ class PattersonNet(nn.Module):
         inner_depth: hidden layers on the half grid.
         decoder_depth: hidden layers on the full grid after the up-sampling, before the output layer.
         convolution: method of `learning.convolution.convolve`.
-        precision: 'float32' or 'bfloat16', the type of what goes from layer to layer; weights stay in float32.
+        precision: 'float32', 'tf32' or 'bfloat16', of products in the layers; with the last, of what goes from layer to
+            layer too. Weights stay in float32.
         batch_norm: which hidden layers are normalised over batch and voxels before their ReLU: 'none', as in the paper,
             'early', those before the pool, or 'all'. In training it must run under `parallelize`.
     """
@@ -90,7 +97,7 @@ class PattersonNet(nn.Module):
             for number in range(depth):
                 name = f'{part}_{number}'
                 # Normalisation takes a constant out again; Adam would blow up the rounding errors of its gradient.
-                layer = Convolution(self.features, kernel_size, self.convolution, not normalised, name=name)
+                layer = self._convolution(self.features, kernel_size, name, use_bias=not normalised)
                 image = layer(image)
                 if normalised:
                     axis = None if self.is_initializing() else AXIS
@@ -99,14 +106,17 @@ class PattersonNet(nn.Module):
                 image = jax.nn.relu(image)
             return image
 
-        image = jnp.moveaxis(patterson, 0, -1)[:, :, :, None].astype(self.precision)
+        image = jnp.moveaxis(patterson, 0, -1)[:, :, :, None]
         image = hidden_layers(image, 'encoder', self.encoder_depth, self.outer_kernel_size)
         image = max_pool(image)
         image = hidden_layers(image, 'inner', self.inner_depth, self.inner_kernel_size)
         image = upsample(image)
         image = hidden_layers(image, 'decoder', self.decoder_depth, self.outer_kernel_size)
-        image = Convolution(1, self.outer_kernel_size, self.convolution, name='output')(image)
+        image = self._convolution(1, self.outer_kernel_size, 'output')(image)
         return jnp.tanh(jnp.moveaxis(image[:, :, :, 0], -1, 0).astype(jnp.float32))
+
+    def _convolution(self, features, kernel_size, name, use_bias=True):
+        return Convolution(features, kernel_size, self.convolution, self.precision, use_bias, name=name)
 
 
 def max_pool(image: Array) -> Array:

@@ -28,6 +28,7 @@ from jax import Array
 from patterson_jax.errors import require
 from patterson_jax.learning.convolution import METHODS
 from patterson_jax.learning.network import PRECISIONS, Convolution
+from patterson_jax.precision import exact_products
 
 ESTIMATES = 'estimates'  # the collection in which a network leaves those before its output, in training
 RESIDUAL_SCALE = 0.5  # of what a layer adds, so that the image does not grow with the stages
@@ -51,7 +52,8 @@ class UnrolledNet(nn.Module):
         input_size: edge of the part of the maps that is seen, voxels; a multiple of 4.
         output_size: edge of the part of the output that is not zero, voxels; a multiple of 4, at most input_size.
         convolution: method of `learning.convolution.convolve`.
-        precision: 'float32' or 'bfloat16', the type of what goes from layer to layer; transforms stay in float32.
+        precision: 'float32', 'tf32' or 'bfloat16', of products in the layers; with the last, of what goes from layer to
+            layer too. Transforms stay in float32.
     """
 
     features: int = 48
@@ -100,15 +102,15 @@ class UnrolledNet(nn.Module):
         return self._whole(estimate, grid)
 
     def _layer(self, name):
-        convolution = Convolution(self.features, self.kernel_size, self.convolution, name=name)
-        return lambda image: nn.relu(convolution(image.astype(self.precision)))
+        convolution = Convolution(self.features, self.kernel_size, self.convolution, self.precision, name=name)
+        return lambda image: nn.relu(convolution(image))
 
     def _estimate(self, image, name):
         """The density from the image, in the part of the grid where atoms can be; equal to its own inversion."""
         margin = (self.input_size - self.output_size) // 4
         needed = min(margin, self.kernel_size // 2)
         image = image[(slice(margin - needed, len(image) - margin + needed),) * 3]
-        image = Convolution(8, self.kernel_size, self.convolution, name=name)(image.astype(self.precision))
+        image = Convolution(8, self.kernel_size, self.convolution, self.precision, name=name)(image)
         image = image[(slice(needed, len(image) - needed),) * 3].astype(jnp.float32)
         maps = from_blocks(image)
         return jnp.tanh(OUTPUT_SCALE / 2 * (maps + jnp.flip(maps, (0, 1, 2))))
@@ -171,6 +173,7 @@ def from_blocks(image: Array) -> Array:
     return image.reshape(2 * x, 2 * y, 2 * z, batch)
 
 
+@exact_products
 def cosine_transform(maps: Array, points: np.ndarray, grid: int) -> Array:
     """Transform of maps that are symmetric about the point 0: the sum of values times cos(2π h·x / grid).
 
@@ -189,6 +192,7 @@ def cosine_transform(maps: Array, points: np.ndarray, grid: int) -> Array:
     return _from_products_of_sums(_along_axes(_waves(points, grid), maps))
 
 
+@exact_products
 def inverse_cosine_transform(spectrum: Array, points: np.ndarray, grid: int) -> Array:
     """From a symmetric spectrum as `cosine_transform` gives it back to maps at some points, `(points, …, batch)`.
 
@@ -210,7 +214,7 @@ def _along_axes(matrix, array):
         matrices = jnp.broadcast_to(matrix, (before, *matrix.shape))
         rows = array.reshape(before, shape[axis], -1)
         dimensions = (((2,), (1,)), ((0,), (0,)))
-        array = jax.lax.dot_general(matrices, rows, dimensions, precision=jax.lax.Precision.HIGHEST)
+        array = jax.lax.dot_general(matrices, rows, dimensions)
         array = array.reshape(*shape[:axis], len(matrix), *shape[axis + 1 :])
     return array
 
