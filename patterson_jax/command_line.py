@@ -18,6 +18,7 @@ from ml_collections import config_flags
 
 from patterson_jax import experiment
 from patterson_jax.compilation_cache import enable_compilation_cache
+from patterson_jax.compiler import avoid_wrong_fusion, require_right_results
 from patterson_jax.errors import InputError, exit_on_errors
 from patterson_jax.learning.parallel import start_distributed
 from patterson_jax.shipped import find_config, find_network, make_configs_importable
@@ -82,6 +83,7 @@ def run(_: list[str]) -> None:
     """Runs the mode that the flags ask for."""
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.ERROR)  # Orbax tells at length what it does
+    avoid_wrong_fusion()
     with exit_on_errors(at_once=DISTRIBUTED.value):
         if COMPILATION_CACHE.value:
             enable_compilation_cache()
@@ -89,6 +91,7 @@ def run(_: list[str]) -> None:
             jax.config.update('jax_enable_compilation_cache', False)
         if DISTRIBUTED.value:
             start_distributed()
+        require_right_results()
         overrides = config_flags.get_override_values(flags.FLAGS['config']) | _apply_sweep()
         experiment.run(
             MODE.value,

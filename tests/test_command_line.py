@@ -1,6 +1,7 @@
 """The command line: a person's mistake is one line on stderr and exit status 2, and costs nothing already written.
 
-Most commands run in this process, for speed, and a few in one of their own, where stderr is all that a person sees.
+Most commands run in this process, for speed, and a few in one of their own, as a person runs them: with the compiler as
+it is, which the other tests change, and with nothing to see but stderr.
 """
 
 import functools
@@ -21,6 +22,7 @@ from absl.testing import flagsaver
 
 from configs import quick
 from patterson_jax import command_line
+from patterson_jax.compiler import FUSION_OFF
 from patterson_jax.config import validate
 from patterson_jax.files.maps import read_map, write_map
 from patterson_jax.files.structures import read_xyz, write_xyz
@@ -102,12 +104,13 @@ def command(monkeypatch, capsys, tmp_path):
 
 @pytest.fixture
 def process(tmp_path):
-    """Runs the program in a process of its own, in an empty directory."""
+    """Runs the program in a process of its own, in an empty directory, in a person's environment."""
 
     def run(*arguments, **environment):
         line = [sys.executable, REPOSITORY / 'run_experiment.py', *map(str, arguments)]
+        environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'} | environment
         done = subprocess.run(
-            line, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, timeout=300, check=False
+            line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
         )
         return Result(done.returncode, done.stdout, done.stderr)
 
@@ -407,7 +410,7 @@ def test_a_process_with_a_mistake_prints_one_line_and_nothing_else(process, work
     assert files_in(tmp_path) == {}
 
 
-def test_simulate_writes_what_it_can_and_names_what_it_cannot(process, tmp_path):
+def test_simulate_writes_what_it_can_names_what_it_cannot_and_what_it_wrote_is_solved(process, tmp_path):
     write_molecule(tmp_path / 'good.xyz')
     (tmp_path / 'bad.xyz').write_text('3\n\nO 0 0 0\nO 1 nan 0\nO 0 1 0\n')
     result = process(
@@ -425,6 +428,19 @@ def test_simulate_writes_what_it_can_and_names_what_it_cannot(process, tmp_path)
     assert patterson.voxel_size == density.voxel_size == 0.5
     assert np.sum(density.values) == pytest.approx(3 * 4 / 3 * np.pi, rel=1e-5)
     assert np.sum(patterson.values) == pytest.approx(np.sum(density.values) ** 2, rel=1e-5)
+
+    solved = process(*LEAST_SQUARES, '--mode=solve', f'--input={written[0]}', '--output=solved')
+    assert (solved.status, solved.errors) == (0, '')
+    assert_solved(tmp_path / 'solved', 'good_patterson')
+
+
+def test_a_jax_that_computes_wrongly_is_refused_in_one_line(process, tmp_path):
+    """With this fusion every JAX that was tried does, 0.10.1 too, which does not choose it by itself."""
+    wrong = process(QUICK, '--mode=inspect', JAX_PLATFORMS='cpu', XLA_FLAGS=f'{FUSION_OFF}dot')
+    assert wrong.lines() == [wrong.error()]
+    assert re.match(rf'JAX {jax.__version__} .* computes wrongly on cpu: .* is .* and should be \d', wrong.error())
+    assert f'set XLA_FLAGS={FUSION_OFF} in the environment' in wrong.error()
+    assert files_in(tmp_path) == {}
 
 
 LATTICE = 1.5 * np.argwhere(np.ones((2, 2, 3)))  # twelve atoms, 3 Å across

@@ -1,0 +1,116 @@
+"""Whether the installed JAX computes rightly. On CPU several releases do not, silently, unless a fusion is off.
+
+Their compiler hands products and sums to a library and errs in what it asks of it. `known_programs` are the smallest of
+the programs that went wrong; a release that does none of them wrong may still err elsewhere.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+
+from patterson_jax.errors import InputError
+
+FUSION_OFF = '--xla_cpu_experimental_ynn_fusion_type='
+# Where the fusion errs and the flag mends it, both tried: jaxlib 0.10.2, 0.11.0, 0.11.1, 0.11.2 and 0.12.0. To an older
+# jaxlib the flag may be unknown, which would end the program; of a newer one nothing is known.
+FUSION_ERRS = (0, 10, 2), (0, 12, 1)
+# Sums of products of rank seven and more end the process there (jax issues 39257, 40412), so they cannot be tried.
+CRASHING = ('0.10.2', '0.11.0')
+TOLERANCE = 1e-3  # of the largest value; the numbers are small integers, exact in the shortest floats of any device
+
+
+class Program(NamedTuple):
+    """Something that a JAX computed wrongly, and what it should be.
+
+    Attributes:
+        name: what is computed, as an error tells it.
+        function: of the arguments; a vector.
+        arguments: float32 arrays.
+        expected: by NumPy, in float64.
+    """
+
+    name: str
+    function: Callable[..., jax.Array]
+    arguments: tuple[np.ndarray, ...]
+    expected: np.ndarray
+
+
+@functools.cache
+def known_programs() -> tuple[Program, ...]:
+    """What some release of JAX computed wrongly, in shapes in which it did."""
+    # The last element alone was wrong, in jax 0.10.2 (jax issue 39103).
+    rows = np.random.default_rng(0).integers(1, 8, (32769, 3)).astype(np.float32)
+    turned = np.array([[0, 1, 0], [-1, 0, 0], [0, 0, 1]], np.float32)
+    squares = Program(
+        'squared lengths of rotated vectors',
+        jax.vmap(lambda rotation, row: jnp.sum((rotation @ row) ** 2), (None, 0)),
+        (turned, rows),
+        np.sum(np.square(rows, dtype=np.float64), axis=1),
+    )
+    # What a gradient of a sum of products looks like: a factor is one number everywhere. Wrong from jax 0.10.2 on.
+    matrices = np.random.default_rng(1).integers(0, 3, (8, 32, 32)).astype(np.float32)
+    doubled = Program(
+        'sums of products with a constant matrix',
+        lambda matrix, value: jnp.sum((matrix @ jnp.broadcast_to(value, matrix.shape)) * matrix, axis=(1, 2)),
+        (matrices, np.float32(2)),
+        2 * np.sum(np.sum(matrices, axis=2, dtype=np.float64) ** 2, axis=1),
+    )
+    return squares, doubled
+
+
+def compiled(program: Program) -> np.ndarray:
+    """What this JAX makes of a program on its first device."""
+    return np.asarray(jax.jit(program.function)(*program.arguments))
+
+
+def wrong_value(program: Program, found: np.ndarray) -> str | None:
+    """The value that is farthest off, in words; None where all are right."""
+    errors = np.abs(np.asarray(found, np.float64) - program.expected)
+    errors[np.isnan(errors)] = np.inf
+    worst = np.argmax(errors)
+    if errors[worst] <= TOLERANCE * np.max(np.abs(program.expected)):
+        return None
+    value = f'value {worst + 1} of {errors.size} is {found[worst]:g} and should be {program.expected[worst]:g}'
+    return f'{program.name}: {value}'
+
+
+def avoid_wrong_fusion() -> None:
+    """Turns the fusion off for this process where it is known to err, unless XLA_FLAGS decides on it already.
+
+    To be called before JAX's first computation; XLA reads its flags once.
+    """
+    first, end = FUSION_ERRS
+    if first <= jaxlib.version.__version_info__ < end and FUSION_OFF not in _flags():
+        os.environ['XLA_FLAGS'] = f'{_flags()} {FUSION_OFF}'.strip()
+
+
+def require_right_results(compute: Callable[[Program], np.ndarray] = compiled) -> None:
+    """Refuses a JAX that computes wrongly; takes a tenth of a second, the second time no time.
+
+    Args:
+        compute: what a program gives.
+
+    Raises:
+        InputError: in one line, with the version, what was wrong and the cure.
+    """
+    device = jax.default_backend()
+    fused = device == 'cpu' and FUSION_OFF not in _flags().split()
+    wrong = next(filter(None, (wrong_value(each, compute(each)) for each in known_programs())), None)
+    if not wrong and fused and jaxlib.__version__ in CRASHING:
+        wrong = 'sums of products of seven dimensions end the process'
+    if wrong:
+        cure = f'set XLA_FLAGS={FUSION_OFF} in the environment, or install' if fused else 'install'
+        raise InputError(
+            f'JAX {jax.__version__} with jaxlib {jaxlib.__version__} computes wrongly on {device}: {wrong}; '
+            f'{cure} another version, as with pip install jax==0.10.1 jaxlib==0.10.1'
+        )
+
+
+def _flags():
+    return os.environ.get('XLA_FLAGS', '')
