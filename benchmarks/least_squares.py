@@ -5,7 +5,7 @@
     python benchmarks/least_squares.py --cases=8 --starts=256 --repeats=9
 
 All refine the same random starts against the same amplitudes of the paper's problem: the stages of
-`stage_resolutions`, isolated spheres, the same weights, and as many steps tried in each stage at most, all starts at
+`stages_from_random`, isolated spheres, the same weights, and as many steps tried in each stage at most, all starts at
 once under jit and vmap. Optimistix may end a stage earlier, where it has converged; then all starts have. It is given
 the derivatives in three ways: by differentiation of the residuals with a QR solver or with Cholesky's on the normal
 equations, and ours with the latter.
@@ -42,7 +42,7 @@ from patterson_jax.solving.least_squares import (
     refinement_weights,
     same_atoms,
     sphere_amplitudes,
-    stage_resolutions,
+    stages_from_random,
 )
 from patterson_jax.solving.reflections import count_within, free_reflections, observed_amplitudes, reflections
 
@@ -74,7 +74,7 @@ def with_optimistix(linear_solver: str, our_derivatives: bool, problem: Problem)
     solver = optimistix.LevenbergMarquardt(TOLERANCE, TOLERANCE, linear_solver=choices[linear_solver]())
 
     def refine_all(positions, observed):
-        for resolution, iterations in zip(stage_resolutions(problem), ITERATIONS, strict=False):
+        for resolution, iterations in stages_from_random(problem):
             count = count_within(problem, resolution)
             model = functools.partial(sphere_amplitudes, chosen=reflections(problem)[:count], problem=problem)
             amplitudes_of = _with_derivatives(model) if our_derivatives else lambda each, model=model: model(each)[0]
@@ -108,7 +108,7 @@ def _with_derivatives(model):
 def methods(problem: Problem) -> dict[str, Callable[[Array, Array], Array]]:
     """What is compared, by name: each from positions and amplitudes to positions."""
     return {
-        'ours': lambda positions, observed: refine(positions, observed, problem).positions,
+        'ours': lambda positions, observed: refine(positions, observed, problem, stages_from_random(problem)).positions,
         'Optimistix, QR': with_optimistix('qr', False, problem),
         'Optimistix, Cholesky': with_optimistix('cholesky', False, problem),
         'Optimistix, Cholesky, our derivatives': with_optimistix('cholesky', True, problem),
@@ -188,7 +188,8 @@ def main() -> None:
         rows = measure(problem, chosen.cases, chosen.starts, chosen.repeats)
         about = {'device': device, 'processor': platform.processor() or platform.machine(), 'cores': os.cpu_count()}
         settings = {'cases': chosen.cases, 'starts': chosen.starts, 'repeats': chosen.repeats}
-        settings |= {'stages': [round(float(each), 3) for each in stage_resolutions(problem)], 'steps': ITERATIONS}
+        stages = [round(float(each.resolution), 3) for each in stages_from_random(problem)]
+        settings |= {'stages': stages, 'steps': ITERATIONS}
         report = about | {'versions': versions, 'settings': settings, 'rows': rows}
         chosen.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + '\n')
         print(as_markdown(rows))

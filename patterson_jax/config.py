@@ -20,9 +20,9 @@ from patterson_jax.learning.training import TrainingSettings
 from patterson_jax.learning.unrolled import UnrolledNet
 from patterson_jax.simulation.atoms import check_drawable
 from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.map_solver import SolveSettings
 from patterson_jax.solving.reflections import check_enough
 from patterson_jax.solving.separation import SeparationSettings
-from patterson_jax.solving.solver import SolveSettings
 
 NETWORKS = {'paper': PattersonNet, 'unrolled': UnrolledNet}  # by the name in `model.network`
 SECTIONS = {

@@ -28,7 +28,7 @@ from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.interpretation import Interpretation, interpret_batch
 from patterson_jax.solving.orientations import averaged_over_orientations
 from patterson_jax.solving.separation import SeparationSettings
-from patterson_jax.solving.solver import CASES_AT_ONCE, METHODS, Network, SolveSettings, solve_maps
+from patterson_jax.solving.solver import METHODS, Network, Search, cases_at_once, solve_maps
 from patterson_jax.solving.verdict import VERDICTS
 
 MATCH_DISTANCE = 1.0  # voxels
@@ -141,7 +141,7 @@ def _pair(found, true):
 def evaluate(
     problem: Problem,
     separation: SeparationSettings,
-    solving: SolveSettings,
+    search: Search,
     settings: EvaluationSettings,
     seed: int,
     network: Network | None = None,
@@ -152,7 +152,7 @@ def evaluate(
     Args:
         problem: what the cases are; a corner that it leaves empty in training is filled in them.
         separation: how to separate.
-        solving: the budget of each method for a case, and in how many orientations the network is shown it.
+        search: the budget of each method for a case, and in how many orientations the network is shown it.
         settings: how many cases, at least one, how many at once by the network, and the methods; the scores do not
             depend on how many at once.
         seed: fixes the cases.
@@ -171,15 +171,15 @@ def evaluate(
     }
     first = None
     if network is not None:
-        scores, first = _evaluate_network(network, solving.orientations, problem, separation, settings, seed, num_shown)
+        scores, first = _evaluate_network(network, search.orientations, problem, separation, settings, seed, num_shown)
         report |= scores
-    return report | _evaluate_methods(problem, separation, solving, settings, seed, network), first
+    return report | _evaluate_methods(problem, separation, search, settings, seed, network), first
 
 
-def _evaluate_methods(problem, separation, solving, settings, seed, network):
+def _evaluate_methods(problem, separation, search, settings, seed, network):
     """Scores of each method, and of positions at random."""
     answers = {method: [] for method in settings.chosen_methods}
-    random_matches, at_once = [], min(CASES_AT_ONCE, settings.num_cases)
+    random_matches, at_once = [], min(cases_at_once(), settings.num_cases)
     for start in range(0, settings.num_cases, CASES_IN_MEMORY):
         indices = np.arange(start, min(start + CASES_IN_MEMORY, settings.num_cases))
         cases = jax.device_get(_cases(seed, indices, problem))
@@ -190,7 +190,7 @@ def _evaluate_methods(problem, separation, solving, settings, seed, network):
                     cases.keys,
                     cases.patterson,
                     problem,
-                    dataclasses.replace(solving, method=method),
+                    dataclasses.replace(search, method=method),
                     separation,
                     network,
                     lambda done, progress=progress, start=start: progress.update(start + done),

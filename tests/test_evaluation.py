@@ -14,7 +14,7 @@ from patterson_jax.simulation.examples import network_input
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.orientations import averaged_over_orientations
 from patterson_jax.solving.separation import SeparationSettings
-from patterson_jax.solving.solver import METHODS, Network, SolveSettings
+from patterson_jax.solving.solver import METHODS, Network, Search
 
 PROBLEM = Problem(grid_size=12, num_atoms=3, min_separation=2.4, box_edge=5.0)
 NETWORK = PattersonNet(
@@ -29,9 +29,7 @@ SEPARATION = SeparationSettings(
     first_threshold=0.02,
     last_threshold=0.001,
 )
-SOLVING = SolveSettings(
-    method='auto', max_attempts=1, max_seconds=0.0, resolution=None, num_atoms_known=True, orientations=1
-)
+SOLVING = Search(method='auto', max_attempts=1)
 match_atoms = jax.jit(evaluation.match_atoms)
 match_in_place = jax.jit(lambda found, true: evaluation.match_atoms(found, true, translate=False))
 TRUE = np.random.default_rng(0).uniform(-6, 6, (10, 3)).astype(np.float32)

@@ -244,14 +244,28 @@ def test_the_partner_of_a_sum_is_the_difference_whatever_the_order_of_atoms(size
     rng = np.random.default_rng(0)
     for true, other in ((plus, minus), (minus, plus)):
         noisy = rng.permutation(true) + rng.normal(0, 0.02, true.shape) + [3.0, -2.0, 0.5]
-        partners = homometric_partners(noisy, tolerance=0.3)
-        assert len(partners) == 1
+        partners, complete = homometric_partners(noisy, tolerance=0.3)
+        assert len(partners) == 1 and complete
         assert are_congruent(partners[0], other, tolerance=0.3) and not are_congruent(partners[0], true, tolerance=0.3)
 
 
 def test_atoms_at_random_and_sets_that_are_their_own_inverse_have_no_partner():
     rng = np.random.default_rng(0)
-    assert homometric_partners(rng.uniform(-9, 9, (12, 3)), tolerance=0.3) == []
+    assert homometric_partners(rng.uniform(-9, 9, (12, 3)), tolerance=0.3) == ([], True)
     lattice = np.stack(np.meshgrid([0, 3, 6], [0, 3, 6], [0], indexing='ij'), axis=-1).reshape(-1, 3)
-    assert homometric_partners(lattice) == []
-    assert homometric_partners(np.zeros((1, 3))) == []
+    assert homometric_partners(lattice) == ([], True)
+    assert homometric_partners(np.zeros((1, 3))) == ([], True)
+
+
+def test_the_search_for_partners_of_a_large_lattice_is_given_up_and_says_so(monkeypatch):
+    lattice = np.stack(np.meshgrid(np.arange(6), np.arange(6), [0], indexing='ij'), axis=-1).reshape(-1, 3)
+    monkeypatch.setattr(homometry, 'MOST_STEPS', 2000)
+    partners, complete = homometric_partners(3 * lattice)
+    assert partners == [] and not complete
+
+
+def test_a_pair_among_many_atoms_is_found_within_the_bound():
+    rng = np.random.default_rng(0)
+    plus, minus = homometric_pair(rng.uniform(-9, 9, (5, 3)), rng.uniform(-9, 9, (6, 3)))
+    (partner,), complete = homometric_partners(plus)
+    assert are_congruent(partner, minus) and complete

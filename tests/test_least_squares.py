@@ -22,7 +22,8 @@ from patterson_jax.solving.least_squares import (
     repair,
     same_atoms,
     sphere_amplitudes,
-    stage_resolutions,
+    stages_from_map,
+    stages_from_random,
     voxel_amplitudes,
     with_falloff,
 )
@@ -41,10 +42,20 @@ MODELS = pytest.mark.parametrize('amplitudes_of', [sphere_amplitudes, voxel_ampl
 
 draw = jax.jit(render, static_argnums=(1, 2))
 amplitudes = jax.jit(observed_amplitudes, static_argnums=1)
-refine_many = jax.jit(jax.vmap(refine, in_axes=(0, 0, None)), static_argnums=2)
 finish_many = jax.jit(jax.vmap(finish, in_axes=(0, 0, None)), static_argnums=2)
-repair_many = jax.jit(jax.vmap(repair, in_axes=(0, 0, None, None)), static_argnums=(2, 3))
 same = jax.jit(same_atoms)
+
+
+def refine_whole(positions, observed, problem):
+    return refine(positions, observed, problem, stages_from_random(problem))
+
+
+def repair_last(positions, observed, problem, rounds):
+    return repair(positions, observed, problem, rounds, stages_from_random(problem)[-1].resolution)
+
+
+refine_many = jax.jit(jax.vmap(refine_whole, in_axes=(0, 0, None)), static_argnums=2)
+repair_many = jax.jit(jax.vmap(repair_last, in_axes=(0, 0, None, None)), static_argnums=(2, 3))
 
 
 def true_sets(problem, count, seed=0):
@@ -320,7 +331,7 @@ def lost_one(sets, seed=0):
 def test_an_atom_that_is_lost_is_taken_out_and_put_back():
     sets = true_sets(LARGER, NUM_SETS)
     spoilt, lost = lost_one(sets)
-    count = count_within(LARGER, stage_resolutions(LARGER)[-1])
+    count = count_within(LARGER, stages_from_random(LARGER)[-1].resolution)
     chosen = reflections(LARGER)[:count]
     observed = np.array([spheres(atoms, LARGER)[:count] for atoms in sets])
     move = jax.jit(jax.vmap(lambda *given: move_worst_atom(*given, chosen, LARGER), in_axes=(0, None, 0)))
@@ -375,7 +386,7 @@ SIZES = [
 
 @pytest.mark.parametrize('problem', SIZES, ids=str)
 def test_stages_rise_within_the_resolution_and_each_adds_reflections(problem):
-    stages = stage_resolutions(problem)
+    stages = [each.resolution for each in stages_from_random(problem)]
     counts = [count_within(problem, each) for each in stages]
     assert 1 <= len(stages) <= 3
     assert counts[0] > 0
@@ -397,11 +408,18 @@ def test_next_to_no_data_gives_numbers():
     assert refined.misfit < 1e-3
 
 
-def test_refinement_of_later_stages_alone_where_there_is_one_stage_still_refines():
+@pytest.mark.parametrize('problem', SIZES, ids=str)
+def test_sets_from_maps_are_refined_at_waves_of_four_voxels_or_where_the_data_end(problem):
+    (stage,) = stages_from_map(problem)
+    assert stage.resolution == min(problem.grid_size / 4, problem.resolution or np.inf)
+    assert stage.iterations == 20
+
+
+def test_refinement_where_there_is_one_stage_refines():
     problem = Problem(grid_size=12, num_atoms=2, box_edge=6.0, resolution=1.5)
-    assert len(stage_resolutions(problem)) == 1
+    assert len(stages_from_random(problem)) == 1
     atoms = np.array([(1.5, 0.5, 1), (-1.5, -0.5, -1)], np.float32)
-    later = jax.jit(lambda start, observed: refine(start, observed, problem, slice(1, None)))
+    later = jax.jit(lambda start, observed: refine(start, observed, problem, stages_from_random(problem)))
     result = later(displaced(atoms, 0.4), spheres(atoms, problem))
     assert largest_error(result.positions, atoms) < 0.01
     worse = later(displaced(atoms, 0.4), spheres(atoms, problem) * np.linspace(0.5, 2, 9, dtype=np.float32))

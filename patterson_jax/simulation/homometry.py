@@ -14,6 +14,7 @@ All of this is small NumPy on the host, in float64.
 """
 
 import itertools
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from patterson_jax.simulation.problem import Problem
 
 TRIALS = 20_000
 MOST_TILINGS = 32  # of a set as regular as a lattice, which has very many, that are looked at
+MOST_STEPS = 100_000  # of the search for tilings, some half a second
 FEWEST = 3  # two atoms are always their own inverse
 
 
@@ -78,35 +80,45 @@ def are_congruent(
     )
 
 
-def homometric_partners(positions: np.ndarray, tolerance: float = 1e-3) -> list[np.ndarray]:
+class Partners(NamedTuple):
+    """Sets homometric to a given one: `sets`, `(num_atoms, 3)` each; `complete`, whether all ways were looked at."""
+
+    sets: list[np.ndarray]
+    complete: bool
+
+
+def homometric_partners(positions: np.ndarray, tolerance: float = 1e-3) -> Partners:
     """Sets homometric to a set of atoms and not congruent to it, as far as sums and differences give any.
 
-    For each way in which the atoms are U + V, with three or more points in U and in V, the set U − V.
+    For each way in which the atoms are U + V, with three or more points in U and in V, the set U − V. Atoms as regular
+    as a lattice can be taken apart in ways whose number grows exponentially; the search for them is bounded.
 
     Args:
         positions: `(num_atoms, 3)`.
         tolerance: by which atoms may miss their places in U + V.
     """
     positions = np.asarray(positions, np.float64)
-    number, partners = len(positions), []
+    number, partners, complete, steps = len(positions), [], True, itertools.count()
     shifts = positions - positions[0]
     # moved[t, i]: which atom lies where shift t takes atom i; −1: none.
     distances = np.linalg.norm(positions[None, :, None] + shifts[:, None, None] - positions[None, None], axis=-1)
     moved = np.where(np.min(distances, axis=2) <= tolerance, np.argmin(distances, axis=2), -1)
     for size in range(FEWEST, number // FEWEST + 1):
         if number % size == 0:
-            for first, translations in _tilings(moved, size):
+            tilings, all_of_them = _tilings(moved, size, steps)
+            complete &= all_of_them
+            for first, translations in tilings:
                 partner = homometric_pair(positions[first], shifts[translations])[1]
                 if not any(are_congruent(partner, each, tolerance) for each in (positions, *partners)):
                     partners.append(partner)
-    return partners
+    return Partners(partners, complete)
 
 
-def _tilings(moved, size):
+def _tilings(moved, size, steps):
     """Sets of `size` atoms, the first one among them, and translations, the zero among them, that give every atom once.
 
     Translations are added as long as `size` atoms have their images among the atoms; in a set without such structure
-    only the zero translation does.
+    only the zero translation does. `steps` counts them. Returns the tilings, and whether they are all that there are.
     """
     number = len(moved)
 
@@ -116,11 +128,14 @@ def _tilings(moved, size):
                 yield common, translations
             return
         for translation in range(following, number):
+            if next(steps) >= MOST_STEPS:
+                return
             left = common[moved[translation, common] >= 0]
             if len(left) >= size and 0 in left:
                 yield from extend([*translations, translation], left, translation + 1)
 
-    return list(itertools.islice(extend([0], np.arange(number), 1), MOST_TILINGS))
+    found = list(itertools.islice(extend([0], np.arange(number), 1), MOST_TILINGS + 1))
+    return found[:MOST_TILINGS], len(found) <= MOST_TILINGS and next(steps) < MOST_STEPS
 
 
 def _same_points(first, second, tolerance, cell_edge):

@@ -64,6 +64,12 @@ def within(chosen: np.ndarray, resolution: float) -> np.ndarray:
     return np.sum(chosen**2, axis=-1) <= resolution**2 * (1 + 1e-9)
 
 
+def read_only(array: np.ndarray) -> np.ndarray:
+    """The same array, which nobody can write to any more: for what is cached and so shared."""
+    array.flags.writeable = False
+    return array
+
+
 @functools.lru_cache
 def friedel_representatives(grid_size: int) -> np.ndarray:
     """For each frequency of the half space the flat index of h or of −h, the same for both.
@@ -75,7 +81,7 @@ def friedel_representatives(grid_size: int) -> np.ndarray:
     x, y, z = np.meshgrid(np.arange(grid_size), np.arange(grid_size), np.arange(half), indexing='ij')
     index = (x * grid_size + y) * half + z
     opposite = (-x % grid_size * grid_size + -y % grid_size) * half + z
-    return np.where((z == 0) | (z == grid_size // 2), np.minimum(index, opposite), index)
+    return read_only(np.where((z == 0) | (z == grid_size // 2), np.minimum(index, opposite), index))
 
 
 def centre_origin(patterson: Array) -> Array:

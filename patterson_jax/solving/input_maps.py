@@ -17,10 +17,17 @@ MISSING_ORIGIN = 0.5  # part of the highest |F|² below which F(000)² counts as
 
 
 def check_patterson(patterson: np.ndarray) -> None:
-    """Raises InputError if a map `(grid, grid, grid)` cannot be a Patterson map."""
+    """Raises InputError if an array cannot be a Patterson map `(grid, grid, grid)`."""
 
     def refuse(fault):
         raise InputError(f'no Patterson map that can be solved: {fault}')
+
+    if patterson.ndim != 3 or len(set(patterson.shape)) > 1:
+        refuse(f'its shape is {patterson.shape}; it must have three axes of the same length')
+    if not np.issubdtype(patterson.dtype, np.floating) and not np.issubdtype(patterson.dtype, np.integer):
+        refuse(f'its values are of the type {patterson.dtype}; they must be real numbers')
+    if not np.all(np.isfinite(patterson)):
+        refuse(f'{np.sum(~np.isfinite(patterson))} of its values are NaN or infinite')
 
     size = patterson.shape[0]
     highest = np.unravel_index(np.argmax(patterson), patterson.shape)

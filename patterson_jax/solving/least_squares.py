@@ -10,7 +10,7 @@ Reflections are weighted by 1 / (Fo² + ⟨Fo²⟩), which suits errors in propo
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 
 from patterson_jax.precision import exact_products
-from patterson_jax.simulation.patterson import atom_factors, sphere_factor
+from patterson_jax.simulation.patterson import atom_factors, read_only, sphere_factor
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.reflections import (
     count_within,
@@ -35,10 +35,18 @@ LEAST_DATA = 2.0  # reflections within the first resolution for each atom, at le
 REFINEMENT = 1.6  # each resolution is so many times the one before
 NUM_STAGES = 3
 ITERATIONS = (20, 20, 15)  # of the stages
+MAP_WAVE, MAP_ITERATIONS = 4.0, 20  # voxels: shortest wave against which a set from a map is first refined
 REPAIR_ITERATIONS = 6
 FINISH_ITERATIONS = (6, 4)  # at half the resolution and at all of it
 FALLOFF_ITERATIONS = 6
 FIRST_DAMPING, EASED, TIGHTENED = 1e-2, 0.4, 4.0
+
+
+class Stage(NamedTuple):
+    """A part of a refinement: the |h| up to which reflections are used, and how many steps are tried."""
+
+    resolution: float
+    iterations: int
 
 
 class Refined(NamedTuple):
@@ -67,14 +75,20 @@ class Finished(NamedTuple):
     r_free: Array
 
 
-def stage_resolutions(problem: Problem) -> list[float]:
-    """The |h| up to which reflections are used, stage by stage; a stage that adds none is left out."""
+def stages_from_random(problem: Problem) -> list[Stage]:
+    """From random positions: coarse to fine; a stage that adds no reflections is left out."""
     highest = highest_resolution(problem)
     first = FIRST_WAVE * problem.grid_size / problem.box_edge
     while count_within(problem, first) < LEAST_DATA * problem.num_atoms and first < highest:
         first *= 1.05
-    stages = [min(first * REFINEMENT**stage, highest) for stage in range(NUM_STAGES)]
-    return list({count_within(problem, each): each for each in stages}.values())
+    resolutions = [min(first * REFINEMENT**stage, highest) for stage in range(NUM_STAGES)]
+    different = {count_within(problem, each): each for each in resolutions}.values()
+    return list(map(Stage, different, ITERATIONS))
+
+
+def stages_from_map(problem: Problem) -> list[Stage]:
+    """From the peaks of a map, which are nearly right: a coarse stage would lead away from them where data are poor."""
+    return [Stage(min(problem.grid_size / MAP_WAVE, highest_resolution(problem)), MAP_ITERATIONS)]
 
 
 def random_positions(key: Array, problem: Problem) -> Array:
@@ -84,13 +98,9 @@ def random_positions(key: Array, problem: Problem) -> Array:
 
 
 @exact_products
-def refine(positions: Array, observed: Array, problem: Problem, stages: slice = slice(None)) -> Refined:
-    """Refines `(num_atoms, 3)` against amplitudes `(num_reflections,)` on the absolute scale, coarse to fine.
-
-    Where the problem has fewer stages than those asked for, its last one is run.
-    """
-    every = list(zip(stage_resolutions(problem), ITERATIONS, strict=False))
-    for resolution, iterations in every[stages] or every[-1:]:
+def refine(positions: Array, observed: Array, problem: Problem, stages: Sequence[Stage]) -> Refined:
+    """Refines `(num_atoms, 3)` against amplitudes `(num_reflections,)` on the absolute scale, in one stage or more."""
+    for resolution, iterations in stages:
         count = count_within(problem, resolution)
         model = functools.partial(sphere_amplitudes, chosen=reflections(problem)[:count], problem=problem)
         positions, misfit = minimise(model, positions, observed, problem, count, iterations)
@@ -174,7 +184,7 @@ def safe_length(real: Array, imaginary: Array) -> Array:
 
 
 @exact_products
-def repair(positions: Array, observed: Array, problem: Problem, rounds: int) -> Refined:
+def repair(positions: Array, observed: Array, problem: Problem, rounds: int, resolution: float) -> Refined:
     """Several times moves the atom that explains least to the highest peak of the difference map, and refines.
 
     A round that does not lower the misfit changes nothing, and the next one tries the atom that explains next to least.
@@ -184,8 +194,9 @@ def repair(positions: Array, observed: Array, problem: Problem, rounds: int) -> 
         observed: amplitudes `(num_reflections,)` on the absolute scale.
         problem: what the atoms are.
         rounds: how many moves to try.
+        resolution: the |h| up to which reflections are used.
     """
-    count = count_within(problem, stage_resolutions(problem)[-1])
+    count = count_within(problem, resolution)
     chosen = reflections(problem)[:count]
     model = functools.partial(sphere_amplitudes, chosen=chosen, problem=problem)
     improve = functools.partial(minimise, model, observed=observed, problem=problem, count=count)
@@ -256,7 +267,7 @@ def _difference_grid(chosen_bytes, problem):
     axis = axis - problem.grid_size / 2
     points = np.stack(np.meshgrid(axis, axis, axis, indexing='ij'), axis=-1).reshape(-1, 3)
     near = np.all(np.abs(points) <= 0.75 * problem.box_edge + problem.atom_radius, axis=-1)
-    return table, opposite, points, near
+    return tuple(map(read_only, (table, opposite, points, near)))
 
 
 @exact_products
@@ -273,7 +284,9 @@ def finish(positions: Array, observed: Array, problem: Problem) -> Finished:
         problem: what the atoms are.
     """
     highest = highest_resolution(problem)
-    half = max(highest / 2, stage_resolutions(problem)[-1])  # with less than the stages had, noise would lead astray
+    half = max(
+        highest / 2, stages_from_random(problem)[-1].resolution
+    )  # with less than the stages had, noise would lead astray
     stages = tuple(zip((half, highest), FINISH_ITERATIONS, strict=True))
     voxels = _finish_with(voxel_amplitudes, positions, observed, problem, stages)
     spheres = _finish_with(sphere_amplitudes, positions, observed, problem, stages[:1])

@@ -194,4 +194,4 @@ def _separating_value(values, count):
 
 def _count(mask):
     """Number of True; columns first, which XLA vectorises on CPU."""
-    return jnp.sum(jnp.sum(mask.reshape(mask.shape[0], -1), axis=0, dtype=jnp.int32))
+    return jnp.sum(jnp.sum(mask.reshape(mask.shape[0], -1), axis=0, dtype=jnp.int32), dtype=jnp.int32)

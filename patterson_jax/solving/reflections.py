@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from patterson_jax.errors import require
-from patterson_jax.simulation.patterson import low_frequencies, patterson_intensities, within
+from patterson_jax.simulation.patterson import low_frequencies, patterson_intensities, read_only, within
 from patterson_jax.simulation.problem import Problem
 
 FREE_PART = 20  # one reflection in so many
@@ -23,7 +23,7 @@ FREE_PART = 20  # one reflection in so many
 def reflections(problem: Problem) -> np.ndarray:
     """Measured reflections h with 0 < |h| ≤ `highest_resolution`, in the order of |h|, `(num_reflections, 3)`."""
     chosen = low_frequencies(problem.grid_size, highest_resolution(problem))
-    return chosen[np.argsort(np.sum(chosen**2, axis=-1), kind='stable')]
+    return read_only(chosen[np.argsort(np.sum(chosen**2, axis=-1), kind='stable')])
 
 
 def highest_resolution(problem: Problem) -> float:
@@ -50,7 +50,7 @@ def free_reflections(problem: Problem) -> np.ndarray:
     number = len(reflections(problem))
     free = np.zeros(number, bool)
     free[np.random.default_rng(0).permutation(number)[: number // FREE_PART]] = True
-    return free
+    return read_only(free)
 
 
 def observed_amplitudes(patterson: Array, problem: Problem) -> Array:

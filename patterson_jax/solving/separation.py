@@ -21,15 +21,25 @@ METHODS = ('annealed', 'greedy')
 
 @dataclasses.dataclass(frozen=True)
 class SeparationSettings:
-    """How to separate; the fields are explained in configs/base.py, section `separate`. Raises InputError."""
+    """How to separate. Raises InputError.
 
-    num_peaks: int
-    method: str
-    num_swaps: int
-    num_chains: int
-    resolution: float
-    first_threshold: float
-    last_threshold: float
+    Attributes:
+        num_peaks: taken from a map, "20 or so"; their inverses double them.
+        method: 'annealed', or 'greedy'.
+        num_swaps: in each chain.
+        num_chains: from different random sets; the best is kept.
+        resolution: frequencies |h| up to this are compared.
+        first_threshold: a swap may raise the relative misfit by less than this,
+        last_threshold: falling to this at the last swap.
+    """
+
+    num_peaks: int = 24
+    method: str = 'annealed'
+    num_swaps: int = 4000
+    num_chains: int = 4
+    resolution: float = 10.0
+    first_threshold: float = 0.02
+    last_threshold: float = 0.001
 
     def __post_init__(self):
         for field in ('num_peaks', 'num_swaps', 'num_chains'):

@@ -26,7 +26,7 @@ from patterson_jax.errors import InputError, require
 from patterson_jax.precision import exact_products
 from patterson_jax.simulation.examples import network_input
 from patterson_jax.simulation.homometry import homometric_partners
-from patterson_jax.simulation.patterson import frequencies, measured_frequencies, patterson_intensities, sphere_factor
+from patterson_jax.simulation.patterson import measured_frequencies, patterson_intensities
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.interpretation import interpret_map
 from patterson_jax.solving.least_squares import (
@@ -37,6 +37,8 @@ from patterson_jax.solving.least_squares import (
     refine,
     repair,
     same_atoms,
+    stages_from_map,
+    stages_from_random,
 )
 from patterson_jax.solving.minimum_function import minimum_map
 from patterson_jax.solving.orientations import ORIENTATIONS, averaged_over_orientations
@@ -48,7 +50,6 @@ from patterson_jax.solving.phase_retrieval import (
 )
 from patterson_jax.solving.reflections import (
     absolute_scale,
-    check_enough,
     highest_resolution,
     observed_amplitudes,
 )
@@ -60,34 +61,38 @@ METHODS = ('network', *CLASSICAL_METHODS, 'auto')
 RANDOM_STARTS = 16  # of an attempt by least squares
 KEPT_STARTS = 4  # of these, which go on beyond the coarse stages
 VECTORS = 4  # of an attempt by the minimum function
-NUMBER_UNCERTAINTY, MOST_NEIGHBOURS = 0.2, 3  # of the first estimate of the number of atoms, in parts and in atoms
 EQUAL = 1e-3  # voxels within which proposals are the same
 SAME = 0.5  # voxels within which atoms of two sets are the same
+CLEARLY, ROUNDING = 0.999, 1e-5  # of R1, factor and more: a set with less takes the place of the same one with more
 AS_GOOD = 1.05  # a set whose R1 is at most so many times the best's is an alternative
 REPAIRS_PER_ATOM = 0.5
 KEPT_SETS = 8
 STARTS = {'network': 1, 'least_squares': RANDOM_STARTS, 'phase_retrieval': 1, 'minimum_function': VECTORS}
-CASES_AT_ONCE = 4
+STREAMS = {'network': 0, 'least_squares': 1, 'phase_retrieval': 2, 'minimum_function': 3}  # of random numbers
+ON_ACCELERATOR = 64  # maps that a GPU or TPU has at once
 
 
 @dataclasses.dataclass(frozen=True)
-class SolveSettings:
-    """How to solve; the fields are explained in configs/base.py, section `solve`. Raises InputError."""
+class Search:
+    """By which method to search, and for how long. Raises InputError.
 
-    method: str
-    max_attempts: int
-    max_seconds: float
-    resolution: float | None
-    num_atoms_known: bool
-    orientations: int
+    Attributes:
+        method: 'network', 'least_squares', 'phase_retrieval', 'minimum_function', or 'auto', all in turn.
+        max_attempts: at a map, each begins differently; they end when the verdict is `solved`.
+        max_seconds: for a map; no attempt begins that might end later. 0: no limit, and results do not vary.
+        orientations: of the cell in which the network is shown a map; its maps are averaged; 24 is all.
+    """
+
+    method: str = 'auto'
+    max_attempts: int = 12
+    max_seconds: float = 0.0
+    orientations: int = 1
 
     def __post_init__(self):
         require(self.method in METHODS, 'method', self.method, f'one of {", ".join(METHODS)}')
         require(self.max_attempts >= 1, 'max_attempts', self.max_attempts, '1 or more')
         limit = math.isfinite(self.max_seconds) and self.max_seconds >= 0
         require(limit, 'max_seconds', self.max_seconds, 'a number of seconds, or 0 for no limit')
-        measured = self.resolution is None or 1 <= self.resolution < math.inf
-        require(measured, 'resolution', self.resolution, 'a number, 1 or more, or None to find it in the map')
         most = len(ORIENTATIONS)
         require(1 <= self.orientations <= most, 'orientations', self.orientations, f'from 1 to {most}')
 
@@ -159,12 +164,14 @@ class Solution:
         resolution: |h| up to which they go.
         verdict: 'solved', 'uncertain' or 'not solved'.
         alternatives: other sets, `(num_atoms, 3)` each, that explain the data as well; none is another's inverse.
+        alternatives_searched: whether all sets homometric to the best were looked for; atoms as regular as a lattice
+            have too many.
         rivals: the best sets that differ, alternatives among them.
         agreeing: how many starts came to these positions or their inverses.
         starts: how many were tried.
         method: that found them.
         prediction: what the network predicted, if the set is from there.
-        seconds: that the attempts took, the map's share where several are solved at once; compilation apart.
+        seconds: that it took, the map's share where several are solved at once; compilation apart.
     """
 
     positions: np.ndarray
@@ -173,6 +180,7 @@ class Solution:
     resolution: float
     verdict: str
     alternatives: tuple[np.ndarray, ...]
+    alternatives_searched: bool
     rivals: tuple[Found, ...]
     agreeing: int
     starts: int
@@ -185,7 +193,7 @@ def solve_maps(
     keys: Array,
     pattersons: np.ndarray,
     problem: Problem,
-    settings: SolveSettings,
+    search: Search,
     separation: SeparationSettings,
     network: Network | None = None,
     progress: Callable[[int], None] = lambda done: None,
@@ -197,108 +205,60 @@ def solve_maps(
         keys: `(count,)`, one key for each map; a map's solution depends on its own key alone.
         pattersons: the maps, on the host.
         problem: what they are of; its noise and resolution are those of the maps.
-        settings: method and budget.
+        search: method and budget.
         separation: how sets are taken from the maps of the network and of the minimum function.
         network: for the methods `network` and `auto`; without it `auto` has the classical methods.
         progress: is told how many maps are done.
-        at_once: how many maps the device has at once; None: what suits their number. Another number is compiled anew.
+        at_once: how many maps the device has at once, at most; None: one on CPU, where more are no faster.
+
+    Raises:
+        InputError: no attempt at a map gave positions that are numbers.
     """
-    cases = [_Case(problem) for _ in range(len(pattersons))]
-    active, at_once = list(range(len(cases))), at_once or min(CASES_AT_ONCE, len(cases))
-    for method, number in attempts(settings, network is not None):
+    cases = [Case(problem) for _ in range(len(pattersons))]
+    active, at_once = list(range(len(cases))), at_once or cases_at_once()
+    for method, number in attempts(search, network is not None):
         predictor = network if method == 'network' else None
-        run = compiled_attempt(
-            method, number > 0, _noiseless(problem), separation, predictor, at_once, settings.orientations
-        )
         for start in range(0, len(active), at_once):
             chunk = active[start : start + at_once]
-            index = np.array(chunk + chunk[-1:] * (at_once - len(chunk)))  # a chunk is always whole
+            size = _program_size(len(chunk), at_once)
+            run = compiled_attempt(
+                method, number > 0, _noiseless(problem), separation, predictor, size, search.orientations
+            )
+            index = np.array(chunk + chunk[-1:] * (size - len(chunk)))
             began = time.perf_counter()
             result = jax.device_get(run(keys[index], np.int32(number), np.asarray(pattersons[index], np.float32)))
-            seconds = (time.perf_counter() - began) / at_once
+            seconds = (time.perf_counter() - began) / len(chunk)
             for place, each in enumerate(chunk):
                 cases[each].add(jax.tree.map(operator.itemgetter(place), result), method, seconds)
         for each in active:
             cases[each].add_partners(pattersons[each])
-        active = [each for each in active if not cases[each].is_done(settings)]
+        active = [each for each in active if not cases[each].is_done(search)]
         progress(len(cases) - len(active))
         if not active:
             break
     return [case.solution() for case in cases]
 
 
-def solve_unknown_number(
-    key: Array,
-    patterson: np.ndarray,
-    problem: Problem,
-    settings: SolveSettings,
-    separation: SeparationSettings,
-    network: Network | None = None,
-) -> Solution:
-    """Solves a map `(grid, grid, grid)` whose number of atoms is not known: tries numbers and chooses one.
-
-    The first is what the ratio of the map's sum to its origin peak says, which is enough if it explains the map
-    exactly; then its neighbours, and the one with the lowest R1 is chosen. Each has the whole budget. The problem's own
-    number is not looked at.
-
-    Raises:
-        InputError: so many atoms do not fit in the inner box.
-    """
-    solutions, numbers = [], likely_numbers(patterson, problem)
-    for number in numbers:
-        trial = _with_atoms(problem, number)
-        if trial is not None:
-            enough = dataclasses.replace(separation, num_peaks=max(separation.num_peaks, 2 * number))
-            solutions += solve_maps(key[None], patterson[None], trial, settings, enough, network)
-            if solutions[-1].verdict == 'solved' and solutions[-1].r_factor <= EXACT:
-                return solutions[-1]
-    if not solutions:
-        raise InputError(
-            f'its sum and its origin peak are those of about {numbers[0]} atoms, which do not fit in a box of edge '
-            f'{problem.box_edge:g}; has a constant been added to the map?'
-        )
-    return min(solutions, key=lambda each: each.r_factor)
+def cases_at_once() -> int:
+    """How many maps to solve at once: a CPU has enough to do with one."""
+    return 1 if jax.default_backend() == 'cpu' else ON_ACCELERATOR
 
 
-def likely_numbers(patterson: np.ndarray, problem: Problem) -> list[int]:
-    """Numbers of atoms that a map may be of, the likeliest first.
-
-    F(000)² is the square of the total density; the origin peak, without what is not measured, is the sum of squares
-    of the density, in proportion to the number of atoms.
-    """
-    chosen = frequencies(problem.grid_size).reshape(-1, 3)
-    measured = measured_frequencies(problem.grid_size, problem.resolution).ravel()
-    weights = np.where((chosen[:, 2] == 0) | (chosen[:, 2] == problem.grid_size // 2), 1, 2)
-    away = measured & np.any(chosen != 0, axis=-1)
-    self_vector = np.sum((weights * sphere_factor(chosen, problem) ** 2)[away])
-    origin_term = float(np.sum(patterson, dtype=np.float64))
-    origin_peak = float(patterson[0, 0, 0]) * patterson.size - origin_term
-    estimate = origin_term / origin_peak * self_vector / problem.atom_volume**2 * (1 + problem.noise**2)
-    first = max(round(estimate), 1)
-    reach = min(max(2, round(NUMBER_UNCERTAINTY * first)), MOST_NEIGHBOURS)
-    return sorted(range(max(first - reach, 1), first + reach + 1), key=lambda number: abs(number - estimate))
+def _program_size(count, at_once):
+    """Maps of the program that takes so many: a power of two, so that the last survivors have a small one."""
+    return min(at_once, 1 << (count - 1).bit_length())
 
 
-def _with_atoms(problem, number):
-    """The problem with another number of atoms, None where so many do not fit or there are too few reflections."""
-    try:
-        trial = dataclasses.replace(problem, num_atoms=number)
-        check_enough(trial)
-        return trial
-    except InputError:
-        return None
-
-
-def attempts(settings: SolveSettings, has_network: bool) -> Iterator[tuple[str, int]]:
+def attempts(search: Search, has_network: bool) -> Iterator[tuple[str, int]]:
     """Which method comes next, and how many attempts it has had.
 
     `auto` asks the network once, because its map does not change, and then the classical methods in turn.
     """
-    if settings.method == 'auto':
+    if search.method == 'auto':
         first = (('network', 0),) if has_network else ()
         turns = ((method, number) for number in itertools.count() for method in CLASSICAL_METHODS)
-        return itertools.islice(itertools.chain(first, turns), settings.max_attempts)
-    return ((settings.method, number) for number in range(settings.max_attempts))
+        return itertools.islice(itertools.chain(first, turns), search.max_attempts)
+    return ((search.method, number) for number in range(search.max_attempts))
 
 
 def compiled_attempt(
@@ -362,7 +322,7 @@ def attempt(
         separation: how sets are taken from maps.
         density: the network's map, `(grid, grid, grid)`, for the method `network`.
     """
-    key = jax.random.fold_in(jax.random.fold_in(key, METHODS.index(method)), number)
+    key = jax.random.fold_in(jax.random.fold_in(key, STREAMS[method]), number)
     patterson = absolute_scale(patterson, problem)
     observed = observed_amplitudes(patterson, problem)
     if method == 'least_squares':
@@ -374,24 +334,29 @@ def attempt(
     else:
         proposal = from_network(key, patterson, density, problem, separation)
 
+    stages = stages_from_map(problem)
+    if method == 'least_squares':
+        stages = stages_from_random(problem)
+        stages = stages[1:] or stages
+
     def improve(positions):
-        refined = refine(positions, observed, problem, slice(1, None))
+        refined = refine(positions, observed, problem, stages)
         if repairs:
-            refined = repair(refined.positions, observed, problem, math.ceil(REPAIRS_PER_ATOM * problem.num_atoms))
+            rounds = math.ceil(REPAIRS_PER_ATOM * problem.num_atoms)
+            refined = repair(refined.positions, observed, problem, rounds, stages[-1].resolution)
         return refined
 
     refined = jax.vmap(improve)(proposal.positions)
     misfits = jnp.where(jnp.isfinite(refined.misfit), refined.misfit, jnp.inf)
     best = refined.positions[jnp.argmin(misfits)]
     same = jax.vmap(lambda positions: same_atoms(positions, best, SAME))(refined.positions)
-    chosen = best[None]
+    chosen, has_rival = best[None], jnp.array(False)
     if len(misfits) > 1:
         rival = refined.positions[jnp.argmin(jnp.where(same, jnp.inf, misfits))]
-        chosen = jnp.stack([best, rival])
+        chosen, has_rival = jnp.stack([best, rival]), ~jnp.all(same)
     finished = jax.vmap(lambda positions: finish(positions, observed, problem))(chosen)
-    return Attempt(
-        finished, ~jnp.all(same), jnp.sum(same & independent(proposal.positions, method, number)), proposal.prediction
-    )
+    agreeing = jnp.sum(same & independent(proposal.positions, method, number))
+    return Attempt(finished, has_rival, agreeing, proposal.prediction)
 
 
 def independent(positions: Array, method: str, number: Array | int) -> Array:
@@ -413,7 +378,7 @@ def from_random_starts(key: Array, observed: Array, problem: Problem) -> Proposa
     """Random positions, refined at low resolution; the best few of them."""
 
     def start(key):
-        return refine(random_positions(key, problem), observed, problem, slice(0, 2))
+        return refine(random_positions(key, problem), observed, problem, stages_from_random(problem)[:2])
 
     refined = jax.vmap(start)(jax.random.split(key, RANDOM_STARTS))
     misfits = jnp.where(jnp.isfinite(refined.misfit), refined.misfit, jnp.inf)
@@ -453,46 +418,47 @@ def from_network(
     return Proposal(compact(found.positions, problem.grid_size)[None], prediction)
 
 
-class _Case:
+class Case:
     """What has been found for one map so far."""
 
     def __init__(self, problem):
         self.problem = problem
-        self.found, self.partners, self.starts = [], [], 0
-        self.seconds = self.last_seconds = 0.0
+        self.found, self.partners, self.complete = [], [], True
+        self.starts, self.seconds, self.last_seconds = 0, 0.0, 0.0
 
     def add(self, attempt, method, seconds):
-        """Takes in an attempt; sets that were found before gain in agreement."""
+        """Takes in the sets of an attempt that are numbers; sets that were found before gain in agreement."""
         self.seconds, self.last_seconds = self.seconds + seconds, seconds
         self.starts += STARTS[method]
         finished = [[part[place] for part in attempt.finished] for place in range(1 + bool(attempt.has_rival))]
         for (positions, r_factor, r_free), agreeing in zip(finished, (int(attempt.agreeing), 1), strict=False):
-            self._merge(Found(positions, float(r_factor), float(r_free), agreeing, method, attempt.prediction))
+            if np.all(np.isfinite(positions)) and math.isfinite(r_factor):
+                self._merge(Found(positions, float(r_factor), float(r_free), agreeing, method, attempt.prediction))
         self.found.sort(key=lambda each: each.r_factor)
         del self.found[KEPT_SETS:]
 
     def _merge(self, new):
         for place, old in enumerate(self.found):
             if _same(old.positions, new.positions):
-                better = min(old, new, key=lambda each: each.r_factor)
-                agreeing = old.agreeing + new.agreeing
-                # Who found it first is not to depend on rounding.
-                self.found[place] = dataclasses.replace(
-                    better, agreeing=agreeing, method=old.method, prediction=old.prediction
-                )
+                # Whose atoms are shown is not to depend on rounding.
+                kept = new if new.r_factor < CLEARLY * old.r_factor - ROUNDING else old
+                self.found[place] = dataclasses.replace(kept, agreeing=old.agreeing + new.agreeing)
                 return
         self.found.append(new)
 
     def add_partners(self, patterson):
         """Notes sets that are homometric to a set that seems to solve the map, if they explain the map as well."""
-        if self.verdict(num_alternatives=0) != 'solved':
+        if self.verdict(searched=True) != 'solved':
             return
-        best = self.found[0]
-        for partner in homometric_partners(best.positions, SAME):
+        began = time.perf_counter()
+        partners = homometric_partners(self.found[0].positions, SAME)
+        self.complete = partners.complete
+        for partner in partners.sets:
             centred = np.asarray(partner - np.mean(partner, axis=0), np.float32)
             finished = jax.device_get(_finish(centred, np.asarray(patterson, np.float32), _noiseless(self.problem)))
             if finished.r_factor <= self._as_good():
                 self.partners.append(finished.positions)
+        self.seconds += time.perf_counter() - began
 
     def _as_good(self):
         return max(AS_GOOD * self.found[0].r_factor, EXACT)
@@ -505,32 +471,37 @@ class _Case:
                 others.append(partner)
         return tuple(others)
 
-    def verdict(self, num_alternatives=None):
-        best = self.found[0]
-        if num_alternatives is None:
-            num_alternatives = len(self.alternatives())
-        return judge(best.r_factor, best.r_free, best.agreeing, num_alternatives, self.problem)
+    def verdict(self, searched=False):
+        """The verdict; `searched`, as if alternatives had been looked for and none found."""
+        if not self.found:
+            return 'not solved'
+        best, rivalled = self.found[0], not searched and bool(self.alternatives() or not self.complete)
+        return judge(best.r_factor, best.r_free, best.agreeing, rivalled, self.problem)
 
-    def is_done(self, settings):
+    def is_done(self, search):
         """Whether the map is solved, if ambiguously, or another attempt as long as the last might end too late."""
-        spent = settings.max_seconds and self.seconds + self.last_seconds > settings.max_seconds
-        return bool(spent) or self.verdict(num_alternatives=0) == 'solved'
+        spent = search.max_seconds and self.seconds + self.last_seconds > search.max_seconds
+        return bool(spent) or self.verdict(searched=True) == 'solved'
 
     def solution(self):
+        """What was found. Raises InputError if no start gave numbers."""
+        if not self.found:
+            raise InputError(f'none of {self.starts} starts gave positions that are numbers')
         best = self.found[0]
         return Solution(
-            best.positions,
-            best.r_factor,
-            best.r_free,
-            highest_resolution(self.problem),
-            self.verdict(),
-            self.alternatives(),
-            tuple(self.found[1:]),
-            best.agreeing,
-            self.starts,
-            best.method,
-            best.prediction,
-            self.seconds,
+            positions=best.positions,
+            r_factor=best.r_factor,
+            r_free=best.r_free,
+            resolution=highest_resolution(self.problem),
+            verdict=self.verdict(),
+            alternatives=self.alternatives(),
+            alternatives_searched=self.complete,
+            rivals=tuple(self.found[1:]),
+            agreeing=best.agreeing,
+            starts=self.starts,
+            method=best.method,
+            prediction=best.prediction,
+            seconds=self.seconds,
         )
 
 

@@ -23,14 +23,14 @@ AGREEING = 2  # starts
 FREE_SPREAD = 3.0  # standard deviations, about, that R_free may lie above its limit
 
 
-def judge(r_factor: float, r_free: float, agreeing: int, num_alternatives: int, problem: Problem) -> str:
+def judge(r_factor: float, r_free: float, agreeing: int, rivalled: bool, problem: Problem) -> str:
     """The verdict on the best set of atoms that was found.
 
     Args:
         r_factor: R1 over the reflections that the set was refined against.
         r_free: R1 over the free ones.
         agreeing: how many starts came to this set.
-        num_alternatives: how many other sets explain the data as well.
+        rivalled: whether another set explains the data as well, or might, because not all were looked for.
         problem: what the map is of; its noise says what R1 a right set has.
     """
     right, one_wrong = expected_r_factors(problem)
@@ -40,7 +40,7 @@ def judge(r_factor: float, r_free: float, agreeing: int, num_alternatives: int, 
     exact, ratio = r_factor <= EXACT, reflections_per_coordinate(problem)
     evidence = exact + (agreeing >= AGREEING)
     convincing = evidence >= 1 and ratio >= (ENOUGH if evidence == 1 else LEAST)
-    if r_factor <= highest_solved(problem) and r_free <= free_limit and convincing and not num_alternatives:
+    if r_factor <= highest_solved(problem) and r_free <= free_limit and convincing and not rivalled:
         return 'solved'
     return 'uncertain'
 

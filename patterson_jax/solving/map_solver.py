@@ -1,0 +1,155 @@
+"""One Patterson map that a person hands over: checked, cut, completed, its number of atoms found, and solved."""
+
+import dataclasses
+import math
+
+import numpy as np
+from jax import Array
+
+from patterson_jax.errors import InputError, require
+from patterson_jax.simulation.examples import example_key, stream_key
+from patterson_jax.simulation.patterson import frequencies, measured_frequencies, sphere_factor
+from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.input_maps import check_patterson, cut_map, fit_problem, restore_origin_term
+from patterson_jax.solving.reflections import check_enough
+from patterson_jax.solving.separation import SeparationSettings
+from patterson_jax.solving.solver import Network, Search, Solution, solve_maps
+from patterson_jax.solving.verdict import EXACT
+
+NUMBER_UNCERTAINTY, MOST_NEIGHBOURS = 0.2, 3  # of the first estimate of the number of atoms, in parts and in atoms
+
+
+@dataclasses.dataclass(frozen=True)
+class SolveSettings(Search):
+    """How to solve a map: a search, and what is known of the map. Raises InputError.
+
+    Attributes:
+        resolution: |h| up to which amplitudes were measured; None: it is found in the map.
+        num_atoms_known: False: other numbers of atoms than the problem's are tried too.
+    """
+
+    resolution: float | None = None
+    num_atoms_known: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        measured = self.resolution is None or 1 <= self.resolution < math.inf
+        require(measured, 'resolution', self.resolution, 'a number, 1 or more, or None to find it in the map')
+
+
+@dataclasses.dataclass(frozen=True)
+class SolvedMap:
+    """A solution with what was solved: the map as it was completed, and the problem as it was fitted to it."""
+
+    solution: Solution
+    patterson: np.ndarray
+    problem: Problem
+
+
+def solve_map(
+    patterson: np.ndarray,
+    problem: Problem,
+    settings: SolveSettings,
+    separation: SeparationSettings,
+    seed: int,
+    network: Network | None = None,
+    trained_on: int | None = None,
+) -> SolvedMap:
+    """Solves a map `(grid, grid, grid)` of any scale, as it comes from a file or another program.
+
+    Args:
+        patterson: origin at voxel (0, 0, 0).
+        problem: what it is of; its grid and resolution are taken from the map.
+        settings: method, budget, and what is known.
+        separation: how sets are taken from maps.
+        seed: fixes the starts.
+        network: for the methods `network` and `auto`.
+        trained_on: grid of the network; on another one `auto` goes without it.
+
+    Raises:
+        InputError: it is no Patterson map that can be solved, or not by the network; the message says what to mend.
+    """
+    check_patterson(patterson)
+    expected = problem if settings.num_atoms_known else dataclasses.replace(problem, num_atoms=1)
+    fitted = fit_problem(patterson, expected, settings.resolution)
+    values = restore_origin_term(cut_map(patterson, fitted), fitted)
+    if network is not None and fitted.grid_size != trained_on:
+        if settings.method == 'network':
+            raise InputError(f'{len(values)} voxels along each edge, and the network was trained on {trained_on}')
+        network = None
+    key = example_key(stream_key(seed, 'separation'), 0, 0)
+    if settings.num_atoms_known:
+        solution = solve_maps(key[None], values[None], fitted, settings, separation, network)[0]
+    else:
+        solution = solve_unknown_number(key, values, fitted, settings, separation, network)
+    return SolvedMap(solution, values, dataclasses.replace(fitted, num_atoms=len(solution.positions)))
+
+
+def solve_unknown_number(
+    key: Array,
+    patterson: np.ndarray,
+    problem: Problem,
+    search: Search,
+    separation: SeparationSettings,
+    network: Network | None = None,
+) -> Solution:
+    """Solves a map `(grid, grid, grid)` whose number of atoms is not known: tries numbers and chooses one.
+
+    The first is what the ratio of the map's sum to its origin peak says, which is enough if it explains the map
+    exactly; then its neighbours, and the one with the lowest R1 is chosen. Each has the whole budget. The problem's own
+    number is not looked at.
+
+    Raises:
+        InputError: so many atoms do not fit in the inner box.
+    """
+    solutions, numbers = [], likely_numbers(patterson, problem)
+    for number in numbers:
+        trial = _with_atoms(problem, number)
+        if trial is not None:
+            enough = dataclasses.replace(separation, num_peaks=max(separation.num_peaks, 2 * number))
+            solutions += solve_maps(key[None], patterson[None], trial, search, enough, network)
+            if solutions[-1].verdict == 'solved' and solutions[-1].r_factor <= EXACT:
+                return solutions[-1]
+    if not solutions:
+        raise InputError(
+            f'its sum and its origin peak are those of about {numbers[0]} atoms, which do not fit in a box of edge '
+            f'{problem.box_edge:g}; has a constant been added to the map?'
+        )
+    return min(solutions, key=lambda each: each.r_factor)
+
+
+def likely_numbers(patterson: np.ndarray, problem: Problem) -> list[int]:
+    """Numbers of atoms that a map may be of, the likeliest first.
+
+    F(000)² is the square of the total density; the origin peak, without what is not measured, is the sum of squares
+    of the density, in proportion to the number of atoms.
+
+    Raises:
+        InputError: one of the two is not positive.
+    """
+    chosen = frequencies(problem.grid_size).reshape(-1, 3)
+    measured = measured_frequencies(problem.grid_size, problem.resolution).ravel()
+    weights = np.where((chosen[:, 2] == 0) | (chosen[:, 2] == problem.grid_size // 2), 1, 2)
+    away = measured & np.any(chosen != 0, axis=-1)
+    self_vector = np.sum((weights * sphere_factor(chosen, problem) ** 2)[away])
+    origin_term = float(np.sum(patterson, dtype=np.float64))
+    origin_peak = float(patterson[0, 0, 0]) * patterson.size - origin_term
+    if not (origin_term > 0 and origin_peak > 0):
+        raise InputError(
+            'the number of atoms cannot be told from a map whose sum, or whose origin peak above its mean, is not '
+            'positive; has a constant been added to the map?'
+        )
+    estimate = origin_term / origin_peak * self_vector / problem.atom_volume**2 * (1 + problem.noise**2)
+    first = max(round(estimate), 1)
+    reach = min(max(2, round(NUMBER_UNCERTAINTY * first)), MOST_NEIGHBOURS)
+    return sorted(range(max(first - reach, 1), first + reach + 1), key=lambda number: abs(number - estimate))
+
+
+def _with_atoms(problem, number):
+    """The problem with another number of atoms, None where so many do not fit or there are too few reflections."""
+    try:
+        trial = dataclasses.replace(problem, num_atoms=number)
+        check_enough(trial)
+        return trial
+    except InputError:
+        return None
