@@ -2,7 +2,10 @@
 
 import patterson_jax as pj
 
-patterson, density = pj.simulate(pj.read_xyz('ozone.xyz'), voxel_size=0.5)
+patterson, density = pj.simulate(pj.read_xyz('ozone.xyz'), voxel_size=0.3)
+answer = pj.solve(patterson, num_atoms=3, voxel_size=0.3)
+print(answer.verdict, answer.positions)
+answer.write('solved')
 """
 
 import importlib
@@ -12,6 +15,7 @@ __version__ = '0.1.0'
 
 # The public names and their modules, which are imported when a name is first used: JAX alone takes a second.
 _MODULES = {
+    'Answer': 'answers',
     'InputError': 'errors',
     'Map': 'files.maps',
     'Network': 'solving.solver',
@@ -21,11 +25,14 @@ _MODULES = {
     'read_map': 'files.maps',
     'read_xyz': 'files.structures',
     'simulate': 'simulation.molecules',
+    'solve': 'answers',
 }
 
 __all__ = ['__version__', *_MODULES]
 
 if TYPE_CHECKING:
+    from patterson_jax.answers import Answer as Answer
+    from patterson_jax.answers import solve as solve
     from patterson_jax.compilation_cache import enable_compilation_cache as enable_compilation_cache
     from patterson_jax.errors import InputError as InputError
     from patterson_jax.files.maps import Map as Map

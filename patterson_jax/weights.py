@@ -54,7 +54,10 @@ def load_network(name: str | Path, problem: Problem | None = None) -> Network:
             _require_same_weights(directory, trained, now)
         network = network_of(trained['model'])
         template = _shapes(network, trained['problem']['grid_size'])
-        return Network(network.apply, jax.device_get(checkpoints.restore(step, params=template)['params']))
+        params = jax.device_get(checkpoints.restore(step, params=template)['params'])
+        known = {field.name for field in dataclasses.fields(Problem)}
+        fields = {name: value for name, value in trained['problem'].items() if name in known}
+        return Network(network.apply, params, Problem(**fields))
 
 
 def load_weights(experiment: Experiment, config: ConfigDict, directory: Path) -> Weights:

@@ -53,7 +53,6 @@ def solve_map(
     separation: SeparationSettings,
     seed: int,
     network: Network | None = None,
-    trained_on: int | None = None,
 ) -> SolvedMap:
     """Solves a map `(grid, grid, grid)` of any scale, as it comes from a file or another program.
 
@@ -63,8 +62,7 @@ def solve_map(
         settings: method, budget, and what is known.
         separation: how sets are taken from maps.
         seed: fixes the starts.
-        network: for the methods `network` and `auto`.
-        trained_on: grid of the network; on another one `auto` goes without it.
+        network: for the methods `network` and `auto`; on another grid than that of its training `auto` goes without.
 
     Raises:
         InputError: it is no Patterson map that can be solved, or not by the network; the message says what to mend.
@@ -73,9 +71,10 @@ def solve_map(
     expected = problem if settings.num_atoms_known else dataclasses.replace(problem, num_atoms=1)
     fitted = fit_problem(patterson, expected, settings.resolution)
     values = restore_origin_term(cut_map(patterson, fitted), fitted)
-    if network is not None and fitted.grid_size != trained_on:
+    if network is not None and network.trained_on is not None and network.trained_on.grid_size != len(values):
         if settings.method == 'network':
-            raise InputError(f'{len(values)} voxels along each edge, and the network was trained on {trained_on}')
+            trained = network.trained_on.grid_size
+            raise InputError(f'{len(values)} voxels along each edge, and the network was trained on {trained}')
         network = None
     key = example_key(stream_key(seed, 'separation'), 0, 0)
     if settings.num_atoms_known:

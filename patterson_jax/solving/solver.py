@@ -98,10 +98,14 @@ class Search:
 
 
 class Network(NamedTuple):
-    """A trained network: `apply(params, inputs)` gives density maps `(batch, grid, grid, grid)`."""
+    """A trained network: `apply(params, inputs)` gives density maps `(batch, grid, grid, grid)`.
+
+    `trained_on` tells the grid and the input that it knows; None: those of the problem that is solved.
+    """
 
     apply: Callable[[Any, Array], Array]
     params: Any
+    trained_on: Problem | None = None
 
 
 class Prediction(NamedTuple):

@@ -1,0 +1,281 @@
+"""Patterson maps solved from Python, and the files of an answer.
+
+import patterson_jax as pj
+
+answer = pj.solve(patterson, num_atoms=10, voxel_size=0.5)
+answer.verdict, answer.positions
+answer.write('solved')
+"""
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+
+from patterson_jax.compiler import avoid_wrong_fusion, require_right_results
+from patterson_jax.errors import InputError, require
+from patterson_jax.figures import draw_solution
+from patterson_jax.files.common import make_directory, write_json
+from patterson_jax.files.maps import write_map
+from patterson_jax.files.structures import file_positions, is_element, write_pdb, write_res, write_xyz
+from patterson_jax.files.viewers import write_chimerax
+from patterson_jax.simulation.density import render
+from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.interpretation import patterson_correlation
+from patterson_jax.solving.map_solver import SolvedMap, SolveSettings, solve_map
+from patterson_jax.solving.reflections import absolute_scale
+from patterson_jax.solving.separation import SeparationSettings
+from patterson_jax.solving.solver import Network, Solution
+from patterson_jax.solving.verdict import expected_r_factors, highest_solved
+
+ENDINGS = ('.json', '.xyz', '.pdb', '.res', '.cxc', '.png', '_density.ccp4')  # of the files of an answer
+DRAWN_LEVEL = 0.4  # of the highest density, where viewers draw its surface
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What was found in a Patterson map: one of two enantiomorphs.
+
+    Attributes:
+        solved: the solution, with the map and the problem that it is of.
+        voxel_size: Å.
+        seed: of the starts.
+        element: chemical symbol that is written for the atoms; 'X': unknown.
+        source: what the map was read from, for the record.
+    """
+
+    solved: SolvedMap
+    voxel_size: float
+    seed: int
+    element: str = 'X'
+    source: str | None = None
+
+    @property
+    def solution(self) -> Solution:
+        """All that the solver says: starts, rivals, alternatives."""
+        return self.solved.solution
+
+    @property
+    def verdict(self) -> str:
+        """'solved', 'uncertain' or 'not solved'."""
+        return self.solution.verdict
+
+    @property
+    def positions(self) -> np.ndarray:
+        """`(num_atoms, 3)` in Å from the origin of the cell, so that they lie on the density that is written."""
+        return file_positions(self.positions_voxels, self.solved.problem.grid_size, self.voxel_size)
+
+    @property
+    def positions_voxels(self) -> np.ndarray:
+        """`(num_atoms, 3)`, voxels from the centre of the cell."""
+        return self.solution.positions
+
+    @property
+    def r_factor(self) -> float:
+        """R1 over the reflections that were refined against."""
+        return self.solution.r_factor
+
+    @property
+    def r_free(self) -> float:
+        """R1 over the reflections that were kept out of refinement."""
+        return self.solution.r_free
+
+    @functools.cached_property
+    def density(self) -> np.ndarray:
+        """`(grid, grid, grid)`: the network's map if the atoms are from there, else that of the atoms."""
+        predicted = self.solution.prediction
+        return self._explained[0] if predicted is None else np.asarray(predicted.density)
+
+    @property
+    def patterson_correlation(self) -> float:
+        """Correlation of the measured map with that of the atoms, origin peak left out."""
+        return float(self._explained[1])
+
+    @functools.cached_property
+    def _explained(self):
+        solved = self.solved
+        return jax.device_get(_explain(solved.patterson, self.positions_voxels, solved.problem))
+
+    @property
+    def summary(self) -> str:
+        """A line: verdict, method, figures of merit."""
+        others = f', alternatives: {len(self.solution.alternatives)}' if self.solution.alternatives else ''
+        return f'{self._title}{others}, {self._merit}'
+
+    @property
+    def _title(self):
+        name = 'map' if self.source is None else Path(self.source).name
+        found = f'{len(self.positions_voxels)} atoms by {self.solution.method.replace("_", " ")}'
+        return f'{name}: {self.verdict}, {found}'
+
+    @property
+    def _merit(self):
+        merit = f'R1 {self.r_factor:.3f}, R_free {self.r_free:.3f}'
+        return f'{merit}, Patterson correlation {self.patterson_correlation:.3f}'
+
+    def report(self) -> dict:
+        """What is written as JSON."""
+        solution, problem = self.solution, self.solved.problem
+        predicted = solution.prediction
+        report = {
+            'input': self.source,
+            'verdict': solution.verdict,
+            'method': solution.method,
+            'num_atoms': problem.num_atoms,
+            'positions': _rounded(self.positions),
+            'positions_voxels': _rounded(solution.positions),
+            'voxel_size': self.voxel_size,
+            'enantiomorph': 'one of two: the inverse of these positions has the same Patterson map',
+            'r_factor': float(solution.r_factor),
+            'r_free': float(solution.r_free) if math.isfinite(solution.r_free) else None,
+            'r_factor_resolution': solution.resolution,
+            'r_factor_expected': expected_r_factors(problem)[0],
+            'r_factor_solved_below': highest_solved(problem),
+            'noise': problem.noise,
+            'resolution': problem.resolution,
+            'density': 'calculated from the atoms' if predicted is None else 'predicted by the network',
+            'patterson_correlation': self.patterson_correlation,
+            'agreeing_starts': solution.agreeing,
+            'starts': solution.starts,
+            'next_r_factor': solution.rivals[0].r_factor if solution.rivals else None,
+            'alternatives_voxels': [_rounded(each) for each in solution.alternatives],
+            'alternatives_searched': solution.alternatives_searched,
+            'seed': self.seed,
+            'seconds': round(solution.seconds, 3),
+        }
+        if predicted is not None:
+            report['candidates_voxels'] = _rounded(predicted.candidates)
+            report['peak_heights'] = _rounded(predicted.heights)
+        return report
+
+    def write(self, directory: str | Path, name: str = 'solution') -> list[Path]:
+        """Writes `NAME.json`, `.xyz`, `.pdb`, `.res` (SHELX), `.cxc` (ChimeraX), `.png` and `_density.ccp4`.
+
+        Args:
+            directory: made if it does not exist.
+            name: of the files; those of an earlier answer are replaced.
+
+        Returns:
+            The files.
+
+        Raises:
+            InputError: a file of such a name is there that is no earlier answer, or the directory cannot be made.
+        """
+        directory = Path(directory)
+        require(is_element(self.element), 'element', self.element, "a chemical symbol, or 'X'")
+        make_directory(directory, 'the directory')
+        require_replaceable(directory, name)
+        target = {ending: directory / f'{name}{ending}' for ending in ENDINGS}
+        problem, text = self.solved.problem, f'{self._title}, {self._merit}'
+        edge, radius = problem.grid_size * self.voxel_size, problem.atom_radius * self.voxel_size
+        # The JSON is the first, because it tells that the others are results, which may be replaced.
+        write_json(target['.json'], self.report())
+        write_map(target['_density.ccp4'], self.density, self.voxel_size)
+        write_xyz(target['.xyz'], self.positions, self.element, text)
+        write_pdb(target['.pdb'], self.positions, edge, self.element, text)
+        write_res(target['.res'], self.positions, edge, self.element, text)
+        write_chimerax(target['.cxc'], DRAWN_LEVEL * float(np.max(self.density)), radius / 2)
+        both = self.solution.prediction is not None and problem.target == 'both'
+        title = f'{self._title}\n{self._merit}'
+        draw_solution(target['.png'], self.density, self.positions_voxels, problem, title, both)
+        return list(target.values())
+
+
+def solve(
+    patterson: ArrayLike,
+    num_atoms: int | None = None,
+    *,
+    voxel_size: float = 1.0,
+    atom_radius: float = 1.0,
+    box_edge: float | None = None,
+    noise: float = 0.0,
+    resolution: float | None = None,
+    method: str = 'auto',
+    network: Network | None = None,
+    max_attempts: int = SolveSettings.max_attempts,
+    max_seconds: float = SolveSettings.max_seconds,
+    orientations: int = SolveSettings.orientations,
+    seed: int = 0,
+) -> Answer:
+    """Finds the equal atoms behind a Patterson map of a cubic cell, P1, that is mostly empty.
+
+    Args:
+        patterson: `(grid, grid, grid)`, real, of any scale, its origin, with the origin peak, at voxel (0, 0, 0).
+        num_atoms: in the cell; None: it is found too.
+        voxel_size: Å; what comes out in Å is scaled by it, all else is in voxels.
+        atom_radius: of an atom's sphere, voxels.
+        box_edge: of a cube that holds the molecule, voxels; None: one as full as the paper's, or, if the number of
+            atoms is not known, as large as the cell allows.
+        noise: of the measured amplitudes |F|, as a part of them; the verdict needs to know it.
+        resolution: |h| up to which amplitudes were measured; None: it is found in the map.
+        method: 'auto', 'network', 'least_squares', 'phase_retrieval' or 'minimum_function'.
+        network: from `load_network`, for the methods 'network' and 'auto'; only for maps on the grid of its training.
+        max_attempts: most attempts; they end when the verdict is 'solved'.
+        max_seconds: no attempt begins that might end later; 0: no limit, and the answer does not vary.
+        orientations: of the cell in which the network is shown the map.
+        seed: of the starts.
+
+    Raises:
+        InputError: an argument is not as above, or the map is no Patterson map that can be solved.
+    """
+    avoid_wrong_fusion()
+    require_right_results()
+    patterson = np.asarray(patterson)
+    require(math.isfinite(voxel_size) and voxel_size > 0, 'voxel_size', voxel_size, 'a positive number of Å')
+    require(method != 'network' or network is not None, 'network', network, "a network for the method 'network'")
+    settings = SolveSettings(method, max_attempts, max_seconds, orientations, resolution, num_atoms is not None)
+    if patterson.ndim == 3:  # else it is refused when it is looked at
+        box_edge = box_edge or _box_edge(num_atoms, patterson.shape[0], atom_radius)
+    trained = Problem() if network is None or network.trained_on is None else network.trained_on
+    problem = Problem(
+        grid_size=trained.grid_size,
+        num_atoms=num_atoms or 1,
+        atom_radius=atom_radius,
+        box_edge=box_edge or 1.0,
+        input_scale=trained.input_scale,
+        origin=trained.origin,
+        noise=noise,
+    )
+    default = SeparationSettings()
+    separation = dataclasses.replace(default, num_peaks=max(default.num_peaks, 2 * (num_atoms or 0)))
+    return Answer(solve_map(patterson, problem, settings, separation, seed, network), float(voxel_size), seed)
+
+
+def _box_edge(num_atoms, grid_size, atom_radius):
+    """The edge of a box as full as the paper's, where the cell allows it."""
+    paper = Problem()
+    widest = grid_size / 2 - 2 * atom_radius
+    if num_atoms is None:
+        return widest
+    return min(paper.box_edge * (num_atoms / paper.num_atoms) ** (1 / 3), widest)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _explain(patterson, positions, problem):
+    """The density of atoms found, and the correlation of their Patterson map with the given one."""
+    density = render(positions, problem.grid_size, problem.atom_radius)
+    return density, patterson_correlation(absolute_scale(patterson, problem), positions, problem)
+
+
+def _rounded(values: ArrayLike) -> Sequence:
+    return np.round(np.asarray(values, np.float64), 4).tolist()
+
+
+def require_replaceable(directory: Path, name: str) -> None:
+    """Raises InputError unless files of that name are those of an earlier answer; they have its JSON beside them."""
+    for ending in ENDINGS:
+        if (directory / f'{name}{ending}').exists() and not _is_answer(directory / f'{name}.json'):
+            raise InputError(f'{directory / name}{ending} exists and is no earlier result; name another directory')
+
+
+def _is_answer(path):
+    try:
+        return {'input', 'method', 'r_factor'} <= json.loads(path.read_text(encoding='utf-8')).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
