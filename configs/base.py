@@ -12,6 +12,9 @@ Variants, after a colon (`--config=configs/base.py:original_only`):
 import ml_collections
 from ml_collections import config_dict
 
+from patterson_jax.solving.map_solver import SolveSettings
+from patterson_jax.solving.separation import SeparationSettings
+
 VARIANTS = ('', 'original_only')
 
 
@@ -77,25 +80,25 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.checkpoint.keep = 2  # the latest so many, and the best by validation loss
 
     # From a predicted map to one set of atoms (2.4.4).
+    separate = SeparationSettings()
     config.separate = ml_collections.ConfigDict()
-    config.separate.num_peaks = 24  # "20 or so"; their inverses double them
-    config.separate.method = 'annealed'  # or 'greedy'
-    config.separate.num_swaps = 4000  # in each chain
-    config.separate.num_chains = 4  # from different random sets; the best is kept
-    config.separate.resolution = 10.0  # compares frequencies |h| up to this
-    config.separate.first_threshold = 0.02  # a swap may raise the relative misfit by less than this,
-    config.separate.last_threshold = 0.001  # falling to this at the last swap
+    config.separate.num_peaks = separate.num_peaks  # 24, "20 or so"; their inverses double them
+    config.separate.method = separate.method  # 'annealed', or 'greedy'
+    config.separate.num_swaps = separate.num_swaps  # in each chain
+    config.separate.num_chains = separate.num_chains  # from different random sets; the best is kept
+    config.separate.resolution = separate.resolution  # compares frequencies |h| up to this
+    config.separate.first_threshold = separate.first_threshold  # a swap may raise the relative misfit by less than
+    config.separate.last_threshold = separate.last_threshold  # this, falling to this at the last swap
 
     # From a Patterson map to atoms, by any method.
+    solve = SolveSettings()
     config.solve = ml_collections.ConfigDict()
-    config.solve.method = 'auto'  # 'network', 'least_squares', 'phase_retrieval', 'minimum_function', or all in turn
-    config.solve.max_attempts = 12  # at a map, each begins differently; they end when the verdict is solved
-    config.solve.max_seconds = (
-        0.0  # for a map; no attempt begins that might end later. 0: no limit, results do not vary
-    )
+    config.solve.method = solve.method  # 'network', 'least_squares', 'phase_retrieval', 'minimum_function' or 'auto'
+    config.solve.max_attempts = solve.max_attempts  # at a map, each begins differently, until the verdict is solved
+    config.solve.max_seconds = solve.max_seconds  # for a map; no attempt begins that might end later. 0: no limit
     config.solve.resolution = config_dict.placeholder(float)  # |h| of a file's map; None: found in it
-    config.solve.orientations = 1  # in which the network is shown a map; its maps are averaged; 24 is all
-    config.solve.num_atoms_known = True  # False: other numbers than problem.num_atoms are tried on a file's map too
+    config.solve.orientations = solve.orientations  # in which the network is shown a map; 24 is all
+    config.solve.num_atoms_known = solve.num_atoms_known  # False: other numbers are tried on a file's map
 
     config.evaluate = ml_collections.ConfigDict()
     config.evaluate.num_cases = 500  # 0: train only

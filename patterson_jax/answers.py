@@ -27,6 +27,7 @@ from patterson_jax.files.structures import file_positions, is_element, write_pdb
 from patterson_jax.files.viewers import write_chimerax
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.input_maps import check_patterson
 from patterson_jax.solving.interpretation import patterson_correlation
 from patterson_jax.solving.map_solver import SolvedMap, SolveSettings, solve_map
 from patterson_jax.solving.reflections import absolute_scale
@@ -228,16 +229,19 @@ def solve(
     require_right_results()
     patterson = np.asarray(patterson)
     require(math.isfinite(voxel_size) and voxel_size > 0, 'voxel_size', voxel_size, 'a positive number of Å')
+    require(num_atoms is None or num_atoms >= 1, 'num_atoms', num_atoms, '1 or more, or None to find it')
     require(method != 'network' or network is not None, 'network', network, "a network for the method 'network'")
+    check_patterson(patterson)
+    size = len(patterson)
+    fits = 0 < atom_radius < size / 4
+    require(fits, 'atom_radius', atom_radius, f'more than 0 and less than a quarter of the cell, {size / 4:g} voxels')
     settings = SolveSettings(method, max_attempts, max_seconds, orientations, resolution, num_atoms is not None)
-    if patterson.ndim == 3:  # else it is refused when it is looked at
-        box_edge = box_edge or _box_edge(num_atoms, patterson.shape[0], atom_radius)
     trained = Problem() if network is None or network.trained_on is None else network.trained_on
     problem = Problem(
-        grid_size=trained.grid_size,
+        grid_size=size,
         num_atoms=num_atoms or 1,
         atom_radius=atom_radius,
-        box_edge=box_edge or 1.0,
+        box_edge=_box_edge(num_atoms, size, atom_radius) if box_edge is None else box_edge,
         input_scale=trained.input_scale,
         origin=trained.origin,
         noise=noise,

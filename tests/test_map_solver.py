@@ -1,0 +1,59 @@
+"""One map as it comes from outside: its number of atoms, and what of it the solver is told."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from patterson_jax.errors import InputError
+from patterson_jax.simulation.examples import make_batch, stream_key
+from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.map_solver import SolveSettings, likely_numbers, solve_map
+from patterson_jax.solving.separation import SeparationSettings
+from patterson_jax.solving.solver import Network
+
+SMALL = Problem(grid_size=16, num_atoms=3, min_separation=2.4, box_edge=5.5)
+
+
+def maps(problem, count):
+    make = jax.jit(make_batch, static_argnums=3)
+    return np.asarray(make(stream_key(0, 'calibration'), 0, np.arange(count), problem).patterson)
+
+
+@pytest.mark.parametrize(
+    ('number', 'noise', 'resolution'), [(2, 0.0, None), (10, 0.0, None), (10, 0.3, None), (10, 0.0, 8.0)]
+)
+def test_the_number_of_atoms_is_nearly_what_the_origin_peak_says(number, noise, resolution):
+    problem = Problem(num_atoms=number, noise=noise, resolution=resolution)
+    unknown = dataclasses.replace(problem, num_atoms=1)
+    for patterson in maps(problem, 3):
+        numbers = likely_numbers(patterson, unknown)
+        assert number in numbers[:3] and min(numbers) >= 1 and len(set(numbers)) == len(numbers)
+        assert numbers[0] == number or noise or resolution
+
+
+@pytest.mark.parametrize('values', [np.zeros((8, 8, 8)), np.ones((8, 8, 8)), -np.eye(8)[None] * np.ones((8, 1, 1))])
+def test_a_map_without_a_sum_or_a_peak_has_no_number_of_atoms(values):
+    with pytest.raises(InputError, match='the number of atoms cannot be told'):
+        likely_numbers(values, Problem(grid_size=8, num_atoms=1, box_edge=2.0))
+
+
+def test_the_resolution_that_is_given_is_the_one_that_is_solved_to():
+    (values,) = maps(SMALL, 1)
+    settings = SolveSettings('least_squares', 1, resolution=5.0)
+    solved = solve_map(values, SMALL, settings, SeparationSettings(num_peaks=8), 0)
+    assert solved.solution.resolution == solved.problem.resolution == 5
+    assert (
+        solve_map(values, SMALL, SolveSettings('least_squares', 1), SeparationSettings(num_peaks=8), 0).problem == SMALL
+    )
+
+
+def test_a_network_of_another_grid_is_refused_or_gone_without():
+    (values,) = maps(SMALL, 1)
+    network = Network(lambda params, inputs: inputs, {}, dataclasses.replace(SMALL, grid_size=20))
+    separation = SeparationSettings(num_peaks=8)
+    with pytest.raises(InputError, match='16 voxels along each edge, and the network was trained on 20'):
+        solve_map(values, SMALL, SolveSettings('network', 1), separation, 0, network)
+    solved = solve_map(values, SMALL, SolveSettings('auto', 1), separation, 0, network)
+    assert solved.solution.method == 'least_squares'
