@@ -20,7 +20,6 @@ from jax.typing import ArrayLike
 
 from patterson_jax.compiler import avoid_wrong_fusion, require_right_results
 from patterson_jax.errors import InputError, require
-from patterson_jax.figures import draw_solution
 from patterson_jax.files.common import make_directory, write_json
 from patterson_jax.files.maps import write_map
 from patterson_jax.files.structures import file_positions, is_element, write_pdb, write_res, write_xyz
@@ -168,6 +167,8 @@ class Answer:
         Raises:
             InputError: a file of such a name is there that is no earlier answer, or the directory cannot be made.
         """
+        from patterson_jax.figures import draw_solution  # matplotlib, which nothing else here needs
+
         directory = Path(directory)
         require(is_element(self.element), 'element', self.element, "a chemical symbol, or 'X'")
         make_directory(directory, 'the directory')
