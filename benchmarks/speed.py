@@ -163,6 +163,21 @@ def base_sections(cell: dict) -> tuple[Any, Any, Any]:
     return problem, PattersonNet(**model), TrainingSettings(**training)
 
 
+def sections(cell: dict) -> tuple[Any, Any, Any]:
+    """Problem, network and training settings of the resolved config that a cell names, or else `base_sections`."""
+    if 'config' not in cell:
+        return base_sections(cell)
+    from ml_collections import ConfigDict
+
+    from patterson_jax.config import validate
+
+    config = ConfigDict(cell['config'])
+    config.model.update({name: cell[name] for name in ('convolution', 'precision') if name in cell})
+    config.train.batch_size = cell['batch']
+    experiment = validate(config)
+    return experiment.problem, experiment.model, experiment.train
+
+
 def machine_cell(cell: dict) -> dict:
     """The device, what 'auto' means on it, the base network's sizes and its operations in an example's forward pass."""
     import jax
@@ -207,25 +222,25 @@ def network_cell(cell: dict) -> dict:
     """Our training step, with the making of its batch, and our forward pass.
 
     The peak memory on a GPU is that of the process, for JAX does not reset it: what it tried while it compiled counts.
+    Where the cell names a file, `gradient`, that of the first step is written there.
     """
     import jax
     import jax.numpy as jnp
 
-    from patterson_jax.learning.parallel import parallelize, replicate
-    from patterson_jax.learning.training import init_state, make_train_step
-
-    problem, network, settings = base_sections(cell)
-    state = replicate(init_state(network, problem, settings, seed=0))
-    train_step = parallelize(make_train_step(network, problem, settings, seed=0), donate=True)
+    problem, network, settings = sections(cell)
+    state, train_step = beginning(problem, network, settings)
 
     def step():
         nonlocal state
         state, metrics = train_step(state)
         return metrics
 
-    found = {
-        'step': measure(step, jax.block_until_ready, cell['repeats'], STEP_SHARE * cell['seconds'], reset_peak_memory)
-    }
+    def after_first():
+        if 'gradient' in cell:
+            np.save(cell['gradient'], gradient_of_first_step(state))
+        return reset_peak_memory()
+
+    found = {'step': measure(step, jax.block_until_ready, cell['repeats'], STEP_SHARE * cell['seconds'], after_first)}
     if jax.default_backend() != 'cpu':
         memory = jax.devices()[0].memory_stats()
         found['step'] |= {'memory': memory['peak_bytes_in_use'] / 1e6, 'at_rest': None}
@@ -239,6 +254,32 @@ def network_cell(cell: dict) -> dict:
         call = functools.partial(forward, params, images)
         found['forward'] = measure(call, jax.block_until_ready, cell['repeats'], (1 - STEP_SHARE) * cell['seconds'])
     return found
+
+
+def beginning(problem: Any, network: Any, settings: Any) -> tuple[Any, Callable]:
+    """The state before the first step of a training, and the compiled step."""
+    from patterson_jax.learning.parallel import parallelize, replicate
+    from patterson_jax.learning.training import init_state, make_train_step
+
+    state = replicate(init_state(network, problem, settings, seed=0))
+    return state, parallelize(make_train_step(network, problem, settings, seed=0), donate=True)
+
+
+def gradient_of_first_step(state: Any) -> np.ndarray:
+    """The gradient, up to a factor, `(num_weights,)`: Adam's first moment after one step."""
+    import jax
+    import optax
+
+    moments = jax.device_get(optax.tree.get(state.optimizer, 'mu'))
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(moments)])
+
+
+def gradient_cell(cell: dict) -> dict:
+    """Loss of the first step; writes its gradient to the file that the cell names."""
+    state, train_step = beginning(*sections(cell))
+    state, metrics = train_step(state)
+    np.save(cell['gradient'], gradient_of_first_step(state))
+    return {'loss': float(metrics['loss'])}
 
 
 def random_images(batch: int, grid: int) -> np.ndarray:
@@ -283,7 +324,8 @@ def torch_network(network: Any) -> Any:
 def torch_cell(cell: dict) -> dict:
     """PyTorch's training step and forward pass on one fixed batch, in one memory format and precision."""
     torch, device, wait = prepare_torch(cell['backend'])
-    problem, network, settings = base_sections({name: cell[name] for name in ('grid', 'features', 'batch')})
+    names = ('config',) if 'config' in cell else ('grid', 'features')  # PyTorch has a precision of its own
+    problem, network, settings = sections({name: cell[name] for name in (*names, 'batch')})
     layout = getattr(torch, cell['format'])
     model = torch_network(network).to(device, memory_format=layout)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
@@ -493,6 +535,7 @@ CELLS = {
     'machine': machine_cell,
     'peak': peak_cell,
     'network': network_cell,
+    'gradient': gradient_cell,
     'torch': torch_cell,
     'layer': layer_cell,
     'parts': parts_cell,
@@ -522,7 +565,7 @@ class Cells:
         started = time.perf_counter()
         cell = self.common | {'kind': kind} | given
         command = [sys.executable, __file__, f'--cell={json.dumps(cell)}']
-        process = subprocess.run(command, env=self._environment(), capture_output=True, text=True)
+        process = subprocess.run(command, env=cell_environment(), capture_output=True, text=True)
         seconds = time.perf_counter() - started
         if process.returncode == 0:
             print(f'{label}: {seconds:.1f} s', file=sys.stderr, flush=True)
@@ -532,14 +575,15 @@ class Cells:
         self.failures.append(label)
         return None
 
-    def _environment(self):
-        """One GPU, because the others would need larger batches; no compiled code of earlier runs."""
-        return os.environ | {
-            'TF_CPP_MIN_LOG_LEVEL': '3',
-            'JAX_ENABLE_COMPILATION_CACHE': 'false',
-            'CUDA_VISIBLE_DEVICES': os.environ.get('CUDA_VISIBLE_DEVICES', '0').split(',')[0],
-            'PYTHONPATH': os.pathsep.join(filter(None, (str(ROOT), os.environ.get('PYTHONPATH')))),
-        }
+
+def cell_environment() -> dict[str, str]:
+    """One GPU, because the others would need larger batches; no compiled code of earlier runs."""
+    return os.environ | {
+        'TF_CPP_MIN_LOG_LEVEL': '3',
+        'JAX_ENABLE_COMPILATION_CACHE': 'false',
+        'CUDA_VISIBLE_DEVICES': os.environ.get('CUDA_VISIBLE_DEVICES', '0').split(',')[0],
+        'PYTHONPATH': os.pathsep.join(filter(None, (str(ROOT), os.environ.get('PYTHONPATH')))),
+    }
 
 
 def has_torch() -> bool:
@@ -813,12 +857,15 @@ def number(value: object) -> str:
 
 def as_markdown(name: str, table: dict) -> str:
     """A table with its notes, aligned for readers of the plain text."""
-    columns = COLUMNS[name]
-    rows = [list(columns.values())] + [[number(row.get(key)) for key in columns] for row in table['rows']]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, ['-' * (width - 1) + ':' for width in widths])
-    lines = ['| ' + ' | '.join(map(str.rjust, row, widths)) + ' |' for row in rows]
-    return '\n'.join(['', f'## {name}', '', *lines, '', *table['notes']])
+    return '\n'.join(['', f'## {name}', '', *aligned(COLUMNS[name], table['rows']), '', *table['notes']])
+
+
+def aligned(columns: dict[str, str], rows: list[dict]) -> list[str]:
+    """The lines of a Markdown table; `columns` are keys of the rows and what stands above them."""
+    cells = [list(columns.values())] + [[number(row.get(key)) for key in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ['-' * (width - 1) + ':' for width in widths])
+    return ['| ' + ' | '.join(map(str.rjust, row, widths)) + ' |' for row in cells]
 
 
 def describe_machine(found: dict) -> dict:
@@ -830,6 +877,11 @@ def describe_machine(found: dict) -> dict:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     machine = {'device': found['device'], 'backend': found['backend'], 'cores': cores}
     return machine | {'processor': processor(), 'versions': versions}
+
+
+def slug(device: str) -> str:
+    """The name of a device as it stands in names of files."""
+    return '-'.join(''.join(each if each.isalnum() else ' ' for each in device.lower()).split())
 
 
 def processor() -> str:
@@ -859,8 +911,7 @@ def run_tables(settings: Settings, output: Path | None) -> int:
     if found is None:
         return 1
     machine = describe_machine(found)
-    slug = '-'.join(''.join(each if each.isalnum() else ' ' for each in machine['device'].lower()).split())
-    output = output or Path(__file__).with_name(f'speed-{slug}.json')
+    output = output or Path(__file__).with_name(f'speed-{slug(machine["device"])}.json')
     tables = earlier_tables(output, machine)
     versions = ', '.join(f'{library} {version}' for library, version in machine['versions'].items())
     print(f'{machine["device"]}; {machine["processor"]}, {machine["cores"]} cores; {versions}')

@@ -13,14 +13,18 @@ runs, is what `ONE_WRONG_ATOM` stands for; with fewer reflections it is lower.
 import argparse
 import dataclasses
 import math
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax import Array
 
 from benchmarks.solvers import cell_experiment
 from patterson_jax.evaluation import match_atoms
-from patterson_jax.simulation.examples import example_key, make_batch, stream_key
-from patterson_jax.solving.solver import CLASSICAL_METHODS, solve_maps
+from patterson_jax.simulation.examples import Example, example_key, make_batch, stream_key
+from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.separation import SeparationSettings
+from patterson_jax.solving.solver import CLASSICAL_METHODS, SolveSettings, solve_maps
 from patterson_jax.solving.verdict import VERDICTS, expected_r_factors, highest_solved
 
 CELLS = (  # atoms, resolution, noise
@@ -37,24 +41,55 @@ CELLS = (  # atoms, resolution, noise
 _match = jax.jit(match_atoms)
 
 
-def measure_cell(options: argparse.Namespace, atoms: int, resolution: float | None, noise: float) -> str:
-    """One cell as a line of the table."""
-    problem, experiment = cell_experiment(atoms, resolution, noise)
-    solving = dataclasses.replace(experiment.solve, method=options.method, max_attempts=options.attempts)
-    stream = stream_key(experiment.seed, options.stream)
-    examples = jax.device_get(jax.jit(make_batch, static_argnums=3)(stream, 0, np.arange(options.cases), problem))
-    keys = jax.vmap(lambda index: example_key(stream_key(experiment.seed, 'separation'), 0, index))(
-        np.arange(options.cases)
-    )
-    solutions = solve_maps(keys, examples.patterson, problem, solving, experiment.separate)
+class Judged(NamedTuple):
+    """What became of the cases of a cell.
+
+    Attributes:
+        verdicts: how many cases have each (verdict, whether their best set is right).
+        right: R1 of right sets, those of rivals too.
+        wrong: R1 of wrong ones.
+    """
+
+    verdicts: dict[tuple[str, bool], int]
+    right: list[float]
+    wrong: list[float]
+
+
+def cases_of(stream: str, number: int, seed: int, problem: Problem) -> tuple[Array, Example]:
+    """Keys for solving the first cases of a stream, and the cases, on the host."""
+    indices = np.arange(number)
+    examples = jax.jit(make_batch, static_argnums=3)(stream_key(seed, stream), 0, indices, problem)
+    keys = jax.vmap(lambda index: example_key(stream_key(seed, 'separation'), 0, index))(indices)
+    return keys, jax.device_get(examples)
+
+
+def judge_cases(
+    keys: Array,
+    examples: Example,
+    problem: Problem,
+    solving: SolveSettings,
+    separation: SeparationSettings,
+    at_once: int | None = None,
+) -> Judged:
+    """Solves cases, `at_once` as in `solve_maps`, and compares all sets that were finished with the truth."""
+    solutions = solve_maps(keys, examples.patterson, problem, solving, separation, at_once=at_once)
     right, wrong = [], []
     verdicts = {(verdict, is_right): 0 for verdict in VERDICTS for is_right in (True, False)}
     for solution, positions in zip(solutions, examples.positions, strict=True):
         for place, found in enumerate((solution, *solution.rivals)):
             is_right = bool(np.all(_match(found.positions, positions).within))
-            (right if is_right else wrong).append(found.r_factor)
+            (right if is_right else wrong).append(float(found.r_factor))
             if place == 0:
                 verdicts[solution.verdict, is_right] += 1
+    return Judged(verdicts, right, wrong)
+
+
+def measure_cell(options: argparse.Namespace, atoms: int, resolution: float | None, noise: float) -> str:
+    """One cell as a line of the table."""
+    problem, experiment = cell_experiment(atoms, resolution, noise)
+    solving = dataclasses.replace(experiment.solve, method=options.method, max_attempts=options.attempts)
+    keys, examples = cases_of(options.stream, options.cases, experiment.seed, problem)
+    verdicts, right, wrong = judge_cases(keys, examples, problem, solving, experiment.separate)
     expected, _ = expected_r_factors(problem)
     added = [math.sqrt(max(each**2 - expected**2, 0) * atoms) for each in wrong]
     words = ', '.join(

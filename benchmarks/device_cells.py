@@ -1,0 +1,303 @@
+"""What each process that `benchmarks/device.py` starts does; its results are lines of JSON on the standard output.
+
+    python -m benchmarks.device_cells '{"kind": "probe", "config": …}'
+
+A cell is a function of what it is told and of `tell`, which it calls with each result as soon as there is one, so that
+what was measured is there when the process is ended.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import json
+import math
+import shutil
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from ml_collections import ConfigDict
+
+from benchmarks import speed, verdicts
+from patterson_jax import precision
+from patterson_jax.compiler import avoid_wrong_fusion, compiled, known_programs
+from patterson_jax.config import validate
+from patterson_jax.errors import exit_on_errors
+from patterson_jax.evaluation import match_atoms
+from patterson_jax.learning.checkpoints import CHECKSUMS, copy_checkpoint
+from patterson_jax.learning.convolution import convolve
+from patterson_jax.learning.metrics import read_metrics
+from patterson_jax.learning.network import max_pool
+from patterson_jax.learning.stopping import unfinished_on_sigterm
+from patterson_jax.publishing import LOG
+from patterson_jax.runs import RECORD, train_experiment
+from patterson_jax.simulation.density import render
+from patterson_jax.simulation.patterson import patterson_map
+from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.interpretation import interpret_map
+from patterson_jax.solving.least_squares import voxel_amplitudes
+from patterson_jax.solving.reflections import absolute_scale, observed_amplitudes, r_factor, reflections
+from patterson_jax.solving.solver import attempt
+
+Tell = Callable[[dict], None]
+
+ROUNDING = 1e-4  # relative, of what is computed in float32 by thousands of operations
+LATEST, BEST = 'latest.tar', 'best.tar'
+PACKING_EVERY = 1.0  # seconds between two looks for a new checkpoint
+AT_RANDOM = 7  # a seed of numbers that mean nothing
+
+
+# ---- Is what the device computes right? ----
+
+
+def probe(cell: dict, tell: Tell) -> None:
+    """Operations that some release of JAX got wrong on some device, and derivatives, against float64 on the host."""
+    for name, found, expected in checks(validate(ConfigDict(cell['config'])).problem):
+        error = relative_error(found, expected)
+        tell({'check': name, 'error': error, 'right': error < ROUNDING})
+
+
+def relative_error(found: Any, expected: Any) -> float:
+    """Length of the difference over that of what is expected; infinite if anything found is not a number."""
+    found, expected = (np.asarray(each, np.float64).ravel() for each in (found, expected))
+    error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+    return float(error) if np.isfinite(error) else math.inf
+
+
+def finite(value: Any) -> Any:
+    """None in place of a number that is none, which JSON does not have."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def checks(problem: Problem) -> Iterator[tuple[str, Any, Any]]:
+    """Name of each check, what the device finds, and what is expected from float64 on the host."""
+    generator = np.random.default_rng(AT_RANDOM)
+
+    def draw(*shape):
+        return generator.standard_normal(shape).astype(np.float32)
+
+    # Outside of compiled programs: JAX 0.11 on some GPUs (jax issue 40633).
+    yield 'single operations', [float(jnp.sqrt(512.0)), *(jnp.ones(4) + 1)], [math.sqrt(512), 2, 2, 2, 2]
+    for program in known_programs():
+        yield program.name, compiled(program), program.expected
+    # JAX up to 0.11.1 on GPU: a maximum's derivative could lose a branch where it was fused (jax issue 40564).
+    image, kernel = draw(8, 8, 8, 2, 3), draw(3, 3, 3, 2, 4)
+    for method in ('direct', 'spectral'):
+        found = jax.jit(jax.grad(functools.partial(pooled_squares, method=method), (0, 1)))(image, kernel)
+        expected = in_float64(jax.grad(functools.partial(pooled_squares, method='direct'), (0, 1)), image, kernel)
+        yield f'gradient of a {method} convolution, pooled', flat(found), flat(expected)
+    positions = generator.uniform(-problem.box_edge / 2, problem.box_edge / 2, (problem.num_atoms, 3)).astype('f')
+    of_positions = jax.grad(functools.partial(squared_vectors, problem=problem))
+    yield 'gradient of a Patterson map', jax.jit(of_positions)(positions), in_float64(of_positions, positions)
+    # The last, because it can end the process: JAX 0.10.2 and 0.11.0 on CPU (jax issues 39257, 40412).
+    for shape, axis in (((3, 1, 2, 2, 8, 8, 8), 3), ((2, 3, 1, 2, 2, 4, 4, 4), 4)):
+        first, second = draw(*shape), draw(*shape)
+        found = jax.jit(lambda first, second, axis=axis: jnp.sum(first * second, axis=axis))(first, second)
+        yield f'sum over one of {len(shape)} axes', found, np.sum(first.astype(np.float64) * second, axis=axis)
+
+
+def flat(arrays: tuple[Array, ...]) -> np.ndarray:
+    """All numbers of some arrays, one after the other."""
+    return np.concatenate([np.ravel(each) for each in arrays])
+
+
+def in_float64(function: Callable, *arguments: np.ndarray) -> Any:
+    """What a function gives on the host in float64."""
+    with jax.enable_x64(True), jax.default_device(jax.devices('cpu')[0]):
+        doubles = [jnp.asarray(each, jnp.float64) for each in arguments]
+        return jax.tree.map(np.asarray, jax.jit(function)(*doubles))
+
+
+def pooled_squares(image: Array, kernel: Array, method: str) -> Array:
+    """A convolutional layer as those of the networks, its values pooled, and their squares summed."""
+    return jnp.sum(max_pool(jax.nn.relu(convolve(image, kernel, method))) ** 2)
+
+
+def squared_vectors(positions: Array, problem: Problem) -> Array:
+    """The sum of squares of a Patterson map, which depends on how its vectors fall on each other and on voxels."""
+    return jnp.sum(patterson_map(render(positions, problem.grid_size, problem.atom_radius)) ** 2)
+
+
+def truth(cell: dict, tell: Tell) -> None:
+    """R1 at the true positions, and the verdicts on the answers of least squares, with products of one precision."""
+    precision.MATRIX_PRECISION = cell['products']  # before anything is traced
+    experiment = validate(ConfigDict(cell['config']))
+    problem, seed = experiment.problem, experiment.seed
+    keys, examples = verdicts.cases_of('evaluation', cell['cases'], seed, problem)
+
+    def at_truth(example):
+        observed = observed_amplitudes(absolute_scale(example.patterson, problem), problem)
+        return r_factor(observed, voxel_amplitudes(example.positions, reflections(problem), problem)[0])
+
+    r_factors = jax.jit(lambda examples: jax.lax.map(at_truth, examples))(examples)
+    tell({'r_factor': float(np.mean(r_factors)), 'highest_r_factor': float(np.max(r_factors))})
+    solving = dataclasses.replace(experiment.solve, method='least_squares', max_attempts=cell['attempts'])
+    began = time.perf_counter()
+    judged = verdicts.judge_cases(keys, examples, problem, solving, experiment.separate, at_once=cell['cases'])
+    seconds = time.perf_counter() - began
+    counts = {f'{verdict}, {("wrong", "right")[right]}': count for (verdict, right), count in judged.verdicts.items()}
+    tell({'verdicts': counts, 'highest_right_r_factor': max(judged.right, default=None), 'seconds': seconds})
+
+
+# ---- How fast is it? ----
+
+
+def machine(cell: dict, tell: Tell) -> None:
+    """The device and the versions."""
+    tell(speed.describe_machine(speed.machine_cell({})))
+
+
+def timed(cell: dict, tell: Tell) -> None:
+    """Training step and forward pass, ours or PyTorch's, or the gradient to compare ours with."""
+    tell(speed.CELLS[cell['measures']](cell))
+
+
+def solving(cell: dict, tell: Tell) -> None:
+    """First attempts at many cases at once, by one method; twice with the same keys, which must give the same."""
+    experiment = validate(ConfigDict(cell['config']))
+    problem, separation, method = experiment.problem, experiment.separate, cell['method']
+    keys, examples = verdicts.cases_of('evaluation', cell['at_once'], experiment.seed, problem)
+
+    def solve(key, patterson, target):
+        if method == 'separation':  # of the true map
+            return interpret_map(key, patterson, target, problem, separation).positions
+        return attempt(key, 0, patterson, method, False, problem, separation).finished.positions[0]
+
+    arguments = jax.device_put((keys, examples.patterson, examples.target))
+    run = functools.partial(jax.jit(jax.vmap(solve)), *arguments)
+    first = jax.device_get(run())
+    timing = speed.measure(run, jax.block_until_ready, cell['repeats'], cell['seconds'])
+    second = jax.device_get(run())
+    within = jax.device_get(jax.jit(jax.vmap(match_atoms))(first, examples.positions).within)
+    tell(
+        {
+            'cases_per_second': cell['at_once'] / timing['best'],
+            'right': int(np.sum(np.all(within, axis=-1))),
+            'same': bool(np.array_equal(first, second, equal_nan=True)),
+            'farthest': float(np.max(np.abs(first - second))),
+        }
+    )
+
+
+# ---- Training, and what is brought back of it ----
+
+
+def training(cell: dict, tell: Tell) -> None:
+    """Trains in `workdir` for so many minutes; every new checkpoint is packed into a file of `output`."""
+    config, workdir = ConfigDict(cell['config']), Path(cell['workdir'])
+    config.train.max_minutes = cell['minutes']
+    experiment = validate(config)
+    evaluated_later = dataclasses.replace(experiment, evaluate=dataclasses.replace(experiment.evaluate, num_cases=0))
+    with packing(workdir, Path(cell['output'])), unfinished_on_sigterm():
+        train_experiment(evaluated_later, config, workdir, cell['changes'])
+
+
+@contextlib.contextmanager
+def packing(workdir: Path, output: Path) -> Iterator[None]:
+    """Packs, beside what is done within, each checkpoint that appears, and the last one at the end."""
+    ended = threading.Event()
+
+    def pack_until_ended():
+        while not ended.wait(PACKING_EVERY):
+            pack_checkpoints(workdir, output)
+
+    thread = threading.Thread(target=pack_until_ended, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        pack_checkpoints(workdir, output)
+
+
+def pack_checkpoints(workdir: Path, output: Path) -> None:
+    """Makes `latest.tar` hold a run's latest checkpoint and, where that is another one, `best.tar` its best."""
+    steps = [int(each.name) for each in (workdir / 'checkpoints').glob('*') if each.name.isdecimal()]
+    if not steps:
+        return
+    losses = {row['step']: row.get('validation_loss', math.inf) for row in read_metrics(workdir / LOG)}
+    best = min(sorted(steps, reverse=True), key=lambda step: losses.get(step, math.inf))
+    wanted = {LATEST: max(steps)} | ({BEST: best} if best != max(steps) else {})
+    for name, step in wanted.items():
+        if packed_step(output / name) != step:
+            with contextlib.suppress(FileNotFoundError, shutil.Error):  # replaced by the next one in the meantime
+                pack(workdir, step, output / name)
+    if BEST not in wanted:
+        (output / BEST).unlink(missing_ok=True)
+
+
+def pack(workdir: Path, step: int, target: Path) -> None:
+    """One checkpoint of a run, with its record and log, as a tar file from which training goes on once unpacked."""
+    with tempfile.TemporaryDirectory() as place:
+        copy = Path(place) / str(step)
+        copy_checkpoint(workdir / 'checkpoints' / str(step), copy)
+        part = target.with_name(f'.{target.name}.part')
+        with tarfile.open(part, 'w') as tar:
+            add_bytes(tar, 'step', str(step).encode())  # the first, so that it is found at once
+            tar.add(workdir / RECORD, RECORD)
+            tar.add(workdir / LOG, LOG)
+            tar.add(copy, f'checkpoints/{step}')
+    part.replace(target)
+
+
+def add_bytes(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Adds a file with this content."""
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    tar.addfile(entry, io.BytesIO(content))
+
+
+def packed_step(path: Path) -> int | None:
+    """The step whose checkpoint a tar file holds, None if there is no such file."""
+    if not path.exists():
+        return None
+    with tarfile.open(path) as tar:
+        return int(tar.extractfile('step').read())
+
+
+def unpack(path: Path, workdir: Path) -> int:
+    """Makes `workdir` a run's directory again, with the checkpoint in a tar file; returns its step."""
+    with tarfile.open(path) as tar:
+        tar.extractall(workdir, filter='data')
+    step = int((workdir / 'step').read_text())
+    (workdir / 'step').unlink()
+    assert (workdir / 'checkpoints' / str(step) / CHECKSUMS).exists()
+    return step
+
+
+CELLS = {
+    'machine': machine,
+    'probe': probe,
+    'truth': truth,
+    'timed': timed,
+    'training': training,
+    'solving': solving,
+}
+
+
+def main() -> None:
+    """Runs the cell that the command line names; what else is printed goes to the standard error."""
+    cell, results = json.loads(sys.argv[1]), sys.stdout
+    avoid_wrong_fusion()
+
+    def tell(result):
+        finite_result = {name: finite(value) for name, value in result.items()}
+        print(json.dumps(finite_result, allow_nan=False), file=results, flush=True)
+
+    with contextlib.redirect_stdout(sys.stderr), exit_on_errors():
+        CELLS[cell['kind']](cell, tell)
+
+
+if __name__ == '__main__':
+    main()
