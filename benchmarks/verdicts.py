@@ -24,7 +24,7 @@ from patterson_jax.evaluation import match_atoms
 from patterson_jax.simulation.examples import Example, example_key, make_batch, stream_key
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.separation import SeparationSettings
-from patterson_jax.solving.solver import CLASSICAL_METHODS, SolveSettings, solve_maps
+from patterson_jax.solving.solver import CLASSICAL_METHODS, Search, solve_maps
 from patterson_jax.solving.verdict import VERDICTS, expected_r_factors, highest_solved
 
 CELLS = (  # atoms, resolution, noise
@@ -67,7 +67,7 @@ def judge_cases(
     keys: Array,
     examples: Example,
     problem: Problem,
-    solving: SolveSettings,
+    solving: Search,
     separation: SeparationSettings,
     at_once: int | None = None,
 ) -> Judged:
