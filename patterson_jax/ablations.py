@@ -116,7 +116,10 @@ def _show(runs, workdir, path):
     """One figure and its table."""
     write_table(path, runs, workdir)
     curves = {
-        run.label: [metric_curve(workdir / run.name, run.experiment.train, prefix) for prefix in ('', 'validation_')]
+        run.label: (
+            metric_curve(workdir / run.name, run.experiment.train, ''),
+            metric_curve(workdir / run.name, run.experiment.train, 'validation_'),
+        )
         for run in runs
         if not run.weights
     }

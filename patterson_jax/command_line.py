@@ -97,9 +97,9 @@ def run(_: list[str]) -> None:
             MODE.value,
             CONFIG.value,
             _workdir(),
-            CHECKPOINT.value and find_network(CHECKPOINT.value),
+            find_network(CHECKPOINT.value) if CHECKPOINT.value else None,
             tuple(map(Path, INPUT.value)),
-            OUTPUT.value and Path(OUTPUT.value),
+            Path(OUTPUT.value) if OUTPUT.value else None,
             overrides,
         )
 

@@ -4,6 +4,7 @@ import hashlib
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -26,10 +27,11 @@ def enable_compilation_cache(directory: str | Path | None = None) -> Path | None
     Returns:
         The directory for machines of this kind; None where it cannot be written to: nothing is kept then.
     """
-    if not jax.config.jax_enable_compilation_cache:
+    options: Any = jax.config  # whose names JAX makes as it runs
+    if not options.jax_enable_compilation_cache:
         return None
-    if directory is None and jax.config.jax_compilation_cache_dir:
-        return Path(jax.config.jax_compilation_cache_dir)
+    if directory is None and options.jax_compilation_cache_dir:
+        return Path(options.jax_compilation_cache_dir)
     try:
         place = (_default_directory() if directory is None else Path(directory).expanduser().absolute()) / _machine()
         place.mkdir(parents=True, exist_ok=True)
@@ -38,8 +40,8 @@ def enable_compilation_cache(directory: str | Path | None = None) -> Path | None
         return None
     if not os.access(place, os.W_OK | os.X_OK):
         return None
-    jax.config.update('jax_compilation_cache_dir', str(place))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', SHORTEST_COMPILATION)
+    options.update('jax_compilation_cache_dir', str(place))
+    options.update('jax_persistent_cache_min_compile_time_secs', SHORTEST_COMPILATION)
     return place
 
 

@@ -58,7 +58,7 @@ def known_programs() -> tuple[Program, ...]:
     doubled = Program(
         'sums of products with a constant matrix',
         lambda matrix, value: jnp.sum((matrix @ jnp.broadcast_to(value, matrix.shape)) * matrix, axis=(1, 2)),
-        (matrices, np.float32(2)),
+        (matrices, np.array(2, np.float32)),
         2 * np.sum(np.sum(matrices, axis=2, dtype=np.float64) ** 2, axis=1),
     )
     return squares, doubled
@@ -102,12 +102,12 @@ def require_right_results(compute: Callable[[Program], np.ndarray] = compiled) -
     device = jax.default_backend()
     fused = device == 'cpu' and FUSION_OFF not in _flags().split()
     wrong = next(filter(None, (wrong_value(each, compute(each)) for each in known_programs())), None)
-    if not wrong and fused and jaxlib.__version__ in CRASHING:
+    if not wrong and fused and jaxlib.version.__version__ in CRASHING:
         wrong = 'sums of products of seven dimensions end the process'
     if wrong:
         cure = f'set XLA_FLAGS={FUSION_OFF} in the environment, or install' if fused else 'install'
         raise InputError(
-            f'JAX {jax.__version__} with jaxlib {jaxlib.__version__} computes wrongly on {device}: {wrong}; '
+            f'JAX {jax.__version__} with jaxlib {jaxlib.version.__version__} computes wrongly on {device}: {wrong}; '
             f'{cure} another version, as with pip install jax==0.10.1 jaxlib==0.10.1'
         )
 

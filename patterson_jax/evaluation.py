@@ -176,9 +176,13 @@ def evaluate(
     return report | _evaluate_methods(problem, separation, search, settings, seed, network), first
 
 
+def _show_progress(progress, before, done):
+    progress.update(before + done)
+
+
 def _evaluate_methods(problem, separation, search, settings, seed, network):
     """Scores of each method, and of positions at random."""
-    answers = {method: [] for method in settings.chosen_methods}
+    answers: dict[str, list] = {method: [] for method in settings.chosen_methods}
     random_matches, at_once = [], min(cases_at_once(), settings.num_cases)
     for start in range(0, settings.num_cases, CASES_IN_MEMORY):
         indices = np.arange(start, min(start + CASES_IN_MEMORY, settings.num_cases))
@@ -193,7 +197,7 @@ def _evaluate_methods(problem, separation, search, settings, seed, network):
                     dataclasses.replace(search, method=method),
                     separation,
                     network,
-                    lambda done, progress=progress, start=start: progress.update(start + done),
+                    functools.partial(_show_progress, progress, start),
                     at_once,
                 )
             match = _matches(np.stack([each.positions for each in solutions]), cases.positions)

@@ -26,8 +26,7 @@ from patterson_jax.runs import evaluate_experiment, train_experiment
 from patterson_jax.simulation.examples import example_key, make_example, stream_key
 from patterson_jax.simulation.molecules import place_atoms, simulate_problem
 from patterson_jax.solving.map_solver import solve_map
-from patterson_jax.solving.solver import Network
-from patterson_jax.weights import load_weights
+from patterson_jax.weights import load_weights, network_with
 
 MODES = ('train', 'evaluate', 'simulate', 'solve', 'inspect', 'publish')
 
@@ -137,7 +136,7 @@ def solve_files(
     method = experiment.solve.method
     if method == 'network' or (method == 'auto' and (checkpoint or has_checkpoint(workdir / 'checkpoints'))):
         weights = load_weights(experiment, config, checkpoint or workdir)
-        network = Network(experiment.model.apply, weights.params, experiment.problem)
+        network = network_with(experiment.model, weights.params, experiment.problem)
     _for_each(inputs, functools.partial(_solve_file, experiment, network, output))
 
 

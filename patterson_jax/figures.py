@@ -5,6 +5,7 @@ An example (figure 3), ambiguity (4), losses (7), maps (10), separation (11), po
 
 import itertools
 from pathlib import Path
+from typing import Literal
 
 import jax
 import matplotlib
@@ -28,7 +29,7 @@ LEAST_SHOWN = 0.1  # voxels with less density are left empty, as in the paper's 
 LEAST_MISFIT = 1e-12  # none is drawn lower, for the logarithm's sake
 DOTS_PER_INCH = 150
 
-STAGES = {  # of an evaluation: colour, histogram and name
+STAGES: dict[str, tuple[str, Literal['step', 'stepfilled'], str]] = {  # of an evaluation: colour, histogram and name
     'separated': (INVERSE, 'stepfilled', 'network, at the best translation'),
     'separated_in_place': (ORIGINAL, 'step', 'as the network placed them'),
     'refined': (CLASH, 'step', 'network, refined'),
@@ -234,8 +235,8 @@ def draw_frontier(path: Path, cells: list[dict]) -> None:
     size = (max(5, 1.2 + 1.05 * len(resolutions) * len(noises)), 0.8 + (0.9 + 0.6 * len(atoms)) * len(methods))
     figure = Figure(figsize=size, layout='constrained')
     panels = figure.subplots(len(methods), len(noises), squeeze=False)
-    for row, column in np.ndindex(panels.shape):
-        axes, method, noise = panels[row, column], methods[row], noises[column]
+    for (row, column), axes in np.ndenumerate(panels):
+        method, noise = methods[row], noises[column]
         recall = np.full((len(atoms), len(resolutions)), np.nan)
         for cell in cells:
             if (cell['method'], cell['noise']) == (method, noise):
@@ -303,7 +304,9 @@ def draw_ambiguity(
         ('The same atoms in a cell twice as large.', ('set 1', 'set 2'), periodic_pair, 2 * cell_edge),
     ]
     panels = []
-    for row, (title, names, pair, grid_size) in zip(figure.subfigures(3, 1), rows, strict=True):
+    for row, (title, names, pair, grid_size) in zip(
+        np.ravel(figure.subfigures(3, 1, squeeze=False)), rows, strict=True
+    ):
         true = pair is true_pair
         reach, farthest = (_reach(each) if true else cell_edge for each in (pair, interatomic_vectors(pair[0])))
         maps = [_patterson(positions, grid_size, problem) for positions in pair]

@@ -137,8 +137,8 @@ def _check_replaced(output, config, own):
         return
     if not (output / SLICES).exists():
         raise InputError(f'{output} holds something else than published weights; name another --output')
-    fields = (weight_fields(each) for each in (read_record(output)['config'], config.to_dict()))
-    differing = differences(*fields, ('model', 'problem'))
+    theirs, ours = (weight_fields(each) for each in (read_record(output)['config'], config.to_dict()))
+    differing = differences(theirs, ours, ('model', 'problem'))
     if differing:
         raise InputError(f'{output} holds weights of another config: {"; ".join(differing)}. Name another --output')
     before, now = json.loads((output / SLICES).read_text())[-1]['validation_loss'], own['validation_loss']

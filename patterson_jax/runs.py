@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from patterson_jax.config import Experiment, check_devices, differences
@@ -16,8 +17,7 @@ from patterson_jax.learning.checkpoints import Checkpoints, has_checkpoint
 from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.learning.parallel import is_first_process, on_any_process, wait_for_all
 from patterson_jax.learning.training import Start, train
-from patterson_jax.solving.solver import Network
-from patterson_jax.weights import load_weights
+from patterson_jax.weights import load_weights, network_with
 
 RECORD = 'config.json'
 UNKNOWN_MACHINE = {'device': 'unknown', 'devices': 1, 'jax': 'unknown'}  # of a run that did not record it
@@ -117,16 +117,16 @@ def evaluate_experiment(
 
 
 def _score(weights, experiment, config, workdir):
-    network = weights and Network(experiment.model.apply, weights.params)
+    network = weights and network_with(experiment.model, weights.params, experiment.problem)
     report, shown = evaluate(
         experiment.problem, experiment.separate, experiment.solve, experiment.evaluate, experiment.seed, network
     )
     report['settings'] = evaluation_settings(config)
     figures = workdir / 'figures'
-    if weights:
+    if weights and shown:
         report['weights'] = {'step': weights.step, 'trained_on': weights.config['problem']}
         draw_maps(figures / 'maps.png', shown, experiment.problem)
-        draw_separation(figures / 'separation.png', shown.solutions.misfit)
+        draw_separation(figures / 'separation.png', np.asarray(shown.solutions.misfit))
         for difference in differences(weights.config, config, ('problem',)):
             print(f'note: in the training of these weights {difference}')
     draw_errors(figures / 'errors.png', report)

@@ -3,6 +3,7 @@
 An installed package has them inside, a clone of the repository beside it (setup.py tells the installer).
 """
 
+import importlib.machinery
 import importlib.util
 import sys
 from pathlib import Path
@@ -68,7 +69,6 @@ def make_configs_importable(file: Path) -> None:
     known = sys.modules.get('configs')
     if known is not None and shipped in map(Path, known.__path__):
         return
-    spec = importlib.util.spec_from_file_location('configs', shipped / '__init__.py')
-    package = importlib.util.module_from_spec(spec)
-    sys.modules['configs'] = package
-    spec.loader.exec_module(package)
+    spec = importlib.machinery.ModuleSpec('configs', None, is_package=True)
+    spec.submodule_search_locations = [str(shipped)]
+    sys.modules['configs'] = importlib.util.module_from_spec(spec)

@@ -1,11 +1,14 @@
 """Trained weights, from a run or from what comes with the code, held against what they are to be used for."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 from ml_collections import ConfigDict
 
 from patterson_jax.config import Experiment, differences, network_of
@@ -57,7 +60,12 @@ def load_network(name: str | Path, problem: Problem | None = None) -> Network:
         params = jax.device_get(checkpoints.restore(step, params=template)['params'])
         known = {field.name for field in dataclasses.fields(Problem)}
         fields = {name: value for name, value in trained['problem'].items() if name in known}
-        return Network(network.apply, params, Problem(**fields))
+        return network_with(network, params, Problem(**fields))
+
+
+def network_with(model: nn.Module, params: Any, trained_on: Problem) -> Network:
+    """A model with weights, as the solver takes it."""
+    return Network(cast(Callable[[Any, Array], Array], model.apply), params, trained_on)
 
 
 def load_weights(experiment: Experiment, config: ConfigDict, directory: Path) -> Weights:

@@ -359,13 +359,21 @@ def test_what_one_command_compiles_the_next_takes_from_the_users_cache_without_a
     def kept():
         return files_in(tmp_path / 'cache' / 'patterson_jax')
 
-    assert process(*arguments, '--nocompilation_cache').errors == ''
-    assert kept() == {}
     assert process(*arguments).errors == ''
     before = kept()
     assert any('_maps' in path.name for path in before)
     assert process(*arguments).errors == ''
     assert kept().items() >= before.items()
+
+
+def test_the_cache_is_on_unless_it_is_switched_off(command, asked, monkeypatch):
+    enabled, options = [], {}
+    monkeypatch.setattr(command_line, 'enable_compilation_cache', lambda: enabled.append(True))
+    monkeypatch.setattr(jax.config, 'update', options.__setitem__)
+    assert command(QUICK).status == 0
+    assert (enabled, options) == ([True], {})
+    assert command(QUICK, '--nocompilation_cache').status == 0
+    assert (enabled, options) == ([True], {'jax_enable_compilation_cache': False})
 
 
 def test_help_tells_the_flags_and_how_they_are_used(process):

@@ -57,7 +57,7 @@ def test_a_flag_that_did_not_help_is_no_cure(monkeypatch):
 @pytest.mark.skipif(jax.default_backend() != 'cpu', reason='they crash on CPU')
 @pytest.mark.parametrize('version', compiler.CRASHING)
 def test_a_version_that_would_crash_is_refused_unless_the_fusion_is_off(version, monkeypatch):
-    monkeypatch.setattr(jaxlib, '__version__', version)
+    monkeypatch.setattr(jaxlib.version, '__version__', version)
     monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_enable_fast_math=false')
     with pytest.raises(InputError, match=rf'jaxlib {version} computes wrongly on cpu: .* end the process; set XLA_'):
         require_right_results()

@@ -91,7 +91,7 @@ print(sum(leaf.size for leaf in jax.tree.leaves(network.params)))
 for name in config_names():
     make_configs_importable(find_config(name))
     config = importlib.import_module('configs.' + name).get_config()
-    assert sys.modules['configs'].__file__.startswith({str(installed)!r})
+    assert config_names() and importlib.import_module('configs.' + name).__file__.startswith({str(installed)!r})
     if 'ablation' not in config:
         validate(config)
 print(*config_names())
@@ -133,6 +133,21 @@ def test_type_checkers_see_every_public_name():
     (branch,) = (node for node in tree.body if isinstance(node, ast.If))
     named = {alias.asname: node.module for node in branch.body for alias in node.names}
     assert named == {name: f'patterson_jax.{module}' for name, module in patterson_jax._MODULES.items()}
+
+
+def test_every_public_function_is_typed():
+    """With what it takes and what it gives; mypy then holds their bodies and their callers against that."""
+    for path in MODULES:
+        tree = ast.parse(path.read_text(encoding='utf-8'))
+        classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith('_')]
+        for function in (node for owner in (tree, *classes) for node in owner.body):
+            if not isinstance(function, ast.FunctionDef) or function.name.startswith('_'):
+                continue
+            given = function.args
+            arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs, *filter(None, [given.vararg, given.kwarg])]
+            untyped = [each.arg for each in arguments if each.annotation is None and each.arg not in ('self', 'cls')]
+            assert not untyped, (path, function.name)
+            assert function.returns is not None, (path, function.name)
 
 
 def test_every_folder_is_a_package_and_so_is_installed():

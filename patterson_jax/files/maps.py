@@ -9,13 +9,14 @@ J. Struct. Biol. 192 (2015) 146-150.
 
 import dataclasses
 import gzip
+import io
 import math
 import os
 import struct
 import sys
 import zlib
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import gemmi
 import numpy as np
@@ -136,7 +137,7 @@ def read_map(path: Path) -> Map:
     return Map(values, float(edges[0]) / values.shape[0])
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> gzip.GzipFile | io.BufferedReader:
     """The file, uncompressed as it is read."""
     require_content(path)
     with path.open('rb') as file:

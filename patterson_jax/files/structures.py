@@ -92,7 +92,7 @@ def _xyz_position(place, line):
 def _names_an_element(word):
     if word.isascii() and word.isdigit():
         return len(word) <= 3 and 1 <= int(word) <= HEAVIEST
-    return is_element(word) or is_element(re.match('[A-Za-z]*', word)[0])
+    return is_element(word) or is_element(re.split('[^A-Za-z]', word, maxsplit=1)[0])
 
 
 def _number(word):
@@ -127,7 +127,7 @@ def write_pdb(path: Path, positions: np.ndarray, cell_edge: float, element: str,
     """
     _require_within(path, positions, PDB_RANGE, 'Å')
     structure = gemmi.Structure()
-    structure.cell, structure.spacegroup_hm = gemmi.UnitCell(*[cell_edge] * 3, 90, 90, 90), 'P 1'
+    structure.cell, structure.spacegroup_hm = gemmi.UnitCell(cell_edge, cell_edge, cell_edge, 90, 90, 90), 'P 1'
     structure.info['_struct.title'] = _ascii_line(comment)
     symbol, remark = _drawn_element(element)
     if remark:

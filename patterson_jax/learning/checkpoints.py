@@ -55,7 +55,7 @@ class Checkpoints:
     def __init__(self, directory: Path, keep: int = 1, read_only: bool = False):
         self.directory, self.read_only = Path(directory).absolute(), read_only
         self.steps = _sound_steps(self.directory, read_only)
-        self.unsealed = []
+        self.unsealed: list[int] = []
 
         def loss(metrics):
             return metrics[VALIDATION_LOSS]

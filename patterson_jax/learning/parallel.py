@@ -30,11 +30,12 @@ def start_distributed() -> None:
     Raises:
         InputError: neither does.
     """
-    names = {'num_processes': 'JAX_NUM_PROCESSES', 'process_id': 'JAX_PROCESS_ID'}
-    given = {argument: os.environ[name] for argument, name in names.items() if name in os.environ}
+    number, process = os.environ.get('JAX_NUM_PROCESSES'), os.environ.get('JAX_PROCESS_ID')
     jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM from us
     try:
-        jax.distributed.initialize(**{argument: int(value) for argument, value in given.items()})
+        jax.distributed.initialize(
+            num_processes=int(number) if number else None, process_id=int(process) if process else None
+        )
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(

@@ -12,7 +12,7 @@ import math
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import flax.struct
@@ -209,11 +209,12 @@ def make_train_step(
     def loss(weights, statistics, batch):
         inputs = network_input(batch.patterson, problem)
         predicted, left = network.apply({**weights, **statistics}, inputs, train=True, mutable=[*statistics, ESTIMATES])
-        early = jax.tree.leaves(left.pop(ESTIMATES, ()))
+        early = jax.tree.leaves(left.get(ESTIMATES, ()))
+        statistics = {name: each for name, each in left.items() if name != ESTIMATES}
         error, empty, correlation = map(jnp.mean, squared_errors(predicted, batch.target))
         early_error = sum(weighted_error(each, batch.target) for each in early)
         metrics = {'loss': error, 'empty_loss': empty, 'correlation': correlation}
-        return weighted_error(predicted, batch.target) + settings.early_weight * early_error, (left, metrics)
+        return weighted_error(predicted, batch.target) + settings.early_weight * early_error, (statistics, metrics)
 
     def weighted_error(estimate, target):
         return jnp.mean((1 + settings.filled_weight * target) * (estimate - target) ** 2)
@@ -240,7 +241,7 @@ def make_validation(
     def chunk_sums(params, start):
         indices = start + share_of_batch(settings.batch_size)
         batch = make_batch(stream_key(seed, 'validation'), 0, indices, problem)
-        predicted = network.apply(params, network_input(batch.patterson, problem))
+        predicted = cast(Array, network.apply(params, network_input(batch.patterson, problem)))
         counted = indices < settings.num_validation
         return sum_over_devices(
             [jnp.sum(jnp.where(counted, each, 0)) for each in squared_errors(predicted, batch.target)]
@@ -363,7 +364,7 @@ def _restore_or_begin(network, problem, settings, seed, checkpoints, start):
         )
         restored = state_with(items['params'], settings)
         step = jnp.asarray(checkpoints.latest_step, jnp.int32)
-        return restored.replace(step=step, optimizer=items['optimizer']), items['counters']
+        return dataclasses.replace(restored, step=step, optimizer=items['optimizer']), items['counters']
     counters = {'examples': 0, 'sets': 0, 'seconds': 0.0, 'pending': []}
     if start is None:
         return init_state(network, problem, settings, seed), counters

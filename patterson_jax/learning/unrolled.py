@@ -89,9 +89,9 @@ class UnrolledNet(nn.Module):
         image = self._layer('first')(image)
         if self.stages > 1:
             amplitudes /= self.param('density_scale', nn.initializers.constant(DENSITY_SCALE), ())
-        estimate = None
+        estimate: Array | None = None
         for stage in range(self.stages):
-            if stage:
+            if estimate is not None:
                 maps = [to_blocks(each) for each in constrain(estimate, amplitudes, self.input_size)]
                 image += RESIDUAL_SCALE * self._layer(f'take_{stage}')(jnp.concatenate(maps, axis=3))
             for number in range(self.layers):

@@ -98,7 +98,8 @@ def homometric_partners(positions: np.ndarray, tolerance: float = 1e-3) -> Partn
         tolerance: by which atoms may miss their places in U + V.
     """
     positions = np.asarray(positions, np.float64)
-    number, partners, complete, steps = len(positions), [], True, itertools.count()
+    number, complete, steps = len(positions), True, itertools.count()
+    partners: list[np.ndarray] = []
     shifts = positions - positions[0]
     # moved[t, i]: which atom lies where shift t takes atom i; −1: none.
     distances = np.linalg.norm(positions[None, :, None] + shifts[:, None, None] - positions[None, None], axis=-1)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
+from numpy.typing import ArrayLike
 
 from patterson_jax.errors import InputError, require
 from patterson_jax.simulation.density import render

@@ -30,19 +30,20 @@ def averaged_over_orientations(predict: Callable[[Array], Array], count: int) ->
     def predict_in_all(pattersons: Array) -> Array:
         turned = jnp.concatenate([turn_patterson(pattersons, *orientation) for orientation in chosen])
         densities = jnp.split(predict(turned), count)
-        return sum(turn_back(each, *orientation) for each, orientation in zip(densities, chosen, strict=True)) / count
+        turned_back = [turn_back(each, *orientation) for each, orientation in zip(densities, chosen, strict=True)]
+        return sum(turned_back[1:], turned_back[0]) / count
 
     return predict_in_all
 
 
-def turn_patterson(pattersons: Array, reflected: int | None, order: tuple[int, int, int]) -> Array:
+def turn_patterson(pattersons: Array, reflected: int | None, order: tuple[int, ...]) -> Array:
     """Patterson maps `(batch, grid, grid, grid)` in another orientation; voxel i of a reflected axis goes to −i."""
     if reflected is not None:
         pattersons = jnp.roll(jnp.flip(pattersons, 1 + reflected), 1, 1 + reflected)
     return jnp.transpose(pattersons, (0, *(1 + axis for axis in order)))
 
 
-def turn_back(densities: Array, reflected: int | None, order: tuple[int, int, int]) -> Array:
+def turn_back(densities: Array, reflected: int | None, order: tuple[int, ...]) -> Array:
     """Density maps of Patterson maps that were turned, in the first orientation; they turn about the box centre."""
     densities = jnp.transpose(densities, (0, *(1 + int(axis) for axis in np.argsort(order))))
     return densities if reflected is None else jnp.flip(densities, 1 + reflected)
