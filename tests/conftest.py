@@ -6,19 +6,24 @@ import shutil
 import tempfile
 from pathlib import Path
 
-# Some jaxlib releases miscompile reductions of high rank on CPU unless this fusion is off. Nearly all of the time goes
-# into compiling, half of that into LLVM's optimisation; without it the numbers are the same but for rounding.
+# Some jaxlib releases compute wrongly on CPU unless this fusion is off (patterson_jax/compiler.py). Nearly all of the
+# time goes into compiling, half of that into LLVM's optimisation; without it the numbers are the same but for rounding.
+# Where much is computed it takes longer: such tests start processes, as users do (users_environment in tiny.py). With
+# xla_cpu_disable_new_fusion_emitters half of the rest would go, but derivatives of the density would be off by 1e-4.
 os.environ.setdefault('XLA_FLAGS', '--xla_cpu_experimental_ynn_fusion_type= --xla_backend_optimization_level=0')
 
-# What is compiled is kept for the processes that tests start too, and apart from the user's own cache.
-os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='patterson_jax_compiled_')
-os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
+# What is compiled is kept for all workers and for the processes that they start, and apart from the user's own cache.
+os.environ['JAX_COMPILATION_CACHE_DIR'] = (
+    os.environ.get('JAX_COMPILATION_CACHE_DIR') if 'PYTEST_XDIST_WORKER' in os.environ else None
+) or tempfile.mkdtemp(prefix='patterson_jax_compiled_')  # which a worker has from the process that started it
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'  # as patterson_jax/command_line.py has it
 
 import jax
 import pytest
 
-atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+    atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 

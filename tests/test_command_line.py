@@ -6,7 +6,6 @@ it is, which the other tests change, and with nothing to see but stderr.
 
 import functools
 import json
-import os
 import re
 import runpy
 import subprocess
@@ -19,6 +18,7 @@ import jax
 import numpy as np
 import pytest
 from absl.testing import flagsaver
+from tiny import users_environment
 
 from configs import quick
 from patterson_jax import command_line
@@ -108,7 +108,7 @@ def process(tmp_path):
 
     def run(*arguments, **environment):
         line = [sys.executable, REPOSITORY / 'run_experiment.py', *map(str, arguments)]
-        environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'} | environment
+        environment = users_environment() | environment
         done = subprocess.run(
             line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
         )

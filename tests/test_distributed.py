@@ -12,12 +12,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from tiny import users_environment
 
 from patterson_jax.learning.checkpoints import Checkpoints
 from patterson_jax.learning.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent
-NUM_STEPS = 400
+NUM_STEPS = 300
 TINY = [
     f'--config={ROOT / "configs" / "quick.py"}',
     '--config.problem.grid_size=12',
@@ -34,7 +35,7 @@ TINY = [
     '--config.train.epochs_per_set=3',
     '--config.train.num_validation=6',
     '--config.train.log_every=10',
-    '--config.train.validate_every=100',
+    '--config.train.validate_every=75',
     '--config.checkpoint.every_steps=200',
     '--config.evaluate.num_cases=0',
 ]
@@ -46,20 +47,11 @@ EVALUATE = [
 ]
 
 
-@pytest.fixture(scope='module', autouse=True)
-def compiled_once(tmp_path_factory):
-    """What one process has compiled is there for the next ones."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path_factory.mktemp('compiled')))
-        patch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
-        patch.setenv('TF_CPP_MIN_LOG_LEVEL', '3')  # XLA has much to say on what it reads there
-        yield
-
-
 def start(workdir, log, *flags, **environment):
     command = [sys.executable, ROOT / 'run_experiment.py', *TINY, f'--workdir={workdir}', *flags]
     with log.open('w') as file:
-        return subprocess.Popen(command, env=os.environ | environment, stdout=file, stderr=subprocess.STDOUT)
+        environment = users_environment() | environment  # what one of them has compiled is there for the next ones
+        return subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
 
 
 def start_two(workdir, *flags):

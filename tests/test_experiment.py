@@ -1,16 +1,18 @@
-"""The whole experiment: a short run of the quick config, from random atoms to a real molecule found in a file."""
+"""The whole experiment: a short run of the quick config, from random atoms to a real molecule found in a file.
+
+Training and evaluation are done as users do them, in processes with the compiler's own settings.
+"""
 
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import matplotlib.image
 import numpy as np
 import pytest
-from tiny import shared_environment
+from tiny import as_flags, command, users_environment
 
 from configs import quick
 from patterson_jax.errors import InputError
@@ -28,8 +30,8 @@ pytestmark = pytest.mark.usefixtures('optax_promotes_types')
 
 def short_config():
     config = quick.get_config()
-    config.train.update(num_steps=600, log_every=100, validate_every=300)
-    config.checkpoint.update(every_steps=300, keep=2)
+    config.train.update(num_steps=400, log_every=100, validate_every=200)
+    config.checkpoint.update(every_steps=200, keep=2)
     config.solve.update(method='network', max_attempts=1)
     config.evaluate.update(num_cases=50, batch_size=25, methods='')  # the others take long to compile
     return config
@@ -38,8 +40,16 @@ def short_config():
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
     workdir = tmp_path_factory.mktemp('runs') / 'short'
-    run('train', short_config(), workdir, overrides={'train.num_steps': 600})
+    as_user('train', short_config(), workdir)
     return workdir
+
+
+def as_user(mode, config, workdir, *flags, status=0):
+    """Runs a mode in a process of its own."""
+    line = [*command(config, workdir, mode), *flags]
+    done = subprocess.run(line, env=users_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == status, done
+    return done
 
 
 def report_of(workdir):
@@ -61,8 +71,10 @@ def test_training_leaves_what_it_promises(workdir):
     record = json.loads((workdir / 'config.json').read_text())
     machine = record.pop('machine')
     assert machine == {'device': 'cpu', 'devices': jax.device_count(), 'jax': jax.__version__}
-    assert record == {'overrides': {'train.num_steps': 600}, 'config': short_config().to_dict()}
-    assert [row['step'] for row in read_metrics(workdir / 'metrics.jsonl')] == list(range(100, 601, 100))
+    flags = [f'--config.{name}={value}' for name, value in record.pop('overrides').items()]
+    assert sorted(flags) == sorted(as_flags(short_config())) and '--config.train.num_steps=400' in flags
+    assert record == {'config': short_config().to_dict()}
+    assert [row['step'] for row in read_metrics(workdir / 'metrics.jsonl')] == list(range(100, 401, 100))
     for name in ('losses', 'maps', 'separation', 'errors'):
         picture = matplotlib.image.imread(workdir / 'figures' / f'{name}.png')
         assert min(picture.shape[:2]) > 500
@@ -71,13 +83,13 @@ def test_training_leaves_what_it_promises(workdir):
 
 def test_finished_run_started_again_only_evaluates_and_gives_the_same(workdir):
     metrics, report = (workdir / 'metrics.jsonl').read_text(), report_of(workdir)
-    run('train', short_config(), workdir)
+    as_user('train', short_config(), workdir)
     assert (workdir / 'metrics.jsonl').read_text() == metrics
     assert report_of(workdir) == report
 
 
 def test_evaluation_of_another_runs_checkpoint_gives_the_same(workdir, tmp_path):
-    run('evaluate', short_config(), tmp_path, checkpoint=workdir)
+    as_user('evaluate', short_config(), tmp_path, f'--checkpoint={workdir}')
     assert report_of(tmp_path) == report_of(workdir)
 
 
@@ -148,24 +160,21 @@ def test_checkpoint_of_another_config_is_refused_without_its_record_too(workdir,
 def test_a_damaged_checkpoint_is_named_and_the_one_before_evaluated_and_nothing_else_is_said(workdir, tmp_path):
     """In processes of their own, whose stderr is all that a person sees; Orbax might complain there later."""
     checkpoints = shutil.copytree(workdir, tmp_path / 'copy') / 'checkpoints'
-    program, config = ROOT / 'run_experiment.py', ROOT / 'configs' / 'quick.py'
-    command = [sys.executable, program, f'--config={config}', '--mode=evaluate', f'--workdir={tmp_path / "copy"}']
-    command += ['--config.evaluate.num_cases=25', '--config.evaluate.batch_size=25', '--config.evaluate.methods=']
-    faults = {}
-    for step, status in ((600, 0), (300, 2)):
+    config, faults = short_config(), {}
+    config.evaluate.num_cases = 25
+    for step, status in ((400, 0), (200, 2)):
         arrays = checkpoints / f'{step}' / 'params' / 'ocdbt.process_0' / 'd'
         for file in arrays.iterdir():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
         faults[step] = f'{checkpoints}/{step}: {min(arrays.iterdir()).relative_to(checkpoints / str(step))} is damaged'
-        result = subprocess.run(command, env=shared_environment(), capture_output=True, text=True)
-        assert result.returncode == status, result
+        result = as_user('evaluate', config, tmp_path / 'copy', status=status)
         lines = [line for line in result.stderr.splitlines() if not line.startswith('evaluating: ')]
         if status == 0:
             assert lines == [f'note: {faults[step]}; this checkpoint is passed over']
-            assert report_of(tmp_path / 'copy')['weights']['step'] == 300
-    both = f'{faults[300]}; {faults[600]}'
+            assert report_of(tmp_path / 'copy')['weights']['step'] == 200
+    both = f'{faults[200]}; {faults[400]}'
     assert lines == [f'error: no checkpoint there that is whole: {both}. Copy it again, or name another run']
-    assert sorted(path.name for path in checkpoints.iterdir()) == ['300', '600']
+    assert sorted(path.name for path in checkpoints.iterdir()) == ['200', '400']
 
 
 def test_file_that_the_system_refuses_does_not_stop_the_others(workdir, tmp_path):

@@ -39,13 +39,16 @@ def interpret():
     return jax.jit(jax.vmap(lambda *each: interpret_map(*each, PROBLEM, SETTINGS)))
 
 
+match_all = jax.jit(jax.vmap(match_atoms))
+
+
 def keys(count):
     return jax.vmap(lambda index: example_key(stream_key(0, 'separation'), 0, index))(jnp.arange(count))
 
 
 def test_true_maps_give_the_true_atoms(examples, interpret):
     solutions = interpret(keys(20), examples.patterson, examples.target)
-    match = jax.vmap(match_atoms)(solutions.positions, examples.positions)
+    match = match_all(solutions.positions, examples.positions)
     assert np.mean(match.within) >= 0.98
     assert np.mean(match.errors) < 0.3
     assert np.mean(solutions.patterson_correlation) > 0.8
@@ -54,7 +57,7 @@ def test_true_maps_give_the_true_atoms(examples, interpret):
 def test_scale_of_the_patterson_map_does_not_matter(examples, interpret):
     solutions = interpret(keys(20), examples.patterson, examples.target)
     scaled = interpret(keys(20), examples.patterson * 37, examples.target)
-    match = jax.vmap(match_atoms)(scaled.positions, solutions.positions)  # the chains may end on either enantiomorph
+    match = match_all(scaled.positions, solutions.positions)  # the chains may end on either enantiomorph
     np.testing.assert_allclose(match.errors, 0, atol=1e-3)
     np.testing.assert_allclose(scaled.r_factor, solutions.r_factor, atol=1e-4)
 
@@ -97,6 +100,6 @@ def test_origin_distances_wrap_around():
 
 
 def test_intensities_of_the_patterson_map_are_those_of_the_density(examples):
-    density = render(examples.positions[0], 16, 1.0)
+    density = jax.jit(lambda positions: render(positions, 16, 1.0))(examples.positions[0])
     spectrum = np.fft.rfftn(np.asarray(examples.patterson[0], np.float64)).real
     np.testing.assert_allclose(spectrum, intensities(density), atol=1e-4)

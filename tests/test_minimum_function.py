@@ -48,8 +48,17 @@ def whole_cube(grid_size):
     return sphere(grid_size, np.inf)
 
 
+draw = jax.jit(lambda positions: render(positions, SIZE, 1.0))
+peaks_of = jax.jit(lambda density: find_peaks(density, 10, problem_of(FOUR)))  # the highest first
+
+
+@jax.jit
+def _patterson_of(positions):
+    return patterson_map(draw(positions))
+
+
 def patterson_of(positions):
-    return patterson_map(render(jnp.asarray(positions, jnp.float32), SIZE, 1.0))
+    return _patterson_of(np.asarray(positions, np.float32))
 
 
 @functools.partial(jax.jit, static_argnames='problem')
@@ -85,7 +94,7 @@ def paper_cases():
 
 def test_two_atoms_give_themselves_about_their_middle_at_half_density():
     density = map_of(patterson_of(TWO), 0, problem_of(TWO), whole_cube(SIZE))
-    peaks, heights = find_peaks(density, 3, problem_of(TWO))
+    peaks, heights = peaks_of(density)
     half = (TWO[1] - TWO[0]) / 2
     peaks = np.asarray(peaks[:2]) * np.sign(peaks[:2, :1] * half[0])
     np.testing.assert_allclose(peaks, [half, half], atol=0.15)
@@ -95,7 +104,7 @@ def test_two_atoms_give_themselves_about_their_middle_at_half_density():
 
 def test_single_atom_is_put_in_the_centre():
     density = map_of(patterson_of(TWO[:1]), 0, problem_of(TWO[:1]), whole_cube(SIZE))
-    np.testing.assert_allclose(density, render(jnp.zeros((1, 3)), SIZE, 1.0) / 2, atol=0.07)
+    np.testing.assert_allclose(density, draw(jnp.zeros((1, 3))) / 2, atol=0.07)
 
 
 def test_map_is_its_own_inverse_and_not_negative():
@@ -127,7 +136,7 @@ def test_every_atom_and_inverse_lies_about_the_middle_of_the_vector(start):
     nearest = np.unravel_index(np.argmin(np.linalg.norm(differences - vector, axis=-1)), (4, 4))
     true = FOUR - ends[nearest] / 2
     density = map_of(patterson_of(FOUR), start, problem_of(FOUR), whole_cube(SIZE))
-    peaks = np.asarray(find_peaks(density, 10, problem_of(FOUR))[0])
+    peaks = np.asarray(peaks_of(density)[0])
     distances = np.linalg.norm(np.concatenate([true, -true])[:, None] - peaks[None], axis=-1)
     assert np.max(np.min(distances, axis=1)) < 0.3
 
@@ -146,7 +155,7 @@ def test_origin_is_moved_by_whole_and_half_voxels():
 def test_form_factor_moved_is_a_rendered_atom():
     position = jnp.array([0.3, -2.2, 4.9])
     atom = vector_map(jnp.asarray(form_factor(problem_of(TWO)), jnp.float32), position)
-    np.testing.assert_allclose(atom, render(position[None], SIZE, 1.0), atol=0.15)
+    np.testing.assert_allclose(atom, draw(position[None]), atol=0.15)
     np.testing.assert_allclose(jnp.sum(atom), 4 / 3 * np.pi, rtol=1e-5)
 
 

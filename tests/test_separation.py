@@ -87,7 +87,8 @@ def test_the_best_chain_is_kept():
     settings = dataclasses.replace(SETTINGS, num_swaps=20, num_chains=4, method='greedy')
     result = choose(jax.random.key(0), factors, measured, settings)
     thresholds = jnp.zeros(20)
-    chains = [_swap_chain(key, factors, measured, 5, thresholds) for key in jax.random.split(jax.random.key(0), 4)]
+    chain = jax.jit(_swap_chain, static_argnums=3)
+    chains = [chain(key, factors, measured, 5, thresholds) for key in jax.random.split(jax.random.key(0), 4)]
     misfits = [float(chain.misfit) for chain in chains]
     assert max(misfits) > 1.1 * min(misfits)
     np.testing.assert_allclose(result.misfit, min(misfits), rtol=1e-3)

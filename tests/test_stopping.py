@@ -23,7 +23,6 @@ from tiny import (
     log_of,
     run,
     saved_steps,
-    shared_environment,
     tiny_config,
 )
 
@@ -180,7 +179,7 @@ def test_a_command_stopped_by_sigterm_exits_75_and_started_again_ends_as_one_tha
     command = [sys.executable, ROOT / 'run_experiment.py', f'--config={ROOT / "configs" / "quick.py"}']
     command += [*as_flags(config), f'--workdir={workdir}']
     pipe = subprocess.PIPE
-    start = functools.partial(subprocess.Popen, command, env=shared_environment(), stdout=pipe, stderr=pipe, text=True)
+    start = functools.partial(subprocess.Popen, command, stdout=pipe, stderr=pipe, text=True)
     with start() as process:
         while process.poll() is None and not read_metrics(workdir / 'metrics.jsonl'):
             time.sleep(0.005)

@@ -1,6 +1,5 @@
 """A training that is killed at any moment and started again ends as one that never was."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from tiny import users_environment
 
 from patterson_jax.learning.checkpoints import Checkpoints
 from patterson_jax.learning.metrics import read_metrics
@@ -38,14 +38,9 @@ KILLS, SEED = 5, 20
 
 
 @pytest.fixture(scope='module')
-def environment(tmp_path_factory):
-    """What is compiled is kept: the first, undisturbed run compiles for the others."""
-    cache = {
-        'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('compiled')),
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-        'TF_CPP_MIN_LOG_LEVEL': '3',  # XLA has much to say on what it reads there
-    }
-    return os.environ | cache
+def environment():
+    """As users run it. What is compiled is kept: the first, undisturbed run compiles for the others."""
+    return users_environment() | {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
 
 
 def start(workdir, environment):

@@ -41,12 +41,18 @@ class Case(NamedTuple):
 
 @pytest.fixture(scope='module')
 def batch():
-    examples = make_batch(stream_key(3, 'training'), 0, jnp.arange(3), PROBLEM)
-    density = jax.vmap(lambda each: render(each, PROBLEM.grid_size, PROBLEM.atom_radius))(examples.positions)
-    return Case(examples.patterson, examples.target, density)
+    @jax.jit
+    def make():
+        examples = make_batch(stream_key(3, 'training'), 0, jnp.arange(3), PROBLEM)
+        density = jax.vmap(lambda each: render(each, PROBLEM.grid_size, PROBLEM.atom_radius))(examples.positions)
+        return Case(examples.patterson, examples.target, density)
+
+    return make()
 
 
 pytestmark = pytest.mark.usefixtures('optax_promotes_types')
+
+apply = jax.jit(NETWORK.apply)
 
 
 @pytest.fixture(scope='module')
@@ -133,7 +139,7 @@ def test_blocks_hold_their_eight_voxels_and_come_apart_again():
 
 
 def test_the_map_equals_its_inversion_and_is_zero_where_no_atom_can_be(batch, weights):
-    output = jax.jit(NETWORK.apply)(weights, network_input(batch.patterson, PROBLEM))
+    output = apply(weights, network_input(batch.patterson, PROBLEM))
     assert output.shape == batch.target.shape
     np.testing.assert_array_equal(output, invert_map(output))
     assert jnp.std(inner(output, 8)) > 1e-3
@@ -146,19 +152,22 @@ def test_later_stages_depend_on_what_the_amplitudes_allow(batch, weights):
         lambda path, leaf: 0 * leaf if 'take' in jax.tree_util.keystr(path) else leaf, weights
     )
     inputs = network_input(batch.patterson, PROBLEM)
-    assert not np.allclose(NETWORK.apply(weights, inputs), NETWORK.apply(blind, inputs), atol=1e-4)
+    assert not np.allclose(apply(weights, inputs), apply(blind, inputs), atol=1e-4)
 
 
 def test_the_direct_convolution_gives_the_same_map(batch, weights):
     inputs = network_input(batch.patterson, PROBLEM)
-    spectral, direct = (NETWORK.clone(convolution=method).apply(weights, inputs) for method in ('spectral', 'direct'))
+    spectral, direct = apply(weights, inputs), jax.jit(NETWORK.clone(convolution='direct').apply)(weights, inputs)
     np.testing.assert_allclose(spectral, direct, atol=1e-5)
 
 
 def test_a_step_descends_the_errors_with_the_weights_of_stages_and_filled_voxels(batch, weights):
     """One step of plain descent in place of Adam would be along this gradient, whose norm the step reports."""
 
-    def loss(weights, early_weight, filled_weight):
+    @jax.jit
+    @jax.grad
+    def gradient(weights, early_weight, filled_weight):
+        first = make_batch(stream_key(SEED, 'training'), 0, jnp.arange(SETTINGS.batch_size), PROBLEM)
         inputs = network_input(first.patterson, PROBLEM)
         last, left = NETWORK.apply(weights, inputs, train=True, mutable=[ESTIMATES])
         early = left[ESTIMATES]['maps']
@@ -169,15 +178,13 @@ def test_a_step_descends_the_errors_with_the_weights_of_stages_and_filled_voxels
         ]
         return early_weight * (errors[0] + errors[1]) + errors[2]
 
-    indices = jnp.arange(SETTINGS.batch_size)
-    first = make_batch(stream_key(SEED, 'training'), 0, indices, PROBLEM)
     norms = []
     for early_weight, filled_weight in ((0.0, 0.0), (0.3, 0.0), (0.3, 10.0)):
         weights_of_errors = {'early_weight': early_weight, 'filled_weight': filled_weight}
         settings = dataclasses.replace(SETTINGS, max_gradient_norm=1e-3, adam_epsilon=1e-12, **weights_of_errors)
         state = replicate(state_with(weights, settings))
         state, metrics = parallelize(make_train_step(NETWORK, PROBLEM, settings, SEED))(state)
-        expected = optax.tree.norm(jax.grad(loss)(weights, early_weight, filled_weight))
+        expected = optax.tree.norm(gradient(weights, early_weight, filled_weight))
         assert float(metrics['gradient_norm']) == pytest.approx(float(expected), rel=1e-3)
         norms.append(float(expected))
     assert abs(norms[1] / norms[0] - 1) > 0.01 and abs(norms[2] / norms[1] - 1) > 0.1

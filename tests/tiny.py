@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ from patterson_jax.learning.network import PattersonNet
 from patterson_jax.learning.training import TrainingSettings, train
 from patterson_jax.simulation.problem import Problem
 
+REPOSITORY = Path(__file__).parents[1]
 PROBLEM = Problem(grid_size=12, num_atoms=2, min_separation=2.4, box_edge=4.0)
 NETWORK = PattersonNet(
     features=4, outer_kernel_size=3, inner_kernel_size=3, encoder_depth=1, inner_depth=1, decoder_depth=1
@@ -55,13 +58,9 @@ def tiny_config(network=NETWORK, settings=SETTINGS):
     return config
 
 
-def shared_environment():
-    """For processes that need not compile what this one has."""
-    return os.environ | {
-        'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5',
-        'TF_CPP_MIN_LOG_LEVEL': '3',  # XLA warns of what it takes from there
-    }
+def users_environment():
+    """For processes as users run them, with the compiler's own settings; they need not compile what one of them has."""
+    return {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
 
 
 def as_flags(config):
@@ -75,6 +74,12 @@ def as_flags(config):
         if value != before[section][field]
     }
     return [f'--config.{name}={value}' for name, value in ({'seed': now['seed']} | changed).items()]
+
+
+def command(config, workdir, mode='train'):
+    """The command of a mode, with this config of configs/quick.py."""
+    program, file = REPOSITORY / 'run_experiment.py', REPOSITORY / 'configs' / 'quick.py'
+    return [sys.executable, program, f'--config={file}', *as_flags(config), f'--mode={mode}', f'--workdir={workdir}']
 
 
 def run(workdir, settings=SETTINGS, network=NETWORK, checkpointing=CHECKPOINTING):
