@@ -80,7 +80,8 @@ def test_a_corner_cannot_be_empty_while_one_is_filled():
 
 @pytest.mark.parametrize('limits', [{'noise': 1.0}, {'resolution': 1.0}, {'resolution': 1000.0}, {'resolution': None}])
 def test_noise_and_resolution_may_go_to_their_limits(limits):
-    assert dataclasses.replace(Problem(noise=0.0), **limits) == Problem(**limits)
+    ((field, value),) = limits.items()
+    assert getattr(Problem(**limits), field) == value
 
 
 def test_the_corner_that_training_leaves_empty_is_the_one_that_testing_fills():

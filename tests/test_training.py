@@ -48,6 +48,17 @@ def with_biases(state):
     return state.replace(weights=jax.tree.map(lambda weights: weights + 0.01, state.weights))
 
 
+def test_errors_and_correlation_are_those_of_the_voxels_of_each_map():
+    predicted, target = np.random.default_rng(0).normal(size=(2, 3, 6, 6, 6)).astype(np.float32)
+    found = squared_errors(predicted, target)
+    pairs = [
+        (each.ravel().astype(float), true.ravel().astype(float)) for each, true in zip(predicted, target, strict=True)
+    ]
+    for number, (each, true) in enumerate(pairs):
+        expected = np.mean((each - true) ** 2), np.mean(true**2), np.corrcoef(each, true)[0, 1]
+        np.testing.assert_allclose([values[number] for values in found], expected, rtol=1e-4)
+
+
 def squared_errors_of(params, batch):
     return squared_errors(NETWORK.apply(params, network_input(batch.patterson, PROBLEM)), batch.target)
 

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import math
 
 import jax
@@ -6,12 +7,11 @@ import numpy as np
 import pytest
 
 from patterson_jax.simulation.problem import Problem
-from patterson_jax.solving.reflections import free_reflections, r_factor, reflections
+from patterson_jax.solving.reflections import r_factor
 from patterson_jax.solving.verdict import (
     AGREEING,
     EXACT,
     LEAST,
-    ONE_WRONG_ATOM,
     expected_r_factors,
     highest_solved,
     judge,
@@ -35,7 +35,7 @@ def test_what_noise_explains_is_solved_if_starts_agree():
 
 def test_the_same_r_factor_is_not_solved_where_the_data_have_no_noise():
     right, one_wrong = expected_r_factors(NOISY)
-    assert math.hypot(0, one_wrong) > right > one_wrong / 2
+    assert one_wrong > right > one_wrong / 2
     assert judge(right, right, 99, 0, PROBLEM) == 'uncertain'
     assert judge(one_wrong * 1.01, 0, 99, 0, PROBLEM) == 'not solved'
 
@@ -69,9 +69,8 @@ def test_no_noise_is_so_high_that_atoms_at_random_are_solved():
 
 
 def test_reflections_and_coordinates_are_counted():
-    expected = np.sum(~free_reflections(POOR)) / 60
-    assert reflections_per_coordinate(POOR) == pytest.approx(expected)
-    assert len(reflections(POOR)) == pytest.approx(expected * 60 / 0.95, rel=0.01)
+    pairs = sum(0 < x * x + y * y + z * z <= 25 for x, y, z in itertools.product(range(-5, 6), repeat=3)) / 2
+    assert reflections_per_coordinate(POOR) == pytest.approx(0.95 * pairs / 60, rel=0.02)  # one in twenty is free
 
 
 @pytest.mark.parametrize('noise', [0.1, 0.3])
@@ -84,6 +83,11 @@ def test_the_expected_r_factor_is_that_of_amplitudes_with_the_noise(noise):
 
 
 def test_a_wrong_atom_counts_less_among_many():
-    few, many = (expected_r_factors(dataclasses.replace(PROBLEM, num_atoms=number))[1] for number in (10, 20))
-    assert few == pytest.approx(ONE_WRONG_ATOM / math.sqrt(10)) and many == pytest.approx(few / math.sqrt(2))
-    assert 0 < highest_solved(PROBLEM) < few
+    """Held against sums over atoms of which one has other phases."""
+    rng = np.random.default_rng(0)
+    for number in (10, 20):
+        waves = np.exp(2j * np.pi * rng.uniform(size=(number + 1, 16000)))
+        true, wrong = (np.abs(np.sum(each, axis=0)).astype(np.float32) for each in (waves[1:], waves[:-1]))
+        problem = dataclasses.replace(PROBLEM, num_atoms=number)
+        assert jax.jit(r_factor)(true, wrong) == pytest.approx(expected_r_factors(problem)[1], rel=0.1)
+        assert 0 < highest_solved(problem) < expected_r_factors(problem)[1]
