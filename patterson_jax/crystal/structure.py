@@ -5,7 +5,9 @@ x' = R x, and on Miller indices as row vectors, h' = h R.
 """
 
 import dataclasses
+import functools
 
+import gemmi
 import numpy as np
 
 from patterson_jax.crystal.cell import UnitCell
@@ -61,6 +63,15 @@ class SpaceGroup:
     symops: tuple[str, ...]
     certain: bool
     candidates: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def operations(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rotations `(m, 3, 3)` int and translations `(m, 3)`, centring included, in the order of `symops`."""
+        operations = [gemmi.Op(each) for each in self.symops]
+        return (
+            np.array([each.rot for each in operations]) // gemmi.Op.DEN,
+            np.array([each.tran for each in operations]) / gemmi.Op.DEN,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

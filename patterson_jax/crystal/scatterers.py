@@ -1,0 +1,167 @@
+"""What atoms scatter: form factors of X-rays, and structure factors of an asymmetric unit under its operations.
+
+Form factors are those of International Tables C, 6.1.1.4 (four Gaussians and a constant, from gemmi), with f′ after
+Cromer and Liberman (J. Chem. Phys. 53, 1891, 1970) at the wavelength. f″ is left out: where Friedel pairs are merged it
+adds to |F|² only in its square. Tables are made on the host and are arguments of what is compiled.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import gemmi
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from patterson_jax.crystal.structure import SpaceGroup
+from patterson_jax.errors import InputError
+
+ELECTRONVOLT_ANGSTROM = 12398.42  # energy times wavelength of light
+MOST_OPERATIONS = 24  # of any space group, without centring and inversion; all are padded to that
+
+
+class Operations(NamedTuple):
+    """The operations of a space group that are needed for reflections which its centring leaves, as arrays.
+
+    Of those that differ by a vector of the centring only one is kept, and of each pair related by an inversion centre
+    at the origin only one as well: the others repeat its terms, or give their complex conjugates.
+
+    Attributes:
+        rotations: `(24, 3, 3)` float32, zeros after the last.
+        translations: `(24, 3)` float32.
+        count: how many there are.
+        factor: how often each counts.
+        phased: 0 where structure factors are real, of a centre at the origin; else 1.
+    """
+
+    rotations: np.ndarray
+    translations: np.ndarray
+    count: np.ndarray
+    factor: np.ndarray
+    phased: np.ndarray
+
+
+class AsymmetricUnit(NamedTuple):
+    """Atoms; padded ones have no occupancy.
+
+    Attributes:
+        positions: `(n, 3)`, fractional.
+        u_iso: `(n,)`, Å².
+        occupancies: `(n,)`, by the general position: on a site that m operations keep, 1/m where it is full.
+        elements: `(n,)` int32, rows of the table of form factors.
+    """
+
+    positions: Array
+    u_iso: Array
+    occupancies: Array
+    elements: Array
+
+
+def form_factors(elements: list[str], inverse_spacings: np.ndarray, wavelength: float | None = None) -> np.ndarray:
+    """f₀ + f′ of elements at 1/d, in electrons.
+
+    Args:
+        elements: chemical symbols.
+        inverse_spacings: `(n,)`, 1/d in 1/Å.
+        wavelength: Å; without one, or for elements without f′ in gemmi, f′ is 0.
+
+    Returns:
+        `(elements, n)` float32.
+
+    Raises:
+        InputError: for an element that has no form factor.
+    """
+    return np.stack([_form_factor(element, inverse_spacings, wavelength) for element in elements]).astype(np.float32)
+
+
+def _form_factor(symbol, inverse_spacings, wavelength):
+    element = gemmi.Element(symbol)
+    if element.atomic_number == 0 or element.it92 is None:
+        raise InputError(f'element: no X-ray form factor of {symbol!r} is known')
+    a, b = np.array(element.it92.a), np.array(element.it92.b)
+    stol2 = np.asarray(inverse_spacings, float) ** 2 / 4
+    factor = np.exp(-b * stol2[:, None]) @ a + element.it92.c
+    if wavelength:
+        factor += gemmi.cromer_liberman(element.atomic_number, ELECTRONVOLT_ANGSTROM / wavelength)[0]
+    return factor
+
+
+@functools.lru_cache
+def group_operations(space_group: SpaceGroup) -> Operations:
+    """The operations of a group, less those that repeat others (see `Operations`)."""
+    kept: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
+    rotations, translations = space_group.operations
+    centred = any(
+        np.array_equal(rotation, -np.eye(3)) and np.allclose(shift, np.rint(shift), atol=1e-4)
+        for rotation, shift in zip(rotations, translations, strict=True)
+    )
+    for rotation, shift in zip(rotations, translations, strict=True):
+        seen = {rotation.tobytes(), (-rotation).tobytes()} if centred else {rotation.tobytes()}
+        if not seen & kept.keys():
+            kept[rotation.tobytes()] = rotation, shift
+    padding = MOST_OPERATIONS - len(kept)
+    return Operations(
+        np.pad(np.array([each for each, _ in kept.values()], np.float32), ((0, padding), (0, 0), (0, 0))),
+        np.pad(np.array([each for _, each in kept.values()], np.float32), ((0, padding), (0, 0))),
+        np.int32(len(kept)),
+        np.float32(len(rotations) / len(kept)),
+        np.float32(not centred),
+    )
+
+
+@jax.jit
+def structure_factors(unit: AsymmetricUnit, operations: Operations, hkl: Array, table: Array, spacings: Array) -> Array:
+    """F(h) of a crystal, complex `(n,)`, in electrons of the cell.
+
+    Args:
+        unit: its atoms.
+        operations: of its group.
+        hkl: `(n, 3)` float32, none of them absent by the centring.
+        table: `(elements, n)`, form factors.
+        spacings: `(n,)`, 1/d in 1/Å.
+    """
+    real, imaginary, _, _ = atom_transforms(unit.positions, operations, hkl, with_gradients=False)
+    weights = atom_amplitudes(unit, table, spacings)
+    return jax.lax.complex(jnp.sum(weights * real, axis=1), jnp.sum(weights * imaginary, axis=1))
+
+
+def exact_product(first: Array, second: Array) -> Array:
+    """Matrix product in full float32 on every device."""
+    return jnp.matmul(first, second, precision='highest')
+
+
+def atom_amplitudes(unit: AsymmetricUnit, table: Array, spacings: Array) -> Array:
+    """Occupancy times form factor times exp(-2π²U/d²) of each atom at each reflection, `(n, atoms)`."""
+    falloff = jnp.exp(-2 * math.pi**2 * unit.u_iso[None] * spacings[:, None] ** 2)
+    return unit.occupancies[None] * table[unit.elements].T * falloff
+
+
+def atom_transforms(
+    positions: Array, operations: Operations, hkl: Array, with_gradients: bool
+) -> tuple[Array, Array, Array, Array]:
+    """Σ cos 2πh·(Rx + t) over the operations and Σ sin, `(n, atoms)` each, and their gradients in x, `(n, atoms, 3)`.
+
+    Without gradients the last two are empty.
+    """
+    size = (len(hkl), len(positions))
+    zeros, slopes = jnp.zeros(size, hkl.dtype), jnp.zeros((*size, 3 if with_gradients else 0), hkl.dtype)
+
+    def add_operation(index, sums):
+        real, imaginary, real_slope, imaginary_slope = sums
+        images = exact_product(hkl, operations.rotations[index])
+        phases = exact_product(images, positions.T) + exact_product(hkl, operations.translations[index])[:, None]
+        phases = 2 * math.pi * (phases - jnp.round(phases))
+        cosine, sine = jnp.cos(phases), jnp.sin(phases)
+        if with_gradients:
+            turns = 2 * math.pi * images[:, None]
+            real_slope, imaginary_slope = (
+                real_slope - sine[..., None] * turns,
+                imaginary_slope + cosine[..., None] * turns,
+            )
+        return real + cosine, imaginary + sine, real_slope, imaginary_slope
+
+    sums = jax.lax.fori_loop(0, operations.count, add_operation, (zeros, zeros, slopes, slopes))
+    real, imaginary, real_slope, imaginary_slope = (operations.factor * each for each in sums)
+    return real, operations.phased * imaginary, real_slope, operations.phased * imaginary_slope
