@@ -28,6 +28,7 @@ class CrystalData:
         centring: P, A, B, C, I, F or R (obverse).
         wavelength: Å, or None.
         formula: element → number of atoms in the cell, or in any unit of it; only the proportions count. None: any.
+        elements: chemical symbols that may occur, where numbers are not known; empty: those of the formula, or any.
         merged_by_us: whether equivalents were there to be compared.
         warnings: what a person should know of the data, a line each.
     """
@@ -41,6 +42,7 @@ class CrystalData:
     centring: str
     wavelength: float | None = None
     formula: dict[str, float] | None = None
+    elements: tuple[str, ...] = ()
     merged_by_us: bool = False
     warnings: tuple[str, ...] = ()
 

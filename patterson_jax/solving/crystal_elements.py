@@ -1,0 +1,197 @@
+"""Which element each site is: from what it scatters with, and from the formula.
+
+What a site scatters with is its *power*: the form factor at sin θ/λ = 0.3 Å⁻¹, in electrons. An occupancy that is
+refined with a wrong element makes up for the ratio of the form factors there, not for that of the atomic numbers.
+
+With a formula the counts decide: sites in the order of their powers take elements in the order of atomic numbers.
+That needs no scale. Only the formula's proportions are used; how many formula units the cell holds follows from the
+number of sites. Where the sites do not fit the formula, and where there is none, each takes the nearest element of
+those that may occur, on a scale on which the lightest sites are carbon, or another *anchor*.
+"""
+
+import dataclasses
+import functools
+import math
+
+import gemmi
+import numpy as np
+
+from patterson_jax.crystal.scatterers import form_factors
+
+POWER_AT = 0.6  # 1/d in 1/Å
+FITTING = 0.22  # rms. of ln(power found / of the element), above which a formula does not fit the sites
+BETTER = 1.15  # of the misfits of two assignments, up to which the older is kept
+SPREAD = 0.08  # relative error of the power of a site, beside its standard uncertainty
+LIGHTEST_QUANTILE = 0.3  # of the sites: the anchor, where there is no formula
+ANCHORS = ('C', 'N', 'O', 'F')
+UNLIKELY = {'He', 'Ne', 'Ar', 'Kr', 'Xe', 'Rn', 'H', 'D', 'Li', 'Be', 'Tc', 'Pm', 'Po', 'At', 'Fr', 'Ra', 'Ac', 'Pa'}
+HEAVIEST = 92
+LEAST_SPACE, MOST_SPACE = 8.0, 40.0  # Å³, of an atom other than hydrogen
+MISCOUNTED = 0.5  # atoms of a formula that is not whole
+AS_GIVEN = 0.3  # ln(atoms in the formula / sites), up to which the formula is taken for the contents of the cell
+
+
+@dataclasses.dataclass(frozen=True)
+class Assignment:
+    """Elements of sites.
+
+    Attributes:
+        elements: chemical symbols.
+        scale: what the powers found are to be multiplied with.
+        follows_formula: whether the counts are those of the formula.
+    """
+
+    elements: tuple[str, ...]
+    scale: float
+    follows_formula: bool
+
+
+def atomic_number(symbol: str) -> int:
+    """Z."""
+    return gemmi.Element(symbol).atomic_number
+
+
+@functools.lru_cache
+def power(symbol: str) -> float:
+    """The form factor of an element at sin θ/λ = 0.3 Å⁻¹, electrons."""
+    return float(form_factors([symbol], np.array([POWER_AT]))[0, 0])
+
+
+def without_hydrogen(formula: dict[str, float] | None) -> dict[str, float]:
+    """The elements of a formula that are looked for, heaviest first; empty without one."""
+    kept = {symbol: count for symbol, count in (formula or {}).items() if count > 0 and atomic_number(symbol) > 1}
+    return dict(sorted(kept.items(), key=lambda item: -atomic_number(item[0])))
+
+
+def assign_elements(
+    powers: np.ndarray,
+    multiplicities: np.ndarray,
+    formula: dict[str, float] | None,
+    volume: float,
+    allowed: tuple[str, ...] = (),
+    current: tuple[str, ...] | None = None,
+    anchor: str | None = None,
+) -> Assignment:
+    """Elements of sites.
+
+    Args:
+        powers: `(n,)`, of the sites, on any scale.
+        multiplicities: `(n,)`, sites in the cell.
+        formula: element → count in any unit of the cell, or None.
+        volume: of the cell, Å³.
+        allowed: elements that may occur where there is no formula; empty: any.
+        current: elements that are kept unless others fit clearly better.
+        anchor: what the lightest sites are where there is no formula; carbon, if it is allowed.
+    """
+    powers = np.maximum(powers, 1e-3)
+    counts = without_hydrogen(formula)
+    possible = possible_elements(formula, allowed)
+    new = _assign(powers, multiplicities, counts, volume, possible, anchor)
+    if current:
+        old = Assignment(current, _fitting_scale(powers, current), new.follows_formula)
+        if sorted(current) == sorted(new.elements) and _misfit(powers, old) < BETTER * _misfit(powers, new):
+            return old
+    return new
+
+
+def _assign(powers, multiplicities, counts, volume, possible, anchor):
+    """Elements of sites, whatever they were."""
+    nearest = _nearest(powers, possible, anchor)
+    if not counts:
+        return nearest
+    counted = _by_counts(powers, multiplicities, counts, volume)
+    misfit = _misfit(powers, counted)
+    return nearest if misfit > FITTING and misfit > 1.5 * _misfit(powers, nearest) else counted
+
+
+def possible_elements(formula: dict[str, float] | None, allowed: tuple[str, ...]) -> tuple[str, ...]:
+    """The elements that may occur, hydrogen apart, lightest first."""
+    given = without_hydrogen(formula) or {each: 1 for each in allowed if atomic_number(each) > 1}
+    return tuple(sorted(given, key=atomic_number)) if given else _likely_elements()
+
+
+def anchors(formula: dict[str, float] | None, allowed: tuple[str, ...]) -> tuple[str | None, ...]:
+    """What the lightest sites may be, where there is no formula; with one it does not matter."""
+    if without_hydrogen(formula):
+        return (None,)
+    possible = possible_elements(formula, allowed)
+    return tuple(each for each in ANCHORS if each in possible) or possible[:2]
+
+
+def _by_counts(powers, multiplicities, counts, volume):
+    """Elements in the order of atomic numbers to sites in the order of powers."""
+    left = contents(counts, float(np.sum(multiplicities)), volume)
+    lightest = list(left)[-1]
+    elements = [lightest] * len(powers)
+    for site in np.argsort(-powers, kind='stable'):
+        symbol = next((each for each in left if left[each] >= multiplicities[site] / 2), lightest)
+        elements[site] = symbol
+        left[symbol] -= multiplicities[site]
+    return Assignment(tuple(elements), _fitting_scale(powers, elements), True)
+
+
+def contents(counts: dict[str, float], sites: float, volume: float) -> dict[str, float]:
+    """Atoms of each element in the cell: as given if that may be, else the multiple that is nearest to the sites."""
+    whole = [round(each) for each in counts.values()]
+    exact = all(abs(each - count) < 0.02 for each, count in zip(whole, counts.values(), strict=True))
+    smallest = 1 / math.gcd(*whole) if exact else 1.0
+    total = sum(counts.values())
+    wanted = float(np.clip(sites, volume / MOST_SPACE, volume / LEAST_SPACE))
+    multiple = 1.0 if abs(np.log(total / wanted)) < AS_GIVEN else max(round(wanted / total / smallest), 1) * smallest
+    return {symbol: count * multiple for symbol, count in counts.items()}
+
+
+def missing_share(sites: float, formula: dict[str, float] | None, volume: float) -> float:
+    """Share of the formula's atoms, hydrogen apart, that so many sites in the cell leave out; 0 without a formula."""
+    counts = without_hydrogen(formula)
+    if not counts:
+        return 0.0
+    expected = sum(contents(counts, sites, volume).values())
+    return max(1 - (sites + MISCOUNTED) / expected, 0.0)
+
+
+def _nearest(powers, allowed, anchor):
+    """The nearest of some elements, on a scale on which the lightest sites are the anchor."""
+    theirs = np.array([power(each) for each in allowed])
+    anchor = anchor or ('C' if 'C' in allowed else allowed[0])
+    scale = power(anchor) / np.quantile(powers, LIGHTEST_QUANTILE)
+    for _ in range(4):
+        nearest = np.argmin(np.abs(np.log(scale * powers[:, None] / theirs)), axis=1)
+        elements = tuple(allowed[each] for each in nearest)
+        scale = _fitting_scale(powers, elements)
+    return Assignment(elements, scale, False)
+
+
+def _fitting_scale(powers, elements):
+    """The scale that fits the median site."""
+    theirs = np.array([power(each) for each in elements])
+    return float(np.exp(np.median(np.log(theirs / powers))))
+
+
+def _misfit(powers, assignment):
+    theirs = np.array([power(each) for each in assignment.elements])
+    return float(np.sqrt(np.mean(np.log(assignment.scale * powers / theirs) ** 2)))
+
+
+def _likely_elements():
+    symbols = (gemmi.Element(number).name for number in range(3, HEAVIEST + 1))
+    return tuple(each for each in symbols if each not in UNLIKELY)
+
+
+def confidences(
+    powers: np.ndarray, uncertainties: np.ndarray, elements: tuple[str, ...], possible: tuple[str, ...]
+) -> np.ndarray:
+    """How likely each site's element is among those that are possible there, `(n,)`.
+
+    Args:
+        powers: `(n,)`, of the sites.
+        uncertainties: `(n,)`, theirs.
+        elements: that were chosen.
+        possible: elements that may occur.
+    """
+    possible = tuple({*possible, *elements})
+    theirs = np.array([power(each) for each in possible])
+    widths = np.hypot(uncertainties, SPREAD * powers)[:, None]
+    odds = np.exp(-(((powers[:, None] - theirs) / widths) ** 2) / 2) + 1e-9
+    chosen = np.array([possible.index(each) for each in elements])
+    return odds[np.arange(len(elements)), chosen] / odds.sum(axis=1)

@@ -1,0 +1,280 @@
+"""Least squares of a crystal's atoms against its intensities, in the space group.
+
+Positions, isotropic U, one scale and, where it is asked for, occupancies are refined against F² by Levenberg and
+Marquardt's method, weighted by 1/(σ² + (0.1 P)²) with P = (Fo² + 2 Fc²)/3, as Sheldrick does (Acta Cryst. C71, 3,
+2015). An atom on a special position is moved only within it: its shifts are averaged over the operations that keep it.
+Derivatives are written out. Normal equations are summed over chunks of reflections, as many as there are, so that one
+compiled program serves all crystals of a bucket of shapes, whatever their group.
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from patterson_jax.crystal.scatterers import (
+    AsymmetricUnit,
+    Operations,
+    atom_amplitudes,
+    atom_transforms,
+    exact_product,
+    structure_factors,
+)
+
+CHUNK = 512  # reflections
+MODEL_ERROR = 0.1  # of F², in the weights: what an isotropic model without hydrogens leaves, about
+LEAST_U, MOST_U = 0.002, 0.4  # Å²; an atom that would go beyond stays there
+FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING, EASED, TIGHTENED = 1e-2, 1e-5, 1e3, 0.2, 8.0
+CONVERGED = 3e-4  # relative gain of a cycle
+ATOM_BUCKET, REFLECTION_BUCKET, ELEMENT_BUCKET = 16, 4096, 8  # least; see `bucket`
+
+
+class Observations(NamedTuple):
+    """Reflections in chunks, padded with weight 0.
+
+    Attributes:
+        hkl: `(chunks, 512, 3)` float32.
+        spacings: `(chunks, 512)`, 1/d in 1/Å.
+        table: `(chunks, elements, 512)`, form factors.
+        intensities: `(chunks, 512)`.
+        sigmas: `(chunks, 512)`; infinite where padded.
+        count: how many chunks hold reflections that are to be used.
+    """
+
+    hkl: Array
+    spacings: Array
+    table: Array
+    intensities: Array
+    sigmas: Array
+    count: Array
+
+
+class Fit(NamedTuple):
+    """A model after refinement.
+
+    Attributes:
+        unit: its atoms.
+        scale: k of Fo = k Fc.
+        structure_factors: `(chunks, 512)` complex, Fc.
+        normal: `(5n + 1, 5n + 1)`, the normal matrix: positions, U, occupancies, scale; zero for what was kept fixed.
+        misfit: Σ w (Fo² - k² Fc²)².
+    """
+
+    unit: AsymmetricUnit
+    scale: Array
+    structure_factors: Array
+    normal: Array
+    misfit: Array
+
+
+def bucket(size: int, least: int) -> int:
+    """The least of 1, 2, 3, 4, 6, 8, 12, 16, … times `least` that holds `size`."""
+    bound = least
+    while bound < size:
+        bound = bound // 2 * 3 if bound > least and bound & (bound - 1) == 0 else 2 ** (bound.bit_length())
+    return bound
+
+
+def observations(
+    hkl: np.ndarray, spacings: np.ndarray, table: np.ndarray, intensities: np.ndarray, sigmas: np.ndarray
+) -> Observations:
+    """Reflections as padded chunks, in the order in which they are given.
+
+    Args:
+        hkl: `(n, 3)`.
+        spacings: `(n,)`, 1/d in 1/Å.
+        table: `(elements, n)`, form factors.
+        intensities: `(n,)`, on a scale on which float32 squares them.
+        sigmas: `(n,)`.
+    """
+    size = bucket(len(hkl), REFLECTION_BUCKET)
+    rows = bucket(len(table), ELEMENT_BUCKET)
+
+    def padded(values, fill=0.0):
+        values = np.asarray(values, np.float32)
+        padding = [(0, size - len(values)), *[(0, 0)] * (values.ndim - 1)]
+        return np.pad(values, padding, constant_values=fill).reshape(-1, CHUNK, *values.shape[1:])
+
+    table = np.pad(table, ((0, rows - len(table)), (0, 0)))
+    return Observations(
+        padded(hkl),
+        padded(spacings),
+        np.moveaxis(padded(table.T), 2, 1),
+        padded(intensities),
+        padded(sigmas, np.inf),
+        np.int32(-(-len(hkl) // CHUNK)),
+    )
+
+
+def up_to(reflections: Observations, number: int) -> Observations:
+    """The first chunks only, of at least so many reflections if there are as many."""
+    return reflections._replace(count=np.int32(min(-(-number // CHUNK), int(reflections.count))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Freedom:
+    """What is refined.
+
+    Attributes:
+        positions: and U's.
+        occupancies: with the scale fixed; else the scale is free and they are fixed.
+        cycles: at most.
+    """
+
+    positions: bool = True
+    occupancies: bool = False
+    cycles: int = 8
+
+
+def refine(
+    unit: AsymmetricUnit,
+    scale: float,
+    projectors: np.ndarray,
+    operations: Operations,
+    reflections: Observations,
+    freedom: Freedom,
+) -> Fit:
+    """Refines a model.
+
+    Args:
+        unit: `n` atoms, of any number; it is padded here.
+        scale: to start from; 0 for the one that fits the start.
+        projectors: `(n, 3, 3)`, the mean rotation of the operations that keep each atom.
+        operations: of the group.
+        reflections: to refine against.
+        freedom: what is refined.
+
+    Returns:
+        The fit, on the host, without padded atoms.
+    """
+    number = len(unit.positions)
+    size = bucket(number, ATOM_BUCKET)
+    padding = (0, size - number)
+    padded = AsymmetricUnit(
+        np.pad(np.asarray(unit.positions, np.float32), (padding, (0, 0))),
+        np.pad(np.asarray(unit.u_iso, np.float32), padding, constant_values=0.05),
+        np.pad(np.asarray(unit.occupancies, np.float32), padding),
+        np.pad(np.asarray(unit.elements, np.int32), padding),
+    )
+    real = (np.arange(size) < number).astype(np.float32)
+    free = np.concatenate(
+        [
+            np.repeat(real, 3) * freedom.positions,
+            real * freedom.positions,
+            real * freedom.occupancies,
+            [not freedom.occupancies],
+        ]
+    ).astype(np.float32)
+    projectors = np.pad(np.asarray(projectors, np.float32), (padding, (0, 0), (0, 0)))
+    fit = jax.device_get(
+        _refine(padded, np.float32(scale), projectors, free, operations, reflections, np.int32(freedom.cycles))
+    )
+    kept = np.concatenate([np.arange(size * 3) < 3 * number, real > 0, real > 0, [True]])
+    return fit._replace(
+        unit=AsymmetricUnit(*(each[:number] for each in fit.unit)), normal=fit.normal[np.ix_(kept, kept)]
+    )
+
+
+@jax.jit
+def _refine(unit, scale, projectors, free, operations, reflections, cycles):
+    size = len(unit.occupancies)
+    chunks = jnp.arange(reflections.hkl.shape[0])
+    start = _calculate(unit, operations, reflections)
+    used = jnp.where(chunks[:, None] < reflections.count, 1 / reflections.sigmas, 0) > 0
+    scale = jnp.where(scale > 0, scale, _fitting_scale(start, used, reflections))
+    expected = (jnp.maximum(reflections.intensities, 0) + 2 * (scale * jnp.abs(start)) ** 2) / 3
+    weights = jnp.where(used, 1 / (reflections.sigmas**2 + (MODEL_ERROR * expected) ** 2), 0)
+
+    def step(state):
+        parameters, sums, damping, cycle, _ = state
+        normal, gradient, misfit = sums
+        widths = jnp.sqrt(jnp.diag(normal)) + jnp.finfo(jnp.float32).tiny
+        widths = jnp.where(free * widths > 0, widths, 1)
+        scaled = normal / widths[:, None] / widths[None] + jnp.diag(damping + jnp.where(free > 0, 0.0, 1.0))
+        shifts = jnp.linalg.solve(scaled, gradient / widths) / widths
+        moves = jnp.sum(projectors * shifts[: 3 * size].reshape(size, 1, 3), axis=2)
+        trial = parameters + free * jnp.concatenate([moves.ravel(), shifts[3 * size :]])
+        trial = trial.at[3 * size : 4 * size].set(jnp.clip(trial[3 * size : 4 * size], LEAST_U, MOST_U))
+        new = _normal_equations(trial, unit, free, operations, reflections, weights)
+        better = new[2] < misfit
+        state = jax.tree.map(lambda new, old: jnp.where(better, new, old), (trial, new), (parameters, sums))
+        damping = jnp.where(better, jnp.maximum(EASED * damping, LEAST_DAMPING), TIGHTENED * damping)
+        converged = better & (misfit - new[2] < CONVERGED * misfit) | (damping > MOST_DAMPING)
+        return *state, damping, cycle + 1, converged
+
+    parameters = jnp.concatenate(
+        [unit.positions.ravel(), jnp.clip(unit.u_iso, LEAST_U, MOST_U), unit.occupancies, scale[None]]
+    )
+    sums = _normal_equations(parameters, unit, free, operations, reflections, weights)
+    state = (parameters, sums, jnp.float32(FIRST_DAMPING), jnp.int32(0), jnp.bool_(False))
+    parameters, sums, *_ = jax.lax.while_loop(lambda state: (state[3] < cycles) & ~state[4], step, state)
+    unit, scale = _unpack(parameters, unit)
+    return Fit(unit, scale, _calculate(unit, operations, reflections), sums[0], sums[2])
+
+
+def _unpack(parameters, unit):
+    """Parameters as atoms and the scale."""
+    size = len(unit.occupancies)
+    positions, u_iso, occupancies, scale = jnp.split(parameters, (3 * size, 4 * size, 5 * size))
+    return AsymmetricUnit(positions.reshape(size, 3), u_iso, occupancies, unit.elements), scale[0]
+
+
+def _calculate(unit, operations, reflections):
+    """Fc of all reflections, `(chunks, 512)`; 0 where padded in whole chunks."""
+
+    def one_chunk(chunk, values):
+        part = reflections.hkl[chunk], reflections.table[chunk], reflections.spacings[chunk]
+        return values.at[chunk].set(structure_factors(unit, operations, *part))
+
+    values = jnp.zeros(reflections.spacings.shape, jnp.complex64)
+    return jax.lax.fori_loop(0, jnp.sum(jnp.any(jnp.isfinite(reflections.sigmas), axis=1)), one_chunk, values)
+
+
+def _fitting_scale(structure_factors, used, reflections):
+    """k that makes k Σ |Fc| = Σ |Fo|."""
+    observed = jnp.sqrt(jnp.maximum(reflections.intensities, 0))
+    calculated = jnp.abs(structure_factors)
+    return jnp.sum(jnp.where(used, observed, 0)) / jnp.sum(jnp.where(used, calculated, 0))
+
+
+def _normal_equations(parameters, unit, free, operations, reflections, weights):
+    """Normal matrix, gradient and misfit, summed over the chunks that are used."""
+    unit, scale = _unpack(parameters, unit)
+    size = len(unit.occupancies)
+
+    def add_chunk(chunk, sums):
+        normal, gradient, misfit = sums
+        spacings = reflections.spacings[chunk]
+        ones = atom_amplitudes(unit._replace(occupancies=jnp.ones(size)), reflections.table[chunk], spacings)
+        real, imaginary, real_slope, imaginary_slope = atom_transforms(
+            unit.positions, operations, reflections.hkl[chunk], True
+        )
+        amplitudes = unit.occupancies[None] * ones
+        a, b = jnp.sum(amplitudes * real, 1)[:, None], jnp.sum(amplitudes * imaginary, 1)[:, None]
+        along = a * real + b * imaginary
+        slopes = 2 * scale**2 * amplitudes[..., None] * (a[..., None] * real_slope + b[..., None] * imaginary_slope)
+        calculated = scale**2 * (a**2 + b**2)[:, 0]
+        jacobian = jnp.concatenate(
+            [
+                slopes.reshape(len(spacings), 3 * size),
+                -4 * math.pi**2 * scale**2 * spacings[:, None] ** 2 * amplitudes * along,
+                2 * scale**2 * ones * along,
+                2 / scale * calculated[:, None],
+            ],
+            axis=1,
+        )
+        weight = weights[chunk]
+        jacobian = jacobian * free[None] * jnp.sqrt(weight)[:, None]
+        residual = jnp.sqrt(weight) * (reflections.intensities[chunk] - calculated)
+        return (
+            normal + exact_product(jacobian.T, jacobian),
+            gradient + exact_product(residual, jacobian),
+            misfit + jnp.sum(residual**2),
+        )
+
+    zeros = jnp.zeros((len(parameters), len(parameters))), jnp.zeros(len(parameters)), jnp.float32(0)
+    return jax.lax.fori_loop(0, reflections.count, add_chunk, zeros)

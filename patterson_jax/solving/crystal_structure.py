@@ -1,0 +1,620 @@
+"""From the phased map of a crystal to its atoms, elements and a verdict.
+
+Peaks of the map in its space group are the first atoms. Then, in turns: they are refined; what each scatters with,
+refined as an occupancy, tells its element; atoms that do not hold are dropped; peaks of the difference map are added.
+Special positions are kept exactly throughout. Hydrogen is not looked for, twins are not refined, the hand is not
+determined.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from patterson_jax.crystal.scatterers import AsymmetricUnit, form_factors, group_operations
+from patterson_jax.crystal.structure import CrystalData, Site, SpaceGroup
+from patterson_jax.solving import crystal_maps as maps
+from patterson_jax.solving.crystal_elements import (
+    anchors,
+    assign_elements,
+    atomic_number,
+    confidences,
+    missing_share,
+    possible_elements,
+    power,
+    without_hydrogen,
+)
+from patterson_jax.solving.crystal_molecule import assemble, bonds, within_valence
+from patterson_jax.solving.crystal_refinement import Fit, Freedom, Observations, observations, refine, up_to
+from patterson_jax.solving.crystal_verdict import MOST_WEAK, Evidence, Findings, expected_r_factor, judge_crystal
+
+ROUNDS = 6
+SPACE_OF_AN_ATOM = 11.0  # Å³, the least that an atom other than hydrogen takes
+SAME_ATOM = 0.6  # Å: an image of a site that is nearer is the site itself
+CLOSEST = 0.95  # Å, of two sites
+FIRST_U = 0.04  # Å²
+HIGHEST_U = 0.2  # Å², of an atom that holds
+WEAKEST = 0.45  # of the lightest possible element's power
+NEW_PEAK = 0.35  # of the height of the lightest element, above which a difference peak is tried as an atom
+NEW_PEAK_IF_WANTING = 0.2  # while there are fewer atoms than the formula says
+GIVEN_UP_R = 0.45  # R1 of a model that a round did not mend
+MUCH_BETTER = 0.75  # of R1, below which other elements than the formula's are preferred
+ELEMENT_ROUNDS, TRIAL_CYCLES = 3, 6
+OTHER_ANCHOR = 1.18  # times R1, by which the lightest sites have to be another element than the likeliest
+AS_GOOD = 1.05  # of R1, up to which other elements explain the data as well
+FIRST_RATIO = 6  # reflections for each parameter in the first rounds
+FINAL_CYCLES = 15
+MOST_PEAKS = 200  # in the cell
+NEAR_ATOM = 1.0  # Å, within which a residue belongs to an atom
+HYDROGEN = (0.7, 1.25)  # Å from a light atom
+MOST_BONDS = {'C': 4, 'N': 4, 'O': 3}  # to C, N and O
+LONGEST_LIGHT = 1.75  # Å, of a bond between those
+SAME_TRANSLATION, SAME_PLACE = 0.5, 0.4  # Å
+OBEYING = 0.95  # of the atoms
+PROBES = 12  # atoms with which an operation is tried first
+STRONG = 4.0  # F/σ(F) of reflections over which R1 is taken
+
+
+@dataclasses.dataclass(frozen=True)
+class Interpretation:
+    """What a phased map came to.
+
+    Attributes:
+        atoms: the asymmetric unit.
+        r_factor: R1 over reflections with F > 4σ(F), of the isotropic model; None where there are no atoms.
+        verdict: 'solved', 'uncertain' or 'not solved'.
+        reasons: for it, in words.
+        density: over the cell as given, electrons/Å³ nearly, with the phases of the model.
+        findings: what the verdict is from; None where there are no atoms.
+    """
+
+    atoms: tuple[Site, ...]
+    r_factor: float | None
+    verdict: str
+    reasons: tuple[str, ...]
+    density: np.ndarray
+    findings: Findings | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Crystal:
+    """What does not change: allowed reflections in order of 1/d, scaled to a mean of 1."""
+
+    data: CrystalData
+    space_group: SpaceGroup
+    hkl: np.ndarray
+    spacings: np.ndarray
+    intensities: np.ndarray
+    sigmas: np.ndarray
+
+    @property
+    def amplitudes(self):
+        return np.sqrt(np.maximum(self.intensities, 0))
+
+    @property
+    def operations(self):
+        return self.space_group.operations
+
+    @property
+    def shape(self):
+        return maps.grid_shape(self.data.cell, 1 / self.spacings[-1])
+
+    def map(self, structure_factors):
+        return maps.symmetric_map(self.hkl, structure_factors, self.operations, self.shape, self.data.cell.volume)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    """Atoms of the asymmetric unit, all sites full."""
+
+    positions: np.ndarray
+    u_iso: np.ndarray
+    elements: tuple[str, ...]
+    scale: float = 0.0
+
+    def kept(self, which):
+        """Some of the atoms."""
+        elements = tuple(each for each, keep in zip(self.elements, which, strict=True) if keep)
+        return dataclasses.replace(self, positions=self.positions[which], u_iso=self.u_iso[which], elements=elements)
+
+    def after(self, fit):
+        """As a fit left them."""
+        return dataclasses.replace(
+            self, positions=np.float64(fit.unit.positions), u_iso=fit.unit.u_iso, scale=float(fit.scale)
+        )
+
+    @property
+    def numbers(self):
+        return np.array([atomic_number(each) for each in self.elements])
+
+    @property
+    def powers(self):
+        return np.array([power(each) for each in self.elements])
+
+
+def interpret_phases(
+    data: CrystalData,
+    space_group: SpaceGroup,
+    hkl: np.ndarray,
+    structure_factors: np.ndarray,
+    evidence: Evidence,
+) -> Interpretation:
+    """Atoms, elements and a verdict from phases.
+
+    Args:
+        data: the measured crystal.
+        space_group: of it.
+        hkl: `(n, 3)` int, reflections with phases; each is an equivalent of one in the data, or is left out.
+        structure_factors: `(n,)` complex, observed amplitude times phase, in the frame of the group and the cell as
+            given.
+        evidence: how the phases were found.
+    """
+    crystal = _prepare(data, space_group)
+    phased = _in_order_of(crystal, hkl, structure_factors)
+    model = _built(crystal, _first_model(crystal, phased))
+    if not len(model.positions):
+        return Interpretation((), None, 'not solved', ('no atom of the map holds',), crystal.map(phased))
+    found = _finished(crystal, model, evidence)
+    unexplained = found.findings.r_factor > expected_r_factor(found.findings)
+    if data.formula and unexplained and found.findings.weak_intensity < MOST_WEAK:
+        free = dataclasses.replace(crystal, data=dataclasses.replace(data, formula=None))
+        model = _built(free, model)
+        if len(model.positions):
+            other = _finished(free, model, evidence)
+            if other.findings.r_factor < MUCH_BETTER * found.findings.r_factor:
+                reason = 'the elements of the formula do not explain the data; these do'
+                return dataclasses.replace(other, reasons=(*other.reasons, reason))
+    return found
+
+
+def _built(crystal, model):
+    """A model after rounds of revision; without atoms if none holds."""
+    rejected = np.zeros((0, 3))
+    for turn in range(ROUNDS):
+        if not len(model.positions):
+            break
+        model, dropped, changed, r_factor = _revised(crystal, model, rejected, last=turn == ROUNDS - 1)
+        if turn:
+            rejected = np.concatenate([rejected, dropped])
+        if not changed or (turn and r_factor > GIVEN_UP_R):
+            break
+    return model
+
+
+def _prepare(data, space_group):
+    """The allowed reflections in order of 1/d."""
+    allowed = maps.allowed_reflections(data.hkl, space_group.symops)
+    spacings = data.cell.inverse_spacings(data.hkl)
+    order = np.argsort(spacings, kind='stable')
+    order = order[allowed[order]]
+    mean = np.mean(np.maximum(data.intensities[order], 0))
+    return _Crystal(
+        data,
+        space_group,
+        data.hkl[order],
+        spacings[order],
+        data.intensities[order] / mean,
+        data.sigmas[order] / mean,
+    )
+
+
+def _in_order_of(crystal, hkl, structure_factors):
+    """Structure factors of the crystal's reflections from those of any equivalents; 0 where there is none."""
+    places = {tuple(each): index for index, each in enumerate(crystal.hkl.tolist())}
+    values = np.zeros(len(places), complex)
+    hkl = np.asarray(hkl)
+    for rotation, translation in zip(*crystal.operations, strict=True):
+        images = hkl @ rotation
+        shifted = structure_factors * np.exp(-2j * np.pi * (hkl @ translation))
+        for sign, mates in ((1, shifted), (-1, np.conj(shifted))):
+            found = np.array([places.get(tuple(each), -1) for each in (sign * images).tolist()])
+            values[found[found >= 0]] = mates[found >= 0]
+    return crystal.amplitudes * np.exp(1j * np.angle(values)) * (values != 0)
+
+
+def _first_model(crystal, structure_factors):
+    """Peaks of the phased map as atoms."""
+    density = crystal.map(structure_factors)
+    data = crystal.data
+    number = int(np.ceil(data.cell.volume / SPACE_OF_AN_ATOM))
+    level = 2.5 * density.std()
+    peaks = maps.sharp_peaks(density, data.cell, crystal.operations, level, 2 * number)
+    sites, strengths = _distinct(crystal, peaks.positions, peaks.integrals, np.zeros((0, 3)))
+    multiplicities = _multiplicities(crystal, sites)
+    within = np.cumsum(multiplicities) <= max(number, multiplicities[:1].sum())
+    sites, strengths, multiplicities = sites[within], strengths[within], multiplicities[within]
+    assignment = assign_elements(strengths, multiplicities, data.formula, data.cell.volume, data.elements)
+    return _Model(sites, np.full(len(sites), FIRST_U), assignment.elements)
+
+
+def _distinct(crystal, positions, strengths, others):
+    """Sites settled on special positions, strongest first, none too near to a stronger one or to others."""
+    kept, kept_strengths = [], []
+    for index in np.argsort(-strengths, kind='stable'):
+        site, _ = maps.settle(positions[index], crystal.data.cell, crystal.operations, SAME_ATOM)
+        before = np.concatenate([np.reshape(others, (-1, 3)), np.reshape(kept, (-1, 3))])
+        if len(before):
+            distances, _ = maps.nearest_images(site, before, crystal.data.cell, crystal.operations)
+            if distances.min() < CLOSEST:
+                continue
+        kept.append(site)
+        kept_strengths.append(strengths[index])
+    return np.reshape(kept, (-1, 3)), np.array(kept_strengths)
+
+
+def _multiplicities(crystal, positions):
+    """Sites in the cell of each position."""
+    number = len(crystal.operations[0])
+    return np.array(
+        [number // maps.stabiliser_order(each, crystal.data.cell, crystal.operations) for each in positions], int
+    )
+
+
+def _refined(crystal, model, reflections, freedom) -> Fit:
+    """A fit of the model."""
+    settled = [maps.settle(each, crystal.data.cell, crystal.operations, 0.05) for each in model.positions]
+    positions = np.array([each for each, _ in settled])
+    orders = np.array([maps.stabiliser_order(each, crystal.data.cell, crystal.operations) for each in positions])
+    palette = sorted(set(model.elements))
+    rows = np.array([palette.index(each) for each in model.elements])
+    unit = AsymmetricUnit(positions, model.u_iso, 1 / orders, rows)
+    projectors = np.array([each for _, each in settled])
+    fit = refine(unit, model.scale, projectors, group_operations(crystal.space_group), reflections, freedom)
+    return fit._replace(unit=fit.unit._replace(occupancies=fit.unit.occupancies * orders))
+
+
+def _observations(crystal, model) -> Observations:
+    palette = sorted(set(model.elements))
+    table = form_factors(palette, crystal.spacings, crystal.data.wavelength)
+    return observations(crystal.hkl, crystal.spacings, table, crystal.intensities, crystal.sigmas)
+
+
+def _calculated(crystal, fit):
+    """Fc in the order of the crystal's reflections."""
+    return fit.structure_factors.ravel()[: len(crystal.hkl)]
+
+
+def _revised(crystal, model, rejected, last):
+    """One round: refined, atoms dropped, elements anew, peaks added. Also what was dropped, if it changed, and R1."""
+    reflections = _observations(crystal, model)
+    used = up_to(reflections, FIRST_RATIO * (5 * len(model.positions) + 1))
+    fit = _refined(crystal, model, used, Freedom(cycles=5))
+    model = model.after(fit)
+    fit = _refined(crystal, model, used, Freedom(occupancies=True, cycles=3))
+    powers = fit.unit.occupancies * model.powers
+    lightest = _lightest(crystal)
+    holding = (fit.unit.u_iso < HIGHEST_U) & (powers > WEAKEST * min(lightest, model.powers.min()))
+    holding &= ~_crowded(crystal, model.positions, powers)
+    model = model.after(fit)
+    dropped = model.positions[~holding]
+    model, powers = model.kept(holding), powers[holding]
+    if not len(model.positions):
+        return model, dropped, True, 1.0
+    added = np.zeros((0, 3))
+    if not last:
+        density, difference = crystal.map(_observed(crystal, fit)), crystal.map(_difference(crystal, fit))
+        added, new_powers = _new_sites(crystal, model, powers, density, difference, rejected)
+        powers = np.concatenate([powers, new_powers])
+    positions = np.concatenate([model.positions, added])
+    elements = assign_elements(
+        powers,
+        _multiplicities(crystal, positions),
+        crystal.data.formula,
+        crystal.data.cell.volume,
+        crystal.data.elements,
+        current=None if len(added) or len(dropped) else model.elements,
+    ).elements
+    changed = bool(len(dropped) or len(added) or elements != model.elements)
+    model = _Model(positions, np.append(model.u_iso, np.full(len(added), FIRST_U)), elements)
+    return model, dropped, changed, _fitted_r_factor(crystal, fit)
+
+
+def _lightest(crystal):
+    """The power of the lightest element that is looked for."""
+    data = crystal.data
+    given = data.formula or data.elements
+    return power(possible_elements(data.formula, data.elements)[0]) if given else power('C')
+
+
+def _crowded(crystal, positions, powers):
+    """Which sites are too near to a stronger one."""
+    crowded = np.zeros(len(positions), bool)
+    for first, second, _, _ in maps.contacts(positions, crystal.data.cell, crystal.operations, CLOSEST):
+        crowded[first] |= powers[first] < powers[second]
+    return crowded
+
+
+def _observed(crystal, fit):
+    """Fo/k with the phases of the model."""
+    return crystal.amplitudes / float(fit.scale) * np.exp(1j * np.angle(_calculated(crystal, fit)))
+
+
+def _difference(crystal, fit):
+    """(Fo/k - Fc) with the phases of the model."""
+    return _observed(crystal, fit) - _calculated(crystal, fit)
+
+
+def _new_sites(crystal, model, powers, density, difference, rejected):
+    """Difference peaks that may be atoms, and their powers."""
+    heights = np.maximum(maps.values_at(density, model.positions), 1e-6)
+    light = powers <= np.quantile(powers, 0.5)
+    per_power = float(np.median(heights[light] / powers[light]))
+    sites = float(_multiplicities(crystal, model.positions).sum())
+    wanting = missing_share(sites, crystal.data.formula, crystal.data.cell.volume) > 0
+    level = (NEW_PEAK_IF_WANTING if wanting else NEW_PEAK) * _lightest(crystal) * per_power
+    peaks = maps.sharp_peaks(difference, crystal.data.cell, crystal.operations, level, MOST_PEAKS)
+    sites, new_heights = _distinct(crystal, peaks.positions, peaks.heights, np.concatenate([model.positions, rejected]))
+    most = max(len(model.positions) // 3, 3)
+    return sites[:most], new_heights[:most] / per_power
+
+
+def _finished(crystal, model, evidence):
+    """The last refinement, and all that is said of the model."""
+    model, fit, sureness = _with_best_elements(crystal, model)
+    density = crystal.map(_observed(crystal, fit))
+    multiplicities = _multiplicities(crystal, model.positions)
+    findings = examine(crystal, model, fit, density, multiplicities)
+    verdict, reasons = judge_crystal(findings, evidence)
+    atoms = _sites(crystal, model, multiplicities, sureness)
+    return Interpretation(atoms, findings.r_factor, verdict, reasons, density, findings)
+
+
+def _with_best_elements(crystal, model):
+    """The model with the elements that explain the data best, refined; its fit; and how sure its elements are."""
+    data = crystal.data
+    multiplicities = _multiplicities(crystal, model.positions)
+    fits = {model.elements: _refined(crystal, model, _observations(crystal, model), Freedom(cycles=FINAL_CYCLES))}
+
+    handicaps = {model.elements: 1.0}
+
+    def best():
+        return min(fits, key=lambda each: handicaps[each] * _fitted_r_factor(crystal, fits[each]))
+
+    def try_elements(elements, handicap):
+        if elements not in fits:
+            other = dataclasses.replace(model.after(fits[best()]), elements=elements, scale=0.0)
+            fits[elements] = _refined(crystal, other, _observations(crystal, other), Freedom(cycles=TRIAL_CYCLES))
+            handicaps[elements] = handicap
+
+    def powers_of(elements):
+        chosen = dataclasses.replace(model, elements=elements).after(fits[elements])
+        return _powers(crystal, chosen, _observations(crystal, chosen))
+
+    for _ in range(ELEMENT_ROUNDS):
+        before = best()
+        powers, _ = powers_of(before)
+        for order, anchor in enumerate(anchors(data.formula, data.elements)):
+            given = data.formula, data.cell.volume, data.elements
+            elements = assign_elements(powers, multiplicities, *given, anchor=anchor).elements
+            try_elements(elements, OTHER_ANCHOR if order else 1.0)
+        if best() == before:
+            break
+    if not data.formula:
+        bonded = bonds(model.positions, best(), data.cell, crystal.operations)
+        try_elements(within_valence(best(), bonded, possible_elements(None, data.elements)), handicaps[best()])
+    chosen = best()
+    r_factors = {each: _fitted_r_factor(crystal, fit) for each, fit in fits.items()}
+    rivals = [each for each in fits if r_factors[each] < AS_GOOD * r_factors[chosen]]
+    agreeing = np.mean([[a == b for a, b in zip(each, chosen, strict=True)] for each in rivals], axis=0)
+    sureness = confidences(*powers_of(chosen), chosen, possible_elements(data.formula, data.elements)) * agreeing
+    return dataclasses.replace(model, elements=chosen).after(fits[chosen]), fits[chosen], sureness
+
+
+def _sites(crystal, model, multiplicities, sureness):
+    """The atoms, heaviest first, as one molecule where there is one."""
+    places = assemble(model.positions, model.elements, crystal.data.cell, crystal.operations)
+    counters: dict[str, int] = {}
+    atoms = []
+    for index in np.lexsort((np.arange(len(places)), -model.numbers)):
+        element = model.elements[index]
+        counters[element] = counters.get(element, 0) + 1
+        atoms.append(
+            Site(
+                f'{element}{counters[element]}',
+                element,
+                tuple(float(each) for each in places[index]),
+                float(model.u_iso[index]),
+                1.0,
+                int(multiplicities[index]),
+                float(sureness[index]),
+            )
+        )
+    return tuple(atoms)
+
+
+def _powers(crystal, model, reflections):
+    """What each site scatters with, and its standard uncertainty (see `crystal_elements`)."""
+    fit = _refined(crystal, model, reflections, Freedom(occupancies=True, cycles=4))
+    number = len(model.positions)
+    normal = fit.normal + np.diag(np.where(np.diag(fit.normal) > 0, 0, 1))
+    widths = np.sqrt(np.diag(normal))
+    covariance = np.linalg.pinv(normal / widths[:, None] / widths, hermitian=True) / widths[:, None] / widths
+    degrees = max(len(crystal.hkl) - 5 * number, 1)
+    variances = np.diag(covariance)[4 * number : 5 * number] * float(fit.misfit) / degrees
+    return fit.unit.occupancies * model.powers, np.sqrt(np.maximum(variances, 0)) * model.powers
+
+
+def examine(crystal, model, fit, density, multiplicities) -> Findings:
+    """All that the verdict is from."""
+    data = crystal.data
+    calculated = np.abs(_calculated(crystal, fit))
+    peak, hole = _residues(crystal, model, density, crystal.map(_difference(crystal, fit)))
+    near = maps.contacts(model.positions, data.cell, crystal.operations, 1.6)
+    parameters = sum(
+        int(np.linalg.matrix_rank(maps.settle(each, data.cell, crystal.operations, 0.05)[1])) + 1
+        for each in model.positions
+    )
+    shares = multiplicities * model.numbers**2
+    return Findings(
+        r_factor=_fitted_r_factor(crystal, fit),
+        noise_r_factor=_noise_r_factor(crystal),
+        light_share=float(shares[model.numbers <= 10].sum() / shares.sum()),
+        highest_peak=peak,
+        deepest_hole=hole,
+        lowest_u=float(model.u_iso.min()),
+        highest_u=float(model.u_iso.max()),
+        closest=min((each[2] for each in near), default=np.inf),
+        odd_bonds=_odd_bonds(crystal, model),
+        volume_per_atom=float(data.cell.volume / multiplicities.sum()),
+        organic='C' in model.elements and bool(np.mean(model.numbers <= 10) > 0.6),
+        absent_intensity=_absent_intensity(crystal),
+        further_symmetry=further_symmetry(model.positions, model.numbers, crystal.space_group, data),
+        weak_intensity=_weak_intensity(crystal, calculated),
+        group_certain=crystal.space_group.certain,
+        reflections_per_parameter=len(crystal.hkl) / (parameters + 1),
+        d_min=float(1 / crystal.spacings[-1]),
+        follows_formula=_follows(model.elements, multiplicities, data.formula),
+        missing_share=missing_share(float(multiplicities.sum()), data.formula, data.cell.volume),
+    )
+
+
+def _strong(crystal):
+    """Reflections with F > 4σ(F)."""
+    return crystal.intensities > STRONG / 2 * crystal.sigmas
+
+
+def _fitted_r_factor(crystal, fit):
+    """R1 over strong reflections, with the scale that fits them best."""
+    strong = _strong(crystal)
+    if not strong.any():
+        return 1.0
+    observed, calculated = crystal.amplitudes[strong], np.abs(_calculated(crystal, fit))[strong]
+    scale = observed @ calculated / max(calculated @ calculated, 1e-12)
+    return float(np.abs(observed - scale * calculated).sum() / observed.sum())
+
+
+def _noise_r_factor(crystal):
+    """R1 that the σ's alone would leave."""
+    strong = _strong(crystal)
+    if not strong.any():
+        return 1.0
+    errors = crystal.sigmas[strong] / (2 * crystal.amplitudes[strong])
+    return float(np.sqrt(2 / np.pi) * errors.sum() / crystal.amplitudes[strong].sum())
+
+
+def _residues(crystal, model, density, difference):
+    """The highest peak and the deepest hole of the difference map, in parts of what is highest of the lightest atoms.
+
+    Near to a heavier atom the measure is that atom: what its anisotropy leaves is in proportion to it. Peaks at the
+    distance of a hydrogen from a light atom count half.
+    """
+    heights = np.maximum(maps.values_at(density, model.positions), 1e-6)
+    lightest = float(np.median(heights[model.numbers == model.numbers.min()]))
+    extremes = []
+    for sign in (1, -1):
+        peaks = maps.sharp_peaks(sign * difference, crystal.data.cell, crystal.operations, 0.05 * lightest, MOST_PEAKS)
+        worst = 0.0
+        for position, height in zip(peaks.positions, peaks.heights, strict=True):
+            distances, _ = maps.nearest_images(position, model.positions, crystal.data.cell, crystal.operations)
+            nearest = int(np.argmin(distances))
+            measure = max(lightest, heights[nearest]) if distances[nearest] < NEAR_ATOM else lightest
+            hydrogen = sign > 0 and HYDROGEN[0] < distances[nearest] < HYDROGEN[1] and model.numbers[nearest] <= 10
+            worst = max(worst, float(height / measure) / (2 if hydrogen else 1))
+        extremes.append(worst)
+    return tuple(extremes)
+
+
+def _odd_bonds(crystal, model):
+    """What is not sensible in the bonds of carbon, nitrogen and oxygen, in words."""
+    bonded = bonds(model.positions, model.elements, crystal.data.cell, crystal.operations)
+    odd = []
+    for index, element in enumerate(model.elements):
+        if element not in MOST_BONDS:
+            continue
+        lengths = {other: each for first, other, each, _ in bonded if first == index}
+        light = [each for first, other, each, _ in bonded if first == index and model.elements[other] in MOST_BONDS]
+        if len(light) > MOST_BONDS[element]:
+            odd.append(f'{element} with {len(light)} bonds to C, N or O')
+        if element == 'C' and not lengths:
+            odd.append('C without a bond')
+        if any(each > LONGEST_LIGHT for each in light):
+            odd.append(f'a bond of {max(light):.2f} Å between light atoms')
+    return tuple(sorted(set(odd)))
+
+
+def _absent_intensity(crystal):
+    """Mean intensity of the reflections that the group forbids over that of all, less four standard errors of it."""
+    data = crystal.data
+    absent = ~maps.allowed_reflections(data.hkl, crystal.space_group.symops)
+    if not absent.any():
+        return 0.0
+    mean = float(np.mean(np.maximum(data.intensities, 0)))
+    error = float(np.sqrt(np.sum(data.sigmas[absent] ** 2)) / absent.sum())
+    return float((np.mean(data.intensities[absent]) - 4 * error) / mean)
+
+
+def _weak_intensity(crystal, calculated):
+    """Mean measured intensity, in shells' means, of the third of the reflections that the model calls weakest.
+
+    It is 1 for a model that knows nothing, and up to 0.2 for one that knows all.
+    """
+    shells = np.array_split(np.arange(len(calculated)), max(len(calculated) // 150, 1))
+    total, count = 0.0, 0
+    for shell in shells:
+        weakest = shell[np.argsort(calculated[shell])[: max(len(shell) // 3, 1)]]
+        total += crystal.intensities[weakest].sum() / max(crystal.intensities[shell].mean(), 1e-9)
+        count += len(weakest)
+    return float(total / count)
+
+
+def _follows(elements, multiplicities, formula):
+    """Whether the atoms have the proportions of the formula; None without one."""
+    counts = without_hydrogen(formula)
+    if not counts:
+        return None
+    found = dict.fromkeys(counts, 0.0)
+    for element, multiplicity in zip(elements, multiplicities, strict=True):
+        found[element] = found.get(element, 0) + float(multiplicity)
+    ratio = sum(found.values()) / sum(counts.values())
+    return all(abs(found[symbol] - ratio * counts.get(symbol, 0)) <= 0.15 * max(found[symbol], 2) for symbol in found)
+
+
+def further_symmetry(positions: np.ndarray, numbers: np.ndarray, space_group: SpaceGroup, data: CrystalData) -> bool:
+    """Whether the atoms obey an operation that the group lacks: of the Laue class, the inversion, or a translation.
+
+    Args:
+        positions: `(n, 3)`, of the asymmetric unit.
+        numbers: `(n,)`, their atomic numbers.
+        space_group: of the crystal.
+        data: of which the Laue class and the cell are used.
+    """
+    operations = space_group.operations
+    images = maps.images_of(positions, operations) % 1.0
+    cell_numbers = np.repeat(numbers, images.shape[1])
+    sites = images.reshape(-1, 3)
+    first = _firsts(sites, data.cell)
+    sites, cell_numbers = sites[first], cell_numbers[first]
+    kinds, counts = np.unique(cell_numbers, return_counts=True)
+    rarest = kinds[np.lexsort((-kinds, counts))[0]]
+    anchors = sites[cell_numbers == rarest]
+    candidates = np.unique(np.concatenate([data.rotations, np.stack([np.eye(3), -np.eye(3)])]).astype(int), axis=0)
+    probes = np.linspace(0, len(sites) - 1, min(len(sites), PROBES)).astype(int)
+    for rotation in candidates:
+        known = operations[1][(operations[0] == rotation).all(axis=(1, 2))]
+        for anchor in anchors:
+            translation = anchor - rotation @ anchors[0]
+            if len(known) and _least(known - translation, data.cell).min() < SAME_TRANSLATION:
+                continue
+            if all(
+                _obeying(sites[some] @ rotation.T + translation, cell_numbers[some], sites, cell_numbers, data.cell)
+                for some in (probes, slice(None))
+            ):
+                return True
+    return False
+
+
+def _obeying(moved, moved_numbers, sites, numbers, cell):
+    """Whether nearly all moved atoms lie on others that are alike."""
+    matched = _least(moved[:, None] - sites[None], cell) < SAME_PLACE
+    matched &= np.abs(moved_numbers[:, None] - numbers[None]) <= 2
+    return matched.any(axis=1).mean() > OBEYING
+
+
+def _firsts(sites, cell):
+    """Indices of sites that no earlier one coincides with."""
+    near = _least(sites[:, None] - sites[None], cell) < 1e-2
+    return np.array([index for index in range(len(sites)) if not near[index, :index].any()])
+
+
+def _least(offsets, cell):
+    """Lengths of vectors modulo the lattice, Å; right for those well below half an edge."""
+    return np.linalg.norm((offsets - np.rint(offsets)) @ cell.orthogonalization.T, axis=-1)

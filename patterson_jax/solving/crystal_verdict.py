@@ -1,0 +1,161 @@
+"""The verdict on a crystal: solved, not solved, or uncertain. It never looks at the truth.
+
+R1 alone cannot decide: a right model, isotropic and without hydrogen, may have a higher one than another model that
+lacks an atom. So a crystal is solved only if nothing speaks against it: R1 is what its elements and σ's predict, the
+difference map is flat, every atom vibrates as atoms do, distances and volume are sensible, the data agree with the
+group and the atoms have no further symmetry, and either the reflections that the model calls weak are weak or another
+start came to the same map. `solved` claims sites and group; elements have a confidence of their own.
+
+The constants are from invented crystals that the model does not describe (`benchmarks/crystal_verdicts.py`, stream
+`calibration`), and tested on others.
+"""
+
+import dataclasses
+import math
+
+HEAVY_R, LIGHT_R = 0.095, 0.07  # R1 of a right model beside noise: of heavy atoms, and added where all are light
+HOPELESS_R = 0.35  # R1 above which nothing of a model need be right
+LARGEST_PEAK, DEEPEST_HOLE = 0.16, 0.16  # of the difference map, in parts of the lightest atom
+U_RANGE = (0.005, 0.15)  # Å²
+SHORTEST_CONTACT = 1.1  # Å
+ORGANIC_VOLUME, ANY_VOLUME = (12.0, 25.0), (7.0, 45.0)  # Å³ an atom, hydrogen apart
+MOST_ABSENT = 0.02  # mean intensity of reflections that the group forbids, in means of all
+MOST_WEAK = 0.45  # mean intensity of those that the model calls weak, in means
+MOST_MISSING = 0.1  # share of the formula's atoms
+AMPLE_DATA, FINE = 10.0, 1.1  # reflections a parameter; d_min in Å
+AGREEING = 2  # starts
+LEAST_AGREEMENT = 0.5  # of the phases with an operation of the group
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """How phases were found.
+
+    Attributes:
+        starts: tried.
+        agreeing: starts, the chosen one counted, that came to the same map, origin and hand aside.
+        operations: the lowest agreement of the phases with an operation of the group, 0 to 1; None: there is none.
+        others: the highest agreement with an operation of the Laue class that the group lacks; None: there is none.
+        jump: skewness of the final map over its level in the first cycles, or None.
+    """
+
+    starts: int = 1
+    agreeing: int = 1
+    operations: float | None = None
+    others: float | None = None
+    jump: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What was found of a refined model.
+
+    Attributes:
+        r_factor: R1 over reflections with F > 4σ(F).
+        noise_r_factor: what the σ's alone would leave of it.
+        light_share: share of ΣZ² that is due to elements up to neon.
+        highest_peak: of the difference map, in parts of the lightest atoms' height, or of an atom's that it is near to;
+            half where hydrogen would be.
+        deepest_hole: likewise.
+        lowest_u: Å².
+        highest_u: Å².
+        closest: the shortest distance of two atoms up to 1.6 Å, Å.
+        odd_bonds: of C, N and O, in words.
+        volume_per_atom: Å³, hydrogen apart.
+        organic: whether there is carbon among mostly light atoms.
+        absent_intensity: mean intensity of the reflections that the group forbids, beyond its error, in means of all.
+        further_symmetry: whether the atoms obey an operation that the group lacks.
+        weak_intensity: mean intensity of the third of the reflections that the model calls weakest, in shells' means.
+        group_certain: whether phases and data left no other group.
+        reflections_per_parameter: unique ones.
+        d_min: Å.
+        follows_formula: whether the atoms have its proportions; None without one.
+        missing_share: of the formula's atoms.
+    """
+
+    r_factor: float
+    noise_r_factor: float
+    light_share: float
+    highest_peak: float
+    deepest_hole: float
+    lowest_u: float
+    highest_u: float
+    closest: float
+    odd_bonds: tuple[str, ...]
+    volume_per_atom: float
+    organic: bool
+    absent_intensity: float
+    further_symmetry: bool
+    weak_intensity: float
+    group_certain: bool
+    reflections_per_parameter: float
+    d_min: float
+    follows_formula: bool | None
+    missing_share: float
+
+
+def expected_r_factor(findings: Findings) -> float:
+    """The highest R1 of a right isotropic model without hydrogen, of this crystal's elements and σ's."""
+    return math.hypot(findings.noise_r_factor, HEAVY_R + LIGHT_R * findings.light_share)
+
+
+def judge_crystal(findings: Findings, evidence: Evidence) -> tuple[str, tuple[str, ...]]:
+    """The verdict on a model, and the reasons for it in words: what speaks against it, or what for it."""
+    limit = expected_r_factor(findings)
+    if not findings.r_factor <= HOPELESS_R:
+        return 'not solved', (f'R1 is {findings.r_factor:.3f}: the model does not explain the data',)
+    doubts = [words for doubtful, words in _doubts(findings, evidence, limit) if doubtful]
+    if doubts:
+        return 'uncertain', tuple(doubts)
+    support = [f'R1 is {findings.r_factor:.3f}, where up to {limit:.3f} is to be expected']
+    support.append(f'no difference peak is above {findings.highest_peak:.0%} of the lightest atom')
+    if findings.weak_intensity < MOST_WEAK:
+        support.append(
+            f'reflections that the model calls weak have {findings.weak_intensity:.0%} of the mean intensity'
+        )
+    if evidence.agreeing >= AGREEING:
+        support.append(f'{evidence.agreeing} starts came to the same map')
+    if findings.follows_formula is False:
+        support.append('but the elements do not have the proportions of the formula')
+    return 'solved', tuple(support)
+
+
+def _doubts(findings, evidence, limit):
+    """Each condition: whether it is hurt, and the words for that."""
+    f = findings
+    lowest, highest = ORGANIC_VOLUME if f.organic else ANY_VOLUME
+    poor = f.reflections_per_parameter < AMPLE_DATA or f.d_min > FINE
+    chemistry = f.organic and not f.odd_bonds and f.follows_formula is not False
+    return [
+        (f.r_factor > limit, f'R1 is {f.r_factor:.3f}, where at most {limit:.3f} is to be expected'),
+        (f.highest_peak > LARGEST_PEAK, f'a difference peak has {f.highest_peak:.0%} of the lightest atom'),
+        (f.deepest_hole > DEEPEST_HOLE, f'a hole of the difference map has {f.deepest_hole:.0%} of the lightest atom'),
+        (f.lowest_u < U_RANGE[0], f'an atom has U = {f.lowest_u:.4f} Å², less than atoms have'),
+        (f.highest_u > U_RANGE[1], f'an atom has U = {f.highest_u:.3f} Å², more than atoms have'),
+        (f.closest < SHORTEST_CONTACT, f'two atoms are {f.closest:.2f} Å apart'),
+        (bool(f.odd_bonds), 'odd bonds: ' + ', '.join(f.odd_bonds)),
+        (not lowest <= f.volume_per_atom <= highest, f'an atom takes {f.volume_per_atom:.1f} Å³'),
+        (
+            f.absent_intensity > MOST_ABSENT,
+            f'reflections that the space group forbids have {f.absent_intensity:.0%} of the mean intensity',
+        ),
+        (f.further_symmetry, 'the atoms have symmetry that the space group lacks'),
+        (not f.group_certain, 'the space group is not certain'),
+        (
+            evidence.operations is not None and evidence.operations < LEAST_AGREEMENT,
+            f'the phases agree with an operation of the space group by {evidence.operations or 0:.2f} only',
+        ),
+        (
+            f.weak_intensity > MOST_WEAK and evidence.agreeing < AGREEING,
+            f'reflections that the model calls weak have {f.weak_intensity:.0%} of the mean intensity, '
+            'and no other start came to this map',
+        ),
+        (
+            f.missing_share > MOST_MISSING,
+            f'{f.missing_share:.0%} of the atoms of the formula are missing',
+        ),
+        (
+            poor and not (evidence.agreeing >= AGREEING and chemistry),
+            f'{f.reflections_per_parameter:.1f} reflections a parameter to {f.d_min:.2f} Å are few',
+        ),
+    ]

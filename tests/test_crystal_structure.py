@@ -1,0 +1,103 @@
+import dataclasses
+
+import gemmi
+import numpy as np
+import pytest
+
+from patterson_jax.crystal.structure import SpaceGroup
+from patterson_jax.simulation.invented_crystals import Recipe, invent
+from patterson_jax.solving.crystal_maps import nearest_images
+from patterson_jax.solving.crystal_molecule import bonds
+from patterson_jax.solving.crystal_structure import further_symmetry, interpret_phases
+from patterson_jax.solving.crystal_verdict import Evidence
+
+
+def phased(crystal, wrong=0.0, data=None):
+    """Observed amplitudes with the true phases, a share of which is turned by a half."""
+    data = data or crystal.data
+    generator = np.random.default_rng(7)
+    turned = np.where(generator.random(len(data.hkl)) < wrong, -1, 1)
+    return np.sqrt(np.maximum(data.intensities, 0)) * np.exp(1j * np.angle(crystal.structure_factors)) * turned
+
+
+@pytest.fixture(scope='module')
+def organic():
+    return invent(Recipe('P21/c', num_atoms=10, d_min=0.9), seed=2)
+
+
+@pytest.fixture(scope='module')
+def complex_on_a_centre():
+    return invent(Recipe('P-1', num_atoms=9, heavy=('Cu',), special=True, d_min=0.9), seed=3)
+
+
+def found_all(crystal, interpretation):
+    sites = np.array([atom.fract for atom in interpretation.atoms])
+    for element, position in zip(crystal.elements, crystal.positions, strict=True):
+        if element == 'H':
+            continue
+        distances, _ = nearest_images(position, sites, crystal.data.cell, crystal.space_group.operations)
+        atom = interpretation.atoms[int(np.argmin(distances))]
+        if distances.min() > 0.15 or abs(gemmi.Element(atom.element).atomic_number - _number(element)) > 2:
+            return False
+    return len(sites) == sum(element != 'H' for element in crystal.elements)
+
+
+def _number(element):
+    return gemmi.Element(element).atomic_number
+
+
+def test_spoilt_phases_become_a_solved_structure(organic):
+    factors = phased(organic, wrong=0.08)
+    order = np.random.default_rng(1).permutation(len(factors))[: int(0.95 * len(factors))]
+    result = interpret_phases(
+        organic.data, organic.space_group, -organic.data.hkl[order], factors[order].conj(), Evidence()
+    )
+    assert found_all(organic, result)
+    assert result.verdict == 'solved', result.reasons
+    assert result.r_factor < 0.15
+    positions = np.array([atom.fract for atom in result.atoms])
+    elements = tuple(atom.element for atom in result.atoms)
+    cell = organic.data.cell
+    reached, grown = {0}, True
+    pairs = [
+        (i, j)
+        for i, j, _, image in bonds(positions, elements, cell, organic.space_group.operations)
+        if np.abs(image - positions[j]).max() < 1e-3
+    ]
+    while grown:
+        more = {j for i, j in pairs if i in reached} - reached
+        reached, grown = reached | more, bool(more)
+    assert reached == set(range(len(positions)))  # one molecule
+
+
+def test_a_metal_stays_on_its_inversion_centre(complex_on_a_centre):
+    crystal = complex_on_a_centre
+    result = interpret_phases(crystal.data, crystal.space_group, crystal.data.hkl, phased(crystal, 0.05), Evidence())
+    assert found_all(crystal, result)
+    metal = result.atoms[0]
+    assert (metal.element, metal.multiplicity, metal.occupancy) == ('Cu', 1, 1.0)
+    np.testing.assert_allclose(2 * np.array(metal.fract), np.rint(2 * np.array(metal.fract)), atol=1e-6)
+    assert metal.confidence > 0.9
+
+
+def test_a_group_with_too_few_operations_is_noticed(complex_on_a_centre):
+    crystal = complex_on_a_centre
+    group = SpaceGroup(1, 'P 1', ('x,y,z',), certain=True)
+    result = interpret_phases(crystal.data, group, crystal.data.hkl, phased(crystal), Evidence(agreeing=3))
+    assert result.findings.further_symmetry
+    assert result.verdict == 'uncertain'
+
+
+def test_permuted_intensities_are_never_solved(complex_on_a_centre):
+    data = complex_on_a_centre.data
+    order = np.random.default_rng(0).permutation(len(data.hkl))
+    data = dataclasses.replace(data, intensities=data.intensities[order], sigmas=data.sigmas[order])
+    factors = phased(complex_on_a_centre, data=data)
+    result = interpret_phases(data, complex_on_a_centre.space_group, data.hkl, factors, Evidence(agreeing=3))
+    assert result.verdict == 'not solved'
+
+
+def test_a_true_group_has_no_further_symmetry(organic):
+    heavy = np.array([element != 'H' for element in organic.elements])
+    numbers = np.array([_number(each) for each in organic.elements])[heavy]
+    assert not further_symmetry(organic.positions[heavy], numbers, organic.space_group, organic.data)
