@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'patterson_jax'
 MODULES = sorted(PACKAGE.rglob('*.py'))
 WINGS = {  # and the parts of the package, itself apart, that each may use
-    'crystal': {'errors'},
+    'crystal': {'errors', 'precision'},
     'simulation': {'errors', 'precision', 'crystal'},
     'learning': {'errors', 'precision', 'progress', 'crystal', 'simulation'},
     'solving': {'errors', 'precision', 'crystal', 'simulation'},

@@ -17,6 +17,7 @@ from jax import Array
 
 from patterson_jax.crystal.structure import SpaceGroup
 from patterson_jax.errors import InputError
+from patterson_jax.precision import exact_products
 
 ELECTRONVOLT_ANGSTROM = 12398.42  # energy times wavelength of light
 MOST_OPERATIONS = 24  # of any space group, without centring and inversion; all are padded to that
@@ -112,6 +113,7 @@ def group_operations(space_group: SpaceGroup) -> Operations:
 
 
 @jax.jit
+@exact_products
 def structure_factors(unit: AsymmetricUnit, operations: Operations, hkl: Array, table: Array, spacings: Array) -> Array:
     """F(h) of a crystal, complex `(n,)`, in electrons of the cell.
 
@@ -125,11 +127,6 @@ def structure_factors(unit: AsymmetricUnit, operations: Operations, hkl: Array, 
     real, imaginary, _, _ = atom_transforms(unit.positions, operations, hkl, with_gradients=False)
     weights = atom_amplitudes(unit, table, spacings)
     return jax.lax.complex(jnp.sum(weights * real, axis=1), jnp.sum(weights * imaginary, axis=1))
-
-
-def exact_product(first: Array, second: Array) -> Array:
-    """Matrix product in full float32 on every device."""
-    return jnp.matmul(first, second, precision='highest')
 
 
 def atom_amplitudes(unit: AsymmetricUnit, table: Array, spacings: Array) -> Array:
@@ -150,8 +147,8 @@ def atom_transforms(
 
     def add_operation(index, sums):
         real, imaginary, real_slope, imaginary_slope = sums
-        images = exact_product(hkl, operations.rotations[index])
-        phases = exact_product(images, positions.T) + exact_product(hkl, operations.translations[index])[:, None]
+        images = hkl @ operations.rotations[index]
+        phases = images @ positions.T + (hkl @ operations.translations[index])[:, None]
         phases = 2 * math.pi * (phases - jnp.round(phases))
         cosine, sine = jnp.cos(phases), jnp.sin(phases)
         if with_gradients:

@@ -21,9 +21,9 @@ from patterson_jax.crystal.scatterers import (
     Operations,
     atom_amplitudes,
     atom_transforms,
-    exact_product,
     structure_factors,
 )
+from patterson_jax.precision import exact_products
 
 CHUNK = 512  # reflections
 MODEL_ERROR = 0.1  # of F², in the weights: what an isotropic model without hydrogens leaves, about
@@ -180,6 +180,7 @@ def refine(
 
 
 @jax.jit
+@exact_products
 def _refine(unit, scale, projectors, free, operations, reflections, cycles):
     size = len(unit.occupancies)
     chunks = jnp.arange(reflections.hkl.shape[0])
@@ -271,8 +272,8 @@ def _normal_equations(parameters, unit, free, operations, reflections, weights):
         jacobian = jacobian * free[None] * jnp.sqrt(weight)[:, None]
         residual = jnp.sqrt(weight) * (reflections.intensities[chunk] - calculated)
         return (
-            normal + exact_product(jacobian.T, jacobian),
-            gradient + exact_product(residual, jacobian),
+            normal + jacobian.T @ jacobian,
+            gradient + residual @ jacobian,
             misfit + jnp.sum(residual**2),
         )
 
