@@ -101,3 +101,20 @@ def test_a_true_group_has_no_further_symmetry(organic):
     heavy = np.array([element != 'H' for element in organic.elements])
     numbers = np.array([_number(each) for each in organic.elements])[heavy]
     assert not further_symmetry(organic.positions[heavy], numbers, organic.space_group, organic.data)
+
+
+def test_a_formula_without_the_metal_is_not_believed(complex_on_a_centre):
+    crystal = complex_on_a_centre
+    data = dataclasses.replace(crystal.data, formula={'C': 12, 'H': 12, 'N': 4, 'O': 2})
+    result = interpret_phases(data, crystal.space_group, data.hkl, phased(crystal, 0.05, data), Evidence())
+    assert any('elements of the formula do not explain' in each for each in result.reasons)
+    assert _number(result.atoms[0].element) > 24
+    assert all(atom.confidence <= 1 for atom in result.atoms)
+
+
+def test_symbols_without_numbers_are_enough(complex_on_a_centre):
+    crystal = complex_on_a_centre
+    data = dataclasses.replace(crystal.data, formula=None, elements=tuple(crystal.data.formula))
+    result = interpret_phases(data, crystal.space_group, data.hkl, phased(crystal, 0.05, data), Evidence())
+    assert found_all(crystal, result)
+    assert {atom.element for atom in result.atoms} <= set(data.elements)

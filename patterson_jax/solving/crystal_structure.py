@@ -39,6 +39,7 @@ NEW_PEAK_IF_WANTING = 0.2  # while there are fewer atoms than the formula says
 GIVEN_UP_R = 0.45  # R1 of a model that a round did not mend
 MUCH_BETTER = 0.75  # of R1, below which other elements than the formula's are preferred
 ELEMENT_ROUNDS, TRIAL_CYCLES = 3, 6
+UNCOUNTED = 1.06  # times R1, by which elements are to explain the data that are not as many as the formula says
 OTHER_ANCHOR = 1.18  # times R1, by which the lightest sites have to be another element than the likeliest
 AS_GOOD = 1.05  # of R1, up to which other elements explain the data as well
 FIRST_RATIO = 6  # reflections for each parameter in the first rounds
@@ -386,6 +387,9 @@ def _with_best_elements(crystal, model):
             given = data.formula, data.cell.volume, data.elements
             elements = assign_elements(powers, multiplicities, *given, anchor=anchor).elements
             try_elements(elements, OTHER_ANCHOR if order else 1.0)
+        if data.formula:
+            uncounted = assign_elements(powers, multiplicities, None, data.cell.volume, tuple(data.formula))
+            try_elements(uncounted.elements, UNCOUNTED)
         if best() == before:
             break
     if not data.formula:
