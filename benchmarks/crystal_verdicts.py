@@ -6,7 +6,8 @@
 Phases are those of the truth, spoilt, or wrong ones: of a molecule that is displaced, half wrong, or has its heavy atom
 alone; of the right structure in a group with too few or too many operations; with intensities permuted within shells,
 or another crystal's. A model is right if its group is, nine in ten true atoms (half full, at least) are within 0.5 Å
-and a tenth at most too many. One line a case on stderr, counts on stdout, all of it in the JSON of --output.
+and a tenth at most too many. Or the true atoms are judged as they are, but for one that is missing, displaced or too
+many; then every atom must be right. One line a case on stderr, counts on stdout, all of it in the JSON of --output.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from patterson_jax.simulation.invented_crystals import (
     invent,
 )
 from patterson_jax.solving.crystal_maps import nearest_images
-from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases
+from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases, judge_atoms
 from patterson_jax.solving.crystal_verdict import Evidence, expected_r_factor
 
 STREAMS = {'calibration': 0, 'evaluation': 100_000}
@@ -46,9 +47,14 @@ CASES = (
     'supergroup',
     'permuted',
     'another crystal',
+    'atom missing',
+    'atom displaced',
+    'atom added',
 )
+
 VERDICTS = ('solved', 'uncertain', 'not solved')
 NEAR = 0.5  # Å
+ROOM = 1.3  # Å, about an atom that is added
 HALF = 0.45  # occupancy of what counts as a site
 
 
@@ -106,6 +112,25 @@ def make_case(kind: str, crystal: InventedCrystal, other: InventedCrystal, gener
         spoilt(factors, correlation, generator),
         kind not in ('subgroup', 'supergroup', 'permuted', 'another crystal'),
     )
+
+
+def _with_one_wrong_atom(kind, crystal, generator):
+    """Positions and elements of the true atoms, hydrogen and lesser places apart, with one that is wrong."""
+    kept = [index for index, each in enumerate(crystal.elements) if each != 'H' and crystal.occupancies[index] >= HALF]
+    positions, elements = crystal.positions[kept], [crystal.elements[each] for each in kept]
+    wrong = int(generator.integers(1, len(kept)))
+    fractionalization = np.linalg.inv(crystal.data.cell.orthogonalization)
+    if kind == 'atom missing':
+        return np.delete(positions, wrong, axis=0), tuple(each for i, each in enumerate(elements) if i != wrong)
+    if kind == 'atom displaced':
+        vector = generator.standard_normal(3)
+        positions[wrong] += fractionalization @ (generator.uniform(0.6, 1.5) * vector / np.linalg.norm(vector))
+        return positions, tuple(elements)
+    while True:
+        place = generator.random(3)
+        distances, _ = nearest_images(place, positions, crystal.data.cell, crystal.space_group.operations)
+        if distances.min() > ROOM:
+            return np.concatenate([positions, place[None]]), (*elements, 'C')
 
 
 def _model_factors(kind, crystal, generator):
@@ -175,7 +200,7 @@ def _with_intensities_of(data, other):
     return dataclasses.replace(data, intensities=intensities, sigmas=sigmas)
 
 
-def is_right(found: Interpretation, crystal: InventedCrystal) -> bool:
+def is_right(found: Interpretation, crystal: InventedCrystal, share: float = 0.9) -> bool:
     """Whether the sites are those of the crystal in its group, with any of the origins and hands that the group has."""
     if not found.atoms:
         return False
@@ -191,19 +216,19 @@ def is_right(found: Interpretation, crystal: InventedCrystal) -> bool:
         for shift in (np.zeros(3), *(sites[strongest][:, None] - images[None]).reshape(-1, 3)):
             moves = (rotations - np.eye(3)) @ shift
             off = np.linalg.norm((moves - np.rint(moves)) @ crystal.data.cell.orthogonalization.T, axis=1)
-            if off.max() < NEAR and _agree(sites, true + shift, numbers > 1, full, crystal):
+            if off.max() < NEAR and _agree(sites, true + shift, numbers > 1, full, crystal, share):
                 return True
     return False
 
 
-def _agree(sites, true, heavy, full, crystal):
-    """Whether nine in ten of the full sites are found, and a tenth of them at most is too many."""
+def _agree(sites, true, heavy, full, crystal, share):
+    """Whether a share of the full sites are found, and no more than the rest of it is too many."""
     cell, operations = crystal.data.cell, crystal.space_group.operations
     near = sum(nearest_images(each, sites, cell, operations)[0].min() < NEAR for each in true[full])
-    if near < 0.9 * full.sum():
+    if near < share * full.sum():
         return False
     claimed = sum(nearest_images(each, true[heavy], cell, operations)[0].min() >= NEAR for each in sites)
-    return bool(claimed <= 0.1 * full.sum())
+    return bool(claimed <= (1 - share) * full.sum())
 
 
 def measure(kind: str, index: int, stream: str) -> dict | None:
@@ -212,19 +237,23 @@ def measure(kind: str, index: int, stream: str) -> dict | None:
     generator = np.random.default_rng([seed, 1])
     crystal = invent(random_recipe(generator, index), seed)
     other = invent(random_recipe(generator, index + 1), seed + 50_000) if kind == 'another crystal' else crystal
-    made = make_case(kind, crystal, other, generator)
-    if made is None:
-        return None
-    data, group, phases, may_be_right = made
     began = time.process_time()
-    amplitudes = np.sqrt(np.maximum(data.intensities, 0))
-    found = interpret_phases(data, group, data.hkl, amplitudes * np.exp(1j * phases), Evidence())
+    if kind.startswith('atom'):
+        group, may_be_right, share = crystal.space_group, True, 1.0
+        found = judge_atoms(crystal.data, group, *_with_one_wrong_atom(kind, crystal, generator), Evidence())
+    else:
+        made = make_case(kind, crystal, other, generator)
+        if made is None:
+            return None
+        data, group, phases, may_be_right = made
+        amplitudes, share = np.sqrt(np.maximum(data.intensities, 0)), 0.9
+        found = interpret_phases(data, group, data.hkl, amplitudes * np.exp(1j * phases), Evidence())
     findings = dataclasses.asdict(found.findings) if found.findings else {}
     return {
         'kind': kind,
         'index': index,
         'group': group.hm,
-        'right': may_be_right and is_right(found, crystal),
+        'right': may_be_right and is_right(found, crystal, share),
         'verdict': found.verdict,
         'reasons': found.reasons,
         'expected_r_factor': expected_r_factor(found.findings) if found.findings else None,

@@ -103,6 +103,20 @@ def test_a_true_group_has_no_further_symmetry(organic):
     assert not further_symmetry(organic.positions[heavy], numbers, organic.space_group, organic.data)
 
 
+def test_further_symmetry_is_seen_though_elements_are_mistaken(organic):
+    """All atoms of half of the operations, so that the inversion is lost; each called carbon, nitrogen or oxygen."""
+    heavy = np.array([element != 'H' for element in organic.elements])
+    turns, shifts = organic.space_group.operations
+    proper = [index for index, turn in enumerate(turns) if np.linalg.det(turn) > 0]
+    group = SpaceGroup(4, 'P 1 21 1', tuple(organic.space_group.symops[each] for each in proper), certain=True)
+    inversion = next(index for index, turn in enumerate(turns) if np.array_equal(turn, -np.eye(3)))
+    halves = [organic.positions[heavy], organic.positions[heavy] @ turns[inversion].T + shifts[inversion]]
+    positions = np.concatenate(halves)
+    numbers = np.random.default_rng(0).integers(6, 9, len(positions))
+    assert further_symmetry(positions, numbers, group, organic.data)
+    assert not further_symmetry(halves[0], numbers[: len(halves[0])], organic.space_group, organic.data)
+
+
 def test_a_formula_without_the_metal_is_not_believed(complex_on_a_centre):
     crystal = complex_on_a_centre
     data = dataclasses.replace(crystal.data, formula={'C': 12, 'H': 12, 'N': 4, 'O': 2})

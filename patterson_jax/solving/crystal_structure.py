@@ -50,7 +50,8 @@ HYDROGEN = (0.7, 1.25)  # Å from a light atom
 MOST_BONDS = {'C': 4, 'N': 4, 'O': 3}  # to C, N and O
 LONGEST_LIGHT = 1.75  # Å, of a bond between those
 SAME_TRANSLATION, SAME_PLACE = 0.5, 0.4  # Å
-OBEYING = 0.95  # of the atoms
+OBEYING = 0.85  # of the atoms
+ALIKE = 2  # in atomic number: elements so near are mistaken for each other
 PROBES = 12  # atoms with which an operation is tried first
 STRONG = 4.0  # F/σ(F) of reflections over which R1 is taken
 
@@ -165,6 +166,28 @@ def interpret_phases(
                 reason = 'the elements of the formula do not explain the data; these do'
                 return dataclasses.replace(other, reasons=(*other.reasons, reason))
     return found
+
+
+def judge_atoms(
+    data: CrystalData,
+    space_group: SpaceGroup,
+    positions: np.ndarray,
+    elements: tuple[str, ...],
+    evidence: Evidence,
+) -> Interpretation:
+    """Refines atoms that are given, and judges them; none is dropped or added.
+
+    Args:
+        data: the measured crystal.
+        space_group: of it.
+        positions: `(n, 3)`, fractional, of the asymmetric unit; those near to special positions are put onto them.
+        elements: of the atoms; others of the same formula are tried too.
+        evidence: how the atoms were found.
+    """
+    crystal = _prepare(data, space_group)
+    settled = [maps.settle(each, data.cell, crystal.operations, SAME_ATOM)[0] for each in np.asarray(positions, float)]
+    model = _Model(np.reshape(settled, (-1, 3)), np.full(len(settled), FIRST_U), elements)
+    return _finished(crystal, model, evidence)
 
 
 def _built(crystal, model):
@@ -587,15 +610,15 @@ def further_symmetry(positions: np.ndarray, numbers: np.ndarray, space_group: Sp
     sites = images.reshape(-1, 3)
     first = _firsts(sites, data.cell)
     sites, cell_numbers = sites[first], cell_numbers[first]
-    kinds, counts = np.unique(cell_numbers, return_counts=True)
-    rarest = kinds[np.lexsort((-kinds, counts))[0]]
-    anchors = sites[cell_numbers == rarest]
+    alike = np.abs(cell_numbers[:, None] - cell_numbers[None]) <= ALIKE
+    first = int(np.lexsort((-cell_numbers, alike.sum(axis=1)))[0])
+    anchors = sites[alike[first]]
     candidates = np.unique(np.concatenate([data.rotations, np.stack([np.eye(3), -np.eye(3)])]).astype(int), axis=0)
     probes = np.linspace(0, len(sites) - 1, min(len(sites), PROBES)).astype(int)
     for rotation in candidates:
         known = operations[1][(operations[0] == rotation).all(axis=(1, 2))]
         for anchor in anchors:
-            translation = anchor - rotation @ anchors[0]
+            translation = anchor - rotation @ sites[first]
             if len(known) and _least(known - translation, data.cell).min() < SAME_TRANSLATION:
                 continue
             if all(
@@ -609,7 +632,7 @@ def further_symmetry(positions: np.ndarray, numbers: np.ndarray, space_group: Sp
 def _obeying(moved, moved_numbers, sites, numbers, cell):
     """Whether nearly all moved atoms lie on others that are alike."""
     matched = _least(moved[:, None] - sites[None], cell) < SAME_PLACE
-    matched &= np.abs(moved_numbers[:, None] - numbers[None]) <= 2
+    matched &= np.abs(moved_numbers[:, None] - numbers[None]) <= ALIKE
     return matched.any(axis=1).mean() > OBEYING
 
 
