@@ -1,0 +1,64 @@
+"""Grids for the density of a crystal, and reflections on the half of a grid that a real transform has.
+
+FFTs want sizes with factors 2, 3 and 5. The sizes are few, and the axes are sorted, so that crystals share shapes and
+with them compiled programs. A voxel is at most half of d_min; beyond d_min structure factors are zero.
+"""
+
+import dataclasses
+
+import numpy as np
+import scipy.fft
+
+SIZES = (12, 16, 20, 24, 30, 36, 40, 48, 54, 60, 72, 80, 90, 96, 108, 120, 144, 160, 180, 200, 240, 288, 320, 360, 400)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """A periodic grid over a cell: `shape`, ascending, of which axis i lies along edge `axes[i]` of the cell."""
+
+    shape: tuple[int, int, int]
+    axes: tuple[int, int, int]
+
+    @property
+    def half_shape(self) -> tuple[int, int, int]:
+        """Of the transform of a real map, `numpy.fft.rfftn`."""
+        return (*self.shape[:2], self.shape[2] // 2 + 1)
+
+    def place(self, hkl: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Puts values of reflections, one of each Friedel pair, on the half grid of a real map's transform.
+
+        Args:
+            hkl: `(n, 3)`, no two of them a Friedel pair.
+            values: `(n,)`, real or complex; that of −h is the conjugate.
+
+        Returns:
+            `half_shape`, zero where there is no reflection.
+        """
+        grid = np.zeros(self.half_shape, values.dtype)
+        indices = np.asarray(hkl)[:, self.axes]
+        for sign, placed in ((1, values), (-1, np.conj(values))):
+            inside = sign * indices[:, 2] >= 0
+            grid[tuple((sign * indices[inside]).T)] = placed[inside]
+        return grid
+
+    def take(self, half_grid: np.ndarray, hkl: np.ndarray) -> np.ndarray:
+        """Values `(n,)` of reflections `(n, 3)` on the half grid `half_shape` of a real map's transform."""
+        indices = np.asarray(hkl)[:, self.axes]
+        mirrored = indices[:, 2] < 0
+        values = half_grid[tuple(np.where(mirrored[:, None], -indices, indices).T)]
+        return np.where(mirrored, np.conj(values), values)
+
+    def in_cell_order(self, values: np.ndarray) -> np.ndarray:
+        """A map of this `shape` with its axes along the edges a, b, c of the cell."""
+        return np.transpose(values, np.argsort(self.axes))
+
+
+def grid_for(hkl: np.ndarray) -> Grid:
+    """The smallest grid, of those that there are, on which no reflection of `(n, 3)` reaches the border."""
+    needed = 2 * np.abs(hkl).max(axis=0) + 2
+    axes = tuple(int(axis) for axis in np.argsort(needed, kind='stable'))
+    return Grid(tuple(_size(int(needed[axis])) for axis in axes), axes)
+
+
+def _size(needed):
+    return next((size for size in SIZES if size >= needed), scipy.fft.next_fast_len(needed, real=True))
