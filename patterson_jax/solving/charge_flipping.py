@@ -1,0 +1,193 @@
+"""Charge flipping: amplitudes of a crystal without symmetry to phases, knowing only that matter is in few places.
+
+Oszlányi and Sütő (Acta Cryst. A60, 134, 2004): density below a threshold changes its sign, the measured amplitudes are
+put back, and again, until the skewness of the density jumps. Weak reflections keep their amplitude and are turned by
+π/2 instead (Acta Cryst. A61, 147, 2005). E values and F, and thresholds of 1.1 and 1.4 σ, solve different crystals.
+
+Low-density elimination (Shiono and Woolfson, Acta Cryst. A48, 451, 1992) then sharpens what was found: what lies below
+1 σ is emptied.
+
+Transforms are those of NumPy, Σ ρ exp(−2πi h·r), on the half grid of a real map; structure factors of crystallography
+are their conjugates. Shapes alone are compiled; reflections are arguments.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from patterson_jax.crystal.grid import Grid
+
+WEAK_PART = 0.2  # of the reflections
+ELIMINATION_THRESHOLD = 1.0  # σ of the density
+TINY = 1e-20  # added to squares of amplitudes
+
+
+class Search(NamedTuple):
+    """What charge flipping knows of a crystal, on the half grid, `(2, …)` for E values and for F.
+
+    Attributes:
+        strong: amplitudes of strong reflections, zero elsewhere.
+        turns: 1 for weak reflections, −1 for the mate of a Friedel pair, zero elsewhere.
+        amplitudes: `half_shape`, E values of all reflections.
+        patterson: `half_shape`, coefficients of the sharpened Patterson map without its origin peak.
+    """
+
+    strong: Array
+    turns: Array
+    amplitudes: Array
+    patterson: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a start flips.
+
+    Attributes:
+        amplitudes: 0 for E values, 1 for F.
+        threshold: σ of the density below which it changes its sign.
+        cycles: after which it has ended.
+    """
+
+    amplitudes: int
+    threshold: float
+    cycles: int
+
+
+RECIPES = (Recipe(0, 1.1, 1500), Recipe(1, 1.4, 400), Recipe(0, 1.4, 400), Recipe(1, 1.1, 400))
+
+
+def prepare_search(hkl: np.ndarray, normalised: np.ndarray, amplitudes: np.ndarray, grid: Grid) -> Search:
+    """Puts the reflections of a crystal on the half grid.
+
+    Args:
+        hkl: `(n, 3)`, one of each Friedel pair.
+        normalised: `(n,)`, E values.
+        amplitudes: `(n,)`, |F| on any scale.
+        grid: on which no reflection reaches the border.
+    """
+    strong, turns = [], []
+    for values in (normalised, amplitudes / np.sqrt(np.mean(amplitudes**2))):
+        weak = values <= np.quantile(values, WEAK_PART)
+        strong.append(grid.place(hkl, np.where(weak, 0, values)))
+        turns.append(grid.place(hkl, np.where(weak, 1j, 0)).imag)
+    patterson = grid.place(hkl, normalised**2 - 1)
+    arrays = (np.stack(strong), np.stack(turns), grid.place(hkl, normalised), patterson)
+    return Search(*(array.astype(np.float32) for array in arrays))
+
+
+def random_density(key: Array, search: Search, kind: Array, shape: tuple[int, int, int]) -> Array:
+    """A map of `shape` with the strong amplitudes and random phases."""
+    factors = jnp.fft.rfftn(jax.random.normal(key, shape))
+    return _with_amplitudes(factors, search.strong[kind], shape)
+
+
+def superposed_density(vector: Array, search: Search, kind: Array, shape: tuple[int, int, int]) -> Array:
+    """A map of `shape` with the phases of the sharpened Patterson map superposed on itself, moved by a vector.
+
+    The smaller of both at each place holds, if the vector joins two atoms, the structure and its image (Buerger 1959).
+
+    Args:
+        vector: `(3,)`, in fractions of the axes of the grid.
+        search: the crystal.
+        kind: 0 for E values, 1 for F.
+        shape: of the grid.
+    """
+    angle = sum(
+        2 * np.pi * vector[axis] * jnp.reshape(indices, [-1 if axis == other else 1 for other in range(3)])
+        for axis, indices in enumerate(_indices(shape))
+    )
+    moved = search.patterson * jnp.exp(jax.lax.complex(jnp.zeros_like(angle), -angle))
+    least = jnp.minimum(_density(search.patterson.astype(moved.dtype), shape), _density(moved, shape))
+    return _with_amplitudes(jnp.fft.rfftn(least), search.strong[kind], shape)
+
+
+def flip(densities: Array, kinds: Array, thresholds: Array, search: Search, cycles: int) -> tuple[Array, Array]:
+    """Cycles of charge flipping for several starts at once.
+
+    Args:
+        densities: `(starts, *shape)`.
+        kinds: `(starts,)`, 0 for E values, 1 for F.
+        thresholds: `(starts,)`, σ of the density.
+        search: the crystal.
+        cycles: how many.
+
+    Returns:
+        Densities `(starts, *shape)`, and their skewness after each cycle, `(starts, cycles)`.
+    """
+    return jax.vmap(_flip_one, (0, 0, 0, None, None))(densities, kinds, thresholds, search, cycles)
+
+
+def _flip_one(density, kind, threshold, search, cycles):
+    shape, size = density.shape, density.size
+    strong, turns = search.strong[kind], search.turns[kind]
+    counts = _counts(strong)
+    total = jnp.vdot(counts.ravel(), strong.ravel())
+
+    def cycle(state, _):
+        density, sigma = state
+        factors = jnp.fft.rfftn(jnp.where(density < threshold * sigma, -density, density))
+        squared = jnp.maximum(factors.real**2 + factors.imag**2, TINY)
+        inverse = jax.lax.rsqrt(squared)
+        scale = total / jnp.vdot(counts.ravel(), (squared * inverse).ravel())
+        along = (strong * inverse).at[0, 0, 0].set(scale)
+        across = turns * jnp.minimum(scale, inverse)
+        factors = factors * jax.lax.complex(along, across)
+        density = _density(factors, shape)
+        deviations = density - factors[0, 0, 0].real / size
+        squares = deviations * deviations
+        variance = jnp.vdot(deviations.ravel(), deviations.ravel()) / size
+        skewness = jnp.vdot(squares.ravel(), deviations.ravel()) / size / variance**1.5
+        return (density, jnp.sqrt(variance)), skewness
+
+    (density, _), skewness = jax.lax.scan(cycle, (density, jnp.std(density)), None, length=cycles)
+    return density, skewness
+
+
+def eliminate(factors: Array, search: Search, shape: tuple[int, int, int], cycles: int) -> tuple[Array, Array, Array]:
+    """Cycles of low-density elimination from a transform `half_shape`, with the E values of all reflections.
+
+    Returns:
+        The transform `half_shape` with the measured amplitudes, the skewness of its map, and the mean disagreement of
+        the amplitudes of the emptied map with those measured, on the scale of their mean.
+    """
+    measured = search.amplitudes
+    counts = _counts(measured)
+
+    def cycle(_, state):
+        factors, _ = state
+        density = _density(factors, shape)
+        kept = jnp.where(density < ELIMINATION_THRESHOLD * jnp.std(density), 0, density)
+        calculated = jnp.fft.rfftn(kept)
+        squared = calculated.real**2 + calculated.imag**2
+        return calculated * (measured * jax.lax.rsqrt(jnp.maximum(squared, TINY))).astype(calculated.dtype), squared
+
+    factors, squared = jax.lax.fori_loop(0, cycles, cycle, (factors, measured))
+    calculated, total = jnp.sqrt(squared), jnp.sum(counts * measured)
+    scale = total / jnp.sum(counts * calculated)
+    disagreement = jnp.sum(counts * jnp.abs(calculated * scale - measured)) / total
+    density = _density(factors, shape)
+    skewness = jnp.mean(density**3) / jnp.mean(density**2) ** 1.5  # the mean of the density is zero
+    return factors, skewness, disagreement
+
+
+def _counts(amplitudes):
+    """How many reflections of the sphere each place of the half grid stands for that has an amplitude."""
+    twice = jnp.arange(amplitudes.shape[2]) > 0
+    return jnp.where(amplitudes > 0, jnp.where(twice, 2, 1).astype(amplitudes.dtype)[None, None, :], 0)
+
+
+def _with_amplitudes(factors, amplitudes, shape):
+    squared = factors.real**2 + factors.imag**2
+    return _density(factors * (amplitudes * jax.lax.rsqrt(jnp.maximum(squared, TINY))).astype(factors.dtype), shape)
+
+
+def _density(factors, shape):
+    return jnp.fft.irfftn(factors, s=shape)
+
+
+def _indices(shape):
+    return (*(jnp.fft.fftfreq(size, 1 / size) for size in shape[:2]), jnp.fft.rfftfreq(shape[2], 1 / shape[2]))
