@@ -1,0 +1,503 @@
+"""The space group of a crystal, read from phases that were found without it.
+
+An operation x' = R x + t of the structure means F(h) = F(hR) exp(2πi h·t). So for each rotation that the intensities
+allow, the transform of F(h) F*(hR) is a map over translations with its peak at t, as high as the phases agree: 1 for
+perfect phases, 0.56 to 0.97 in practice, while false operations come up to 0.6. No threshold separates them in
+every crystal; the operations kept are the closed set above the widest gap (compare Palatinus and van der Lee, J. Appl.
+Cryst. 41, 975, 2008). Their number, standard axes and origin are the work of moyopy; the answer is in the cell as
+given.
+"""
+
+import dataclasses
+import itertools
+from typing import NamedTuple
+
+import gemmi
+import moyopy
+import numpy as np
+import scipy.fft
+
+from patterson_jax.crystal.cell import UnitCell
+from patterson_jax.crystal.expansion import GEMMI_DENOMINATOR
+from patterson_jax.crystal.structure import SpaceGroup
+
+CHANCE = 0.3  # agreement that false operations reach easily
+TYPICAL = 0.8  # agreement of true operations, and so what the identity is counted for
+CLEAR_GAP = 0.2  # between operations kept and others, where nothing else is likely
+CLEARLY_RIGHT, CLEARLY_WRONG = 0.75, 0.5  # agreement of operations
+CHANCE_AT_MOST = 0.35  # agreement of operations in a crystal that has none
+MOST_HALVES = 2  # subgroups that are tried in place of a group that is not certain
+LEAST_GAP = 0.1  # below a set of operations that is worth naming
+TOLERANCES = (0.01, 0.02, 0.04, 0.06, 0.1, 0.15)  # of translations, tried in turn
+ALMOST = 0.85  # of the best agreement is reached by translations that may be the right ones
+MOST_PEAKS = 4
+MOST_COMBINATIONS = 64
+ORIGIN_STEPS = 24  # in an edge: all origins of tabulated settings are there
+NEWTON_STEPS = 10
+LONGEST_STEP = 0.02  # of an edge
+CONVERGED = 1e-5
+FLAT = 1e-6  # of the largest curvature
+
+
+class Operation(NamedTuple):
+    """x' = `rotation` x + t in fractions of the edges.
+
+    Attributes:
+        rotation: `(3, 3)` int.
+        translations: `(k, 3)`, where phases agree best, the best first; others where a structure almost repeats itself.
+        agreements: `(k,)`, at most 1.
+    """
+
+    rotation: np.ndarray
+    translations: np.ndarray
+    agreements: np.ndarray
+
+    @property
+    def agreement(self) -> float:
+        """With the best translation."""
+        return float(self.agreements[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """A space group in the cell as given, and how phases found in the primitive cell come into it.
+
+    Attributes:
+        number: of International Tables.
+        hm: Hermann-Mauguin symbol of the setting, or the standard one.
+        rotations: `(n, 3, 3)` int, all operations in the cell as given, centring included.
+        translations: `(n, 3)`.
+        origin: `(3,)`, the origin of the group in the frame in which the phases were found, in fractions of the cell
+            as given.
+        agreements: `(n,)`, of the phases with each operation at that origin.
+    """
+
+    number: int
+    hm: str
+    rotations: np.ndarray
+    translations: np.ndarray
+    origin: np.ndarray
+    agreements: np.ndarray
+
+    @property
+    def symops(self) -> tuple[str, ...]:
+        """The operations as 'x,y,z'."""
+        return tuple(
+            _operator(rotation, translation).triplet()
+            for rotation, translation in zip(self.rotations, self.translations, strict=True)
+        )
+
+
+class FoundGroup(NamedTuple):
+    """The answer: the group, its frame, and the operations that were tried, those of the group first.
+
+    Attributes:
+        frame: of the best set of operations.
+        space_group: the same for others to read.
+        number_kept: how many of the rotations tried are those of the group.
+        kept: lowest agreement of an operation of the group.
+        rejected: highest of the others; None where there are no others.
+        operations: agreements of all rotations that were tried, the kept ones first.
+        alternatives: frames of other groups, where the space group is not certain.
+    """
+
+    frame: Frame
+    space_group: SpaceGroup
+    number_kept: int
+    kept: float
+    rejected: float | None
+    operations: tuple[Operation, ...]
+    alternatives: tuple[Frame, ...]
+
+
+class PhasedReflections:
+    """Structure factors of one of each Friedel pair, at hand by their indices.
+
+    Args:
+        hkl: `(n, 3)`.
+        factors: `(n,)` complex.
+    """
+
+    def __init__(self, hkl: np.ndarray, factors: np.ndarray):
+        self.hkl, self.factors = np.asarray(hkl), np.asarray(factors)
+        self.reach = np.abs(self.hkl).max(axis=0)
+        self.box = np.zeros(2 * self.reach + 1, complex)
+        self.box[tuple(self.hkl.T)] = self.factors
+        self.box[tuple(-self.hkl.T)] = np.conj(self.factors)
+
+        self.total = float(np.sum(np.abs(self.factors) ** 2))
+
+    def at(self, hkl: np.ndarray) -> np.ndarray:
+        """Structure factors of indices `(n, 3)`, zero where there are none."""
+        inside = np.all(np.abs(hkl) <= self.reach, axis=1)
+        return np.where(inside, self.box[tuple(np.where(inside[:, None], hkl, 0).T)], 0)
+
+
+def find_operations(phased: PhasedReflections, rotations: np.ndarray) -> list[Operation]:
+    """For each rotation the translation with which the phases agree best, in the order of agreement.
+
+    Args:
+        phased: E values with phases.
+        rotations: `(m, 3, 3)` int, those of the lattice that the intensities obey; the identity is among them.
+    """
+    hkl, factors = phased.hkl, phased.factors
+    shape = fine_shape(phased.hkl)
+    operations = []
+    for rotation in rotations:
+        if np.array_equal(rotation, np.eye(3)):
+            continue
+        products = factors * np.conj(phased.at(hkl @ rotation))
+        peaks = _peaks(_real_transform(hkl, products, shape))
+        translations = np.array([_climb(hkl, products, peak) for peak in peaks])
+        agreements = (np.exp(-2j * np.pi * translations @ hkl.T) @ products).real / phased.total
+        order = np.argsort(-agreements)
+        operations.append(Operation(rotation, translations[order], agreements[order]))
+    identity = Operation(np.eye(3, dtype=int), np.zeros((1, 3)), np.ones(1))
+    return [identity, *sorted(operations, key=lambda operation: -operation.agreement)]
+
+
+def fine_shape(hkl: np.ndarray) -> tuple[int, int, int]:
+    """Of a grid for maps with frequencies `(n, 3)`, fine enough to find peaks, with a point at half of every edge."""
+    return tuple(2 * scipy.fft.next_fast_len(int(2 * reach) + 1) for reach in np.abs(hkl).max(axis=0))
+
+
+def closed_sets(operations: list[Operation]) -> list[tuple[int, float]]:
+    """How many of the first operations make a group, and the gap in agreement below them, widest gap first."""
+    levels = [TYPICAL, *(operation.agreement for operation in operations[1:]), CHANCE]
+    products = _products([operation.rotation for operation in operations])
+    sets = []
+    for number in range(1, len(operations) + 1):
+        if np.all(products[:number, :number] < number):
+            sets.append((number, levels[number - 1] - max(levels[number], CHANCE)))
+    return sorted(sets, key=lambda each: -each[1])
+
+
+def generators(operations: list[Operation]) -> list[Operation]:
+    """Those of the operations, best first, from which all others follow."""
+    chosen, group = [], {_as_key(np.eye(3, dtype=int)): np.eye(3, dtype=int)}
+    for operation in operations:
+        if _as_key(operation.rotation) not in group:
+            chosen.append(operation)
+            group = {_as_key(matrix): matrix for matrix in _generated([each.rotation for each in chosen])}
+    return chosen
+
+
+def generated_group(rotations: list[np.ndarray], translations: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """All rotations and translations, `(n, 3, 3)` and `(n, 3)`, that follow from those of generators."""
+    matrices = [
+        np.block([[r, np.reshape(t, (3, 1))], [np.zeros((1, 3)), np.ones((1, 1))]])
+        for r, t in zip(rotations, translations, strict=True)
+    ]
+    group = np.array(_generated(matrices))
+    return np.rint(group[:, :3, :3]).astype(int), group[:, :3, 3] % 1
+
+
+def find_space_group(
+    hkl: np.ndarray, factors: np.ndarray, rotations: np.ndarray, cell: UnitCell, basis: np.ndarray, given: UnitCell
+) -> FoundGroup:
+    """Finds the space group of phased reflections.
+
+    Args:
+        hkl: `(n, 3)`, one of each Friedel pair, in the primitive cell.
+        factors: `(n,)` complex, E values with phases.
+        rotations: `(m, 3, 3)` int, of the Laue class, in the cell as given.
+        cell: the primitive cell.
+        basis: `(3, 3)`, its edges as columns in fractions of the edges as given.
+        given: the cell as given.
+    """
+    phased = PhasedReflections(hkl, factors)
+    primitive = np.linalg.inv(basis) @ rotations @ basis
+    operations = find_operations(phased, np.unique(np.rint(primitive).astype(int), axis=0))
+    frames, numbers, gaps = [], [], []
+    for number, gap in closed_sets(operations):
+        if frames and gap < max(gaps[0] / 2, LEAST_GAP):
+            break
+        frame = place_group(phased, operations[:number], cell, basis)
+        if frame is not None:
+            frames.append(frame)
+            numbers.append(number)
+            gaps.append(gap)
+    best, number = frames[0], numbers[0]
+    kept = min(operations[number - 1].agreement, float(best.agreements.min()))
+    rejected = operations[number].agreement if number < len(operations) else None
+    wrong = CLEARLY_WRONG if number > 1 else CHANCE_AT_MOST
+    certain = gaps[0] >= CLEAR_GAP and kept >= CLEARLY_RIGHT and (rejected or 0) <= wrong and len(frames) == 1
+    if not certain:
+        frames += [
+            frame
+            for part in halves(operations[:number])
+            if (frame := place_group(phased, part, cell, basis)) is not None
+        ][:MOST_HALVES]
+    alternatives = {frame.hm: frame for frame in frames[1:] if frame.hm != best.hm}
+    hand = enantiomorph(best.number)
+    symbols = [*alternatives] + ([] if hand is None else [gemmi.find_spacegroup_by_number(hand).xhm()])
+    group = SpaceGroup(best.number, best.hm, best.symops, certain, tuple(symbols))
+    return FoundGroup(best, group, number, kept, rejected, tuple(operations), tuple(alternatives.values()))
+
+
+def halves(operations: list[Operation]) -> list[list[Operation]]:
+    """The subgroups that hold half of a group's operations, those that agree best first.
+
+    Each is what a homomorphism to {1, −1} sends to 1.
+    """
+    chosen = generators(operations)
+    products = _products([operation.rotation for operation in operations])
+    places = [next(i for i, each in enumerate(operations) if each is generator) for generator in chosen]
+    times = [products[place].tolist() for place in places]
+    found = []
+    for signs in itertools.product((1, -1), repeat=len(chosen)):
+        values = {0: 1}
+        latest = [0]
+        while latest:
+            products = [
+                (row[known], sign * values[known]) for row, sign in zip(times, signs, strict=True) for known in latest
+            ]
+            latest = [index for index, _ in dict(products).items() if index not in values]
+            values = dict(products) | values
+        consistent = all(
+            values[row[known]] == sign * value
+            for row, sign in zip(times, signs, strict=True)
+            for known, value in values.items()
+        )
+        if consistent and -1 in signs:
+            found.append([operations[index] for index in sorted(values) if values[index] == 1])
+    return sorted(found, key=lambda part: -np.mean([operation.agreement for operation in part]))
+
+
+def place_group(
+    phased: PhasedReflections, operations: list[Operation], cell: UnitCell, basis: np.ndarray
+) -> Frame | None:
+    """The space group of operations in the primitive cell, in the cell as given, its origin where phases agree best.
+
+    Where generators have several translations, the combination that makes a group with which phases agree best. None
+    where no space group has translations like these.
+    """
+    chosen = generators(operations)
+    if not chosen:
+        chosen = operations[:1]
+    rotations = [operation.rotation for operation in chosen]
+    combinations = itertools.product(*(operation.translations for operation in chosen))
+    frames = []
+    for translations in itertools.islice(combinations, MOST_COMBINATIONS):
+        frame = _place(phased, *generated_group(rotations, list(translations)), cell, basis)
+        if frame is not None:
+            frames.append(frame)
+    return max(frames, key=lambda frame: frame.agreements.mean(), default=None)
+
+
+def _place(phased, rotations, translations, cell, basis):
+    edges = cell.orthogonalization.T.tolist()
+    for tolerance in TOLERANCES:
+        try:
+            found = moyopy.SpaceGroup(
+                rotations.tolist(),
+                translations.tolist(),
+                basis=edges,
+                setting=moyopy.Setting.standard(),
+                epsilon=tolerance,
+            )
+            break
+        except (ValueError, RuntimeError):
+            continue
+    else:
+        return None
+    standard = moyopy.operations_from_number(found.number, setting=moyopy.Setting.standard(), primitive=True)
+    to_given = basis @ np.array(found.linear)
+    matrices = np.rint(to_given @ np.array(standard.rotations) @ np.linalg.inv(to_given)).astype(int)
+    shifts = _snapped(np.array(standard.translations) @ to_given.T)
+    matrices, shifts = _with_lattice(matrices, shifts, basis)
+    origin = basis @ np.array(found.origin_shift)
+    hm, matrices, shifts, moved = _tabulated(found.number, matrices, shifts)
+    given_hkl = np.rint(phased.hkl @ np.linalg.inv(basis)).astype(int)
+    given_phased = PhasedReflections(given_hkl, phased.factors)
+    origin = _best_origin(given_phased, matrices, shifts, origin + moved)
+    centred = given_phased.factors * np.exp(-2j * np.pi * given_hkl @ origin)
+    agreements = _agreements(PhasedReflections(given_hkl, centred), matrices, shifts)
+    return Frame(found.number, hm, matrices, shifts, origin, agreements)
+
+
+def averaged(hkl: np.ndarray, factors: np.ndarray, rotations: np.ndarray, translations: np.ndarray) -> np.ndarray:
+    """Structure factors `(n,)` of the density averaged over the operations of a group.
+
+    Args:
+        hkl: `(n, 3)`, one of each Friedel pair, with all their equivalents.
+        factors: `(n,)` complex.
+        rotations: `(m, 3, 3)` int.
+        translations: `(m, 3)`.
+    """
+    phased = PhasedReflections(hkl, factors)
+    images = [
+        phased.at(hkl @ rotation) * np.exp(2j * np.pi * hkl @ translation)
+        for rotation, translation in zip(rotations, translations, strict=True)
+    ]
+    return np.mean(images, axis=0)
+
+
+def absent_reflections(hkl: np.ndarray, rotations: np.ndarray, translations: np.ndarray) -> np.ndarray:
+    """Which reflections `(n, 3)` the operations of a group extinguish, `(n,)`."""
+    absent = np.zeros(len(hkl), bool)
+    for rotation, translation in zip(rotations, translations, strict=True):
+        phases = hkl @ translation
+        absent |= np.all(hkl @ rotation == hkl, axis=1) & (np.abs(phases - np.rint(phases)) > 1e-3)
+    return absent
+
+
+def enantiomorph(number: int) -> int | None:
+    """The number of the group that is the mirror image of one of the 22 that differ from theirs, otherwise None."""
+    pairs = {76: 78, 91: 95, 92: 96, 144: 145, 151: 153, 152: 154, 169: 170, 171: 172, 178: 179, 180: 181, 212: 213}
+    return pairs.get(number) or {second: first for first, second in pairs.items()}.get(number)
+
+
+def _generated(matrices):
+    """All matrices that are products of these, the identity first; translations in their last column modulo 1."""
+    size = len(matrices[0])
+    group = {_as_key(np.eye(3, dtype=int)): np.eye(size)}
+    latest = list(group.values())
+    while latest:
+        products = [matrix @ known for matrix in matrices for known in latest]
+        latest = []
+        for product in products:
+            key = _as_key(np.rint(product[:3, :3]).astype(int))
+            if key not in group:
+                group[key] = product
+                latest.append(product)
+    return list(group.values())
+
+
+def _products(rotations):
+    """Which of the rotations each product of two of them is, `(n, n)`; n where it is none."""
+    numbers = {_as_key(rotation): index for index, rotation in enumerate(rotations)}
+    products = np.einsum('aij,bjk->abik', rotations, rotations).reshape(len(rotations) ** 2, 9)
+    found = [numbers.get(tuple(product), len(rotations)) for product in products.tolist()]
+    return np.reshape(found, (len(rotations), len(rotations)))
+
+
+def _as_key(rotation):
+    return tuple(np.asarray(rotation).ravel().tolist())
+
+
+def _operator(rotation, translation):
+    operator = gemmi.Op()
+    operator.rot = (np.asarray(rotation, int) * GEMMI_DENOMINATOR).tolist()
+    operator.tran = (np.rint(np.asarray(translation) * GEMMI_DENOMINATOR).astype(int) % GEMMI_DENOMINATOR).tolist()
+    return operator
+
+
+def _real_transform(hkl, values, shape):
+    """Σ values exp(−2πi h·r) over Friedel pairs on a grid: real, as the value of −h is the conjugate."""
+    coefficients = np.zeros((*shape[:2], shape[2] // 2 + 1), np.complex64)
+    for sign, placed in ((1, np.conj(values)), (-1, values)):  # irfftn has exp(+2πi h·r)
+        inside = sign * hkl[:, 2] >= 0
+        np.add.at(coefficients, tuple((sign * hkl[inside]).T), placed[inside])
+    return scipy.fft.irfftn(coefficients, shape) * (np.prod(shape) / 2)
+
+
+def _peaks(values):
+    """The highest local maximum of a periodic map and others nearly as high, `(k, 3)` in fractions of its edges."""
+    highest = values >= ALMOST * values.max()
+    for axis in range(3):
+        for step in (-1, 1):
+            highest &= values >= np.roll(values, step, axis)
+    places = np.argwhere(highest)
+    order = np.argsort(-values[highest], kind='stable')[:MOST_PEAKS]
+    return places[order] / values.shape
+
+
+def _climb(vectors, products, place):
+    """From `place` to the maximum of Σ products exp(−2πi vectors·place) nearby, by Newton's method.
+
+    Directions without curvature, such as those of a polar axis, are left alone.
+    """
+    for _ in range(NEWTON_STEPS):
+        terms = products * np.exp(-2j * np.pi * vectors @ place)
+        gradient = terms.imag @ vectors
+        curvature = (vectors * terms.real[:, None]).T @ vectors
+        values, directions = np.linalg.eigh(curvature)
+        clear = values > FLAT * values.max()
+        along = directions[:, clear]
+        step = along @ ((along.T @ gradient) / values[clear]) / (2 * np.pi)
+        place = place + np.clip(step, -LONGEST_STEP, LONGEST_STEP)
+        if np.abs(step).max(initial=0) < CONVERGED:
+            break
+    return place % 1
+
+
+def _snapped(translations):
+    """Translations to the nearest multiples of 1/24 in 0 ≤ t < 1."""
+    return np.rint(translations * GEMMI_DENOMINATOR).astype(int) % GEMMI_DENOMINATOR / GEMMI_DENOMINATOR
+
+
+def _with_lattice(matrices, shifts, basis):
+    """All operations modulo the edges as given: those of the group times the lattice points within the cell."""
+    steps = np.stack(np.meshgrid(*[np.arange(-3, 4)] * 3, indexing='ij'), axis=-1).reshape(-1, 3)
+    lattice = np.unique(_snapped(steps @ basis.T), axis=0)
+    found = {}
+    for rotation, shift in zip(matrices, shifts, strict=True):
+        for point in lattice:
+            total = _snapped(shift + point)
+            found.setdefault((_as_key(rotation), tuple(total)), (rotation, total))
+    rotations, translations = zip(*found.values(), strict=True)
+    return np.array(rotations), np.array(translations)
+
+
+def _tabulated(number, matrices, shifts):
+    """The setting of gemmi's table that has these rotations and centring: symbol, operations and its origin.
+
+    Origin choice 2 where there are two; the nearest origin. Without such a setting the operations stay as they are.
+    """
+    ours = _by_rotation(matrices, shifts)
+    identity = _as_key(np.eye(3, dtype=int))
+    settings = [setting for setting in gemmi.spacegroup_table() if setting.number == number]
+    if any(setting.ext == '2' for setting in settings):
+        settings = [setting for setting in settings if setting.ext != '1']
+    steps = np.arange(ORIGIN_STEPS)
+    origins = np.stack(np.meshgrid(steps, steps, steps, indexing='ij'), axis=-1).reshape(-1, 3)
+    origins = np.where(origins > ORIGIN_STEPS // 2, origins - ORIGIN_STEPS, origins)
+    origins = origins[np.argsort(np.abs(origins).sum(axis=1), kind='stable')]
+    for setting in settings:
+        operators = list(setting.operations())
+        rotations = np.array([operator.rot for operator in operators]) // GEMMI_DENOMINATOR
+        tabulated = np.array([operator.tran for operator in operators]) % GEMMI_DENOMINATOR
+        theirs = _by_rotation(rotations, tabulated / GEMMI_DENOMINATOR)
+        if theirs.keys() != ours.keys() or {*map(tuple, theirs[identity])} != {*map(tuple, ours[identity])}:
+            continue
+        possible = origins
+        for key, ours_shifts in ours.items():
+            rotation = np.array(key).reshape(3, 3)
+            moved = ours_shifts[0] + possible @ (rotation - np.eye(3, dtype=int)).T
+            allowed = {tuple(shift) for shift in theirs[key].tolist()}
+            possible = possible[[tuple(shift) in allowed for shift in (moved % GEMMI_DENOMINATOR).tolist()]]
+        if len(possible):
+            return setting.xhm(), rotations, tabulated / GEMMI_DENOMINATOR, possible[0] / ORIGIN_STEPS
+    return gemmi.find_spacegroup_by_number(number).xhm(), matrices, shifts, np.zeros(3)
+
+
+def _by_rotation(rotations, shifts):
+    """Translations in units of 1/24, `(k, 3)` int, of each rotation."""
+    table = {}
+    for rotation, shift in zip(rotations, shifts, strict=True):
+        table.setdefault(_as_key(rotation), []).append(np.rint(shift * GEMMI_DENOMINATOR).astype(int))
+    return {key: np.array(values) % GEMMI_DENOMINATOR for key, values in table.items()}
+
+
+def _best_origin(phased, rotations, translations, origin):
+    """Moves an origin to where the phases agree best with all operations of the group."""
+    hkl, factors = phased.hkl, phased.factors
+    vectors, products = [], []
+    for rotation, translation in zip(rotations, translations, strict=True):
+        difference = hkl - hkl @ rotation
+        phases = np.exp(-2j * np.pi * hkl @ translation)
+        vectors.append(difference)
+        products.append(factors * np.conj(phased.at(hkl @ rotation)) * phases)
+    vectors, products = np.concatenate(vectors), np.concatenate(products)
+    moving = np.any(vectors != 0, axis=1)
+    return _climb(vectors[moving], products[moving], origin) if moving.any() else origin % 1
+
+
+def _agreements(phased, rotations, translations):
+    hkl, factors = phased.hkl, phased.factors
+    values = []
+    for rotation, translation in zip(rotations, translations, strict=True):
+        images = phased.at(hkl @ rotation) * np.exp(2j * np.pi * hkl @ translation)
+        values.append(float(np.sum((factors * np.conj(images)).real) / phased.total))
+    return np.array(values)

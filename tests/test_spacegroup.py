@@ -1,0 +1,161 @@
+import gemmi
+import numpy as np
+import pytest
+from invented import invent
+
+from patterson_jax.crystal.expansion import expand
+from patterson_jax.solving.spacegroup import (
+    PhasedReflections,
+    averaged,
+    enantiomorph,
+    find_operations,
+    find_space_group,
+    generated_group,
+    generators,
+    halves,
+)
+
+CRYSTALS = (  # with more atoms than in these, chance brings no further symmetry
+    ('P -1', (7, 8, 9, 80, 85, 95), 5),
+    ('P 1 21 1', (7, 8, 9, 90, 104, 90), 8),
+    ('P 1 21/n 1', (7, 8, 9, 90, 104, 90), 4),
+    ('C 1 2/c 1', (13, 8, 9, 90, 104, 90), 4),
+    ('P 21 21 21', (7, 8, 11, 90, 90, 90), 6),
+    ('P b n m', (8, 9, 11, 90, 90, 90), 4),
+    ('P 43', (9, 9, 12, 90, 90, 90), 6),
+    ('I 41/a:2', (9, 9, 14, 90, 90, 90), 3),
+    ('R -3 c:H', (12, 12, 12, 90, 90, 120), 3),
+    ('F d d d:2', (9, 11, 14, 90, 90, 90), 2),
+)
+
+
+def shifted(crystal, seed=0):
+    """The crystal's reflections in P1, and their structure factors with the origin anywhere."""
+    expanded = expand(crystal.data)
+    origin = np.random.default_rng(seed).random(3)
+    factors = crystal.structure_factors(expanded.in_given_cell(expanded.hkl))
+    return expanded, factors * np.exp(2j * np.pi * expanded.hkl @ origin)
+
+
+def find(crystal, expanded, factors):
+    return find_space_group(
+        expanded.hkl, factors, crystal.data.rotations, expanded.cell, expanded.basis, crystal.data.cell
+    )
+
+
+def primitive_rotations(crystal, expanded):
+    rotations = np.linalg.inv(expanded.basis) @ crystal.data.rotations @ expanded.basis
+    return np.rint(rotations).astype(int)
+
+
+def perturbed(factors, spread, seed=1):
+    rng = np.random.default_rng(seed)
+    return factors * np.exp(1j * spread * rng.standard_normal(len(factors)))
+
+
+@pytest.mark.parametrize(('symbol', 'cell', 'num_atoms'), CRYSTALS)
+def test_the_group_is_found_from_phases_with_errors(symbol, cell, num_atoms):
+    crystal = invent(symbol, cell, num_atoms, 1.0)
+    expanded, factors = shifted(crystal)
+    found = find(crystal, expanded, perturbed(factors, 0.5))
+    assert found.space_group.hm == symbol
+    assert set(found.space_group.symops) == {each.wrap().triplet() for each in crystal.setting.operations()}
+    assert found.space_group.number == crystal.setting.number
+    # Two phases with that error are compared; by an inversion, a phase with itself.
+    error = 2 * 0.5 if crystal.setting.is_centrosymmetric() else np.sqrt(2) * 0.5
+    assert found.frame.agreements.min() == pytest.approx(np.exp(-(error**2) / 2), abs=0.05)
+
+
+@pytest.mark.parametrize(('symbol', 'cell', 'num_atoms'), [CRYSTALS[2], CRYSTALS[7]])
+def test_phases_come_into_the_frame_of_the_group(symbol, cell, num_atoms):
+    """Those of centrosymmetric groups are 0 or π, and the atoms are an image of the true ones."""
+    crystal = invent(symbol, cell, num_atoms, 1.0)
+    expanded, factors = shifted(crystal)
+    frame = find(crystal, expanded, factors).frame
+    hkl = expanded.in_given_cell(expanded.hkl)
+    moved = factors * np.exp(-2j * np.pi * hkl @ frame.origin)
+    mean = averaged(hkl, moved, frame.rotations, frame.translations)
+    np.testing.assert_allclose(mean, moved, atol=2e-3 * np.abs(moved).max())
+    np.testing.assert_allclose(mean.imag, 0, atol=1e-9 * np.abs(moved).max())
+
+
+def test_averaging_repairs_phases():
+    crystal = invent('P 21 21 21', (7, 8, 11, 90, 90, 90), 6, 1.0)
+    expanded, factors = shifted(crystal)
+    spoilt = perturbed(factors, 0.7)
+    frame = find(crystal, expanded, spoilt).frame
+    hkl = expanded.in_given_cell(expanded.hkl)
+    shift = np.exp(-2j * np.pi * hkl @ frame.origin)
+    mean = averaged(hkl, spoilt * shift, frame.rotations, frame.translations) / shift
+
+    def error(values):
+        return np.sum(np.abs(factors) * np.abs(np.angle(values / factors))) / np.sum(np.abs(factors))
+
+    assert error(mean) < 0.65 * error(spoilt)
+
+
+def test_an_operation_brings_the_structure_onto_itself():
+    crystal = invent('P 1 21/c 1', (7, 9, 8, 90, 103, 90), 4, 1.0)
+    expanded, factors = shifted(crystal)
+    operations = find_operations(PhasedReflections(expanded.hkl, factors), primitive_rotations(crystal, expanded))
+    assert len(operations) == 4
+    for rotation, translations, agreements in operations:
+        images = PhasedReflections(expanded.hkl, factors).at(expanded.hkl @ rotation)
+        np.testing.assert_allclose(
+            images * np.exp(2j * np.pi * expanded.hkl @ translations[0]), factors, atol=1e-3 * np.abs(factors).max()
+        )
+        assert agreements[0] == pytest.approx(1, abs=1e-4)
+
+
+def test_no_operation_is_found_where_there_is_none():
+    crystal = invent('P 1', (7, 8, 9, 80, 85, 95), 12, 1.0)
+    found = find(crystal, *shifted(crystal))
+    assert (found.space_group.hm, found.space_group.certain) == ('P 1', True)
+    assert found.rejected < 0.35
+
+
+def test_pseudosymmetry_is_not_certain():
+    """A second half of the atoms that nearly, not quite, is the inverse of the first."""
+    crystal = invent('P -1', (7, 8, 9, 80, 85, 95), 6, 1.0)
+    moved = crystal.positions + 0.04 * np.random.default_rng(0).standard_normal((12, 3))
+    expanded = expand(crystal.data)
+    hkl = expanded.hkl
+    factors = np.exp(2j * np.pi * hkl @ moved.T).sum(axis=1)
+    found = find(crystal, expanded, factors)
+    assert not found.space_group.certain
+    assert 'P 1' in (found.space_group.hm, *found.space_group.candidates)
+
+
+def test_enantiomorphic_groups_are_both_named():
+    crystal = invent('P 43', (9, 9, 12, 90, 90, 90), 6, 1.0)
+    assert find(crystal, *shifted(crystal)).space_group.candidates == ('P 41',)
+    pairs = [number for number in range(1, 231) if enantiomorph(number)]
+    assert len(pairs) == 22
+    assert all(enantiomorph(enantiomorph(number)) == number for number in pairs)
+
+
+@pytest.mark.parametrize(('symbol', 'number'), [('P -1', 1), ('P m m m', 7), ('P m -3 m', 3), ('P 4', 1), ('P 3', 0)])
+def test_halves_are_all_subgroups_of_index_two(symbol, number):
+    rotations = np.array([each.rot for each in gemmi.SpaceGroup(symbol).operations()]) // gemmi.Op.DEN
+    operations = find_operations(PhasedReflections(np.eye(3, dtype=int), np.ones(3)), rotations)
+    found = halves(operations)
+    assert len(found) == number
+    for part in found:
+        assert len(part) == len(operations) / 2
+        rotations = [each.rotation for each in part]
+        assert len(generated_group(rotations, [np.zeros(3)] * len(part))[0]) == len(part)
+
+
+def test_generators_give_back_the_group():
+    crystal = invent('P b n m', (8, 9, 11, 90, 90, 90), 4, 1.0)
+    expanded, factors = shifted(crystal)
+    operations = find_operations(PhasedReflections(expanded.hkl, factors), primitive_rotations(crystal, expanded))
+    chosen = generators(operations)
+    assert len(chosen) == 3
+    rotations, translations = generated_group(
+        [each.rotation for each in chosen], [each.translations[0] for each in chosen]
+    )
+    for operation in operations:
+        place = next(i for i, each in enumerate(rotations) if np.array_equal(each, operation.rotation))
+        difference = translations[place] - operation.translations[0]
+        np.testing.assert_allclose(difference - np.rint(difference), 0, atol=1e-3)
