@@ -1,0 +1,257 @@
+"""Phases of a crystal from its intensities: many starts at once, each judged without knowing the truth.
+
+Starts flip in turns of different recipes; one that has run its course, or whose skewness has jumped and stays, is
+finished: elimination, space group from the phases, averaging over it, elimination again. What tells a right map is
+that its phases obey operations of the Laue class that nobody told it, that its skewness has jumped, and that another
+start comes to the same map.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.fft
+from jax import Array
+
+from patterson_jax.crystal.expansion import Expanded, expand
+from patterson_jax.crystal.grid import Grid, grid_for
+from patterson_jax.crystal.normalisation import expected_amplitudes, mean_intensities, normalised_amplitudes
+from patterson_jax.crystal.structure import CrystalData
+from patterson_jax.solving.charge_flipping import (
+    RECIPES,
+    Recipe,
+    Search,
+    eliminate,
+    flip,
+    prepare_search,
+    random_density,
+)
+from patterson_jax.solving.spacegroup import CHANCE, FoundGroup, Frame, averaged, find_space_group, fine_shape
+
+SEARCH_RESOLUTION = 0.8  # Å: finer data cost time and do not help the search
+STARTS_AT_ONCE = 4
+CYCLES_AT_ONCE = 50
+LEAST_CYCLES = 100  # before a start is judged
+FIRST_CYCLES = slice(5, 40)  # whose median skewness is that of noise
+JUMPED = 1.5  # times that, and constant, a start is worth finishing
+FLAT = 1.01  # the skewness has not grown by more over the last cycles
+ELIMINATION_CYCLES = 60
+OBEYED = 0.5  # least agreement with operations of a group that makes a map promising
+CLEAR_JUMP = 2.0  # of the skewness, with which a map without symmetry is promising
+SAME_MAP = 0.75  # agreement of the phases of two maps that are the same
+
+
+@dataclasses.dataclass(frozen=True)
+class Crystal:
+    """A crystal made ready for the search.
+
+    Attributes:
+        data: as given.
+        expanded: its reflections in P1.
+        amplitudes: `(n,)`, |F| of these, on the scale of the data.
+        normalised: `(n,)`, their E values.
+        grid: for its density.
+        search: the same, on the grid.
+    """
+
+    data: CrystalData
+    expanded: Expanded
+    amplitudes: np.ndarray
+    normalised: np.ndarray
+    grid: Grid
+    search: Search
+
+
+@dataclasses.dataclass(frozen=True)
+class PhasedMap:
+    """What one start came to, in the frame of its space group.
+
+    Attributes:
+        found: the space group, and how the phases agree with it.
+        factors: `(n,)` complex, of the crystal's reflections in P1, averaged over the group, in the cell as given with
+            the origin of the group; E values times how well equivalents agree, zero where the group extinguishes.
+        own: `(n,)` complex, E values with phases before averaging, in the frame in which they were found.
+        skewness: of the final map.
+        jump: its skewness over that of the start's first cycles.
+        disagreement: of the amplitudes of the emptied map with those measured.
+        start: its number.
+        cycles: of charge flipping.
+    """
+
+    found: FoundGroup
+    factors: np.ndarray
+    own: np.ndarray
+    skewness: float
+    jump: float
+    disagreement: float
+    start: int
+    cycles: int
+
+    @property
+    def promising(self) -> bool:
+        """Whether the phases obey at least half of the Laue class, or the skewness of a map without symmetry jumped."""
+        operations = len(self.found.operations)
+        kept = self.found.number_kept
+        if kept > 1:
+            return self.found.kept > OBEYED and 2 * kept >= operations
+        return operations == 2 and self.jump > CLEAR_JUMP
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """By which maps are compared."""
+        return self.promising, self.jump
+
+
+@dataclasses.dataclass
+class Slot:
+    """One of the starts that are under way: its number, its skewness after each cycle, and when it was last judged."""
+
+    start: int
+    skewness: list[float] = dataclasses.field(default_factory=list)
+    judged_at: int = 0
+
+    @property
+    def recipe(self) -> Recipe:
+        """How it flips."""
+        return RECIPES[self.start % len(RECIPES)]
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has made as many cycles as its recipe allows."""
+        return len(self.skewness) >= self.recipe.cycles
+
+    @property
+    def jump(self) -> float:
+        """Its skewness over that of its first cycles."""
+        return float(np.mean(self.skewness[-15:]) / np.median(self.skewness[FIRST_CYCLES]))
+
+    @property
+    def worth_finishing(self) -> bool:
+        """Whether its skewness has jumped and stays, or it has ended."""
+        if len(self.skewness) < self.judged_at + LEAST_CYCLES:
+            return self.has_ended
+        flat = np.mean(self.skewness[-20:]) < FLAT * np.mean(self.skewness[-50:-20])
+        return self.has_ended or bool(flat and self.jump > JUMPED)
+
+
+def prepare_crystal(data: CrystalData) -> Crystal:
+    """Expands and normalises the reflections of a crystal and puts them on a grid."""
+    expanded = expand(data, SEARCH_RESOLUTION)
+    means = mean_intensities(expanded.intensities, expanded.inverse_spacings)
+    amplitudes = expected_amplitudes(expanded.intensities, expanded.sigmas, means)
+    normalised = normalised_amplitudes(amplitudes, means)
+    grid = grid_for(expanded.hkl)
+    search = jax.device_put(prepare_search(expanded.hkl, normalised, amplitudes, grid))
+    return Crystal(data, expanded, amplitudes, normalised, grid, search)
+
+
+def phase(crystal: Crystal, key: Array, max_starts: int) -> Iterator[PhasedMap]:
+    """Makes starts, several at a time, and yields what each comes to, in the order in which they end.
+
+    Args:
+        crystal: from `prepare_crystal`.
+        key: fixes the starts; start i depends on the key and on i alone.
+        max_starts: how many are made.
+    """
+    densities = jnp.zeros((STARTS_AT_ONCE, *crystal.grid.shape), jnp.float32)
+    slots = [Slot(start) for start in range(STARTS_AT_ONCE)]
+    begun = len(slots)
+    while any(slot.start < max_starts for slot in slots):
+        starts = np.array([slot.start for slot in slots], np.int32)
+        kinds = np.array([slot.recipe.amplitudes for slot in slots], np.int32)
+        thresholds = np.array([slot.recipe.threshold for slot in slots], np.float32)
+        fresh = np.array([not slot.skewness for slot in slots])
+        densities, skewness = _advance(densities, fresh, key, starts, kinds, thresholds, crystal.search)
+        for index, values in enumerate(np.asarray(skewness).tolist()):
+            slot = slots[index]
+            slot.skewness += values
+            if slot.start >= max_starts or not slot.worth_finishing:
+                continue
+            slot.judged_at = len(slot.skewness)
+            reached = finish(crystal, np.asarray(densities[index]), slot)
+            if reached.promising or slot.has_ended:
+                yield reached
+                slots[index] = Slot(begun)
+                begun += 1
+
+
+def finish(crystal: Crystal, density: np.ndarray, slot: Slot) -> PhasedMap:
+    """Sharpens a map `shape`, finds its space group, and averages over it.
+
+    Args:
+        crystal: from `prepare_crystal`.
+        density: as charge flipping left it.
+        slot: its start.
+    """
+    factors, skewness, _ = _eliminate(np.fft.rfftn(density), crystal)
+    found = _find_group(crystal, factors)
+    if not found.space_group.certain and (found.rejected or 0) > CHANCE:
+        factors, skewness, _ = _eliminate(factors, crystal)
+        found = _find_group(crystal, factors)
+    own = _structure_factors(crystal, factors)
+    mean, shift = _averaged(crystal, own, found.frame)
+    again = np.conj(_phased(crystal, mean) / shift)
+    factors, skewness, disagreement = _eliminate(crystal.grid.place(crystal.expanded.hkl, again), crystal)
+    mean, _ = _averaged(crystal, _structure_factors(crystal, factors), found.frame)
+    jump = float(skewness) / float(np.median(slot.skewness[FIRST_CYCLES]))
+    return PhasedMap(found, mean, own, float(skewness), jump, float(disagreement), slot.start, len(slot.skewness))
+
+
+def in_frame(crystal: Crystal, reached: PhasedMap, frame: Frame) -> np.ndarray:
+    """E values with phases, `(n,)` complex, averaged over another of the groups that were found; zero where absent."""
+    return reached.factors if frame is reached.found.frame else _averaged(crystal, reached.own, frame)[0]
+
+
+def agreement(crystal: Crystal, first: PhasedMap, second: PhasedMap) -> float:
+    """How well two maps agree, at most 1, with the origin and the hand at which they agree best."""
+    hkl, weights = crystal.expanded.hkl, crystal.normalised**2
+    shape = fine_shape(hkl)
+    grid = Grid(shape, (0, 1, 2))
+    highest = 0.0
+    for hand in (1, -1):
+        terms = weights * np.exp(1j * (np.angle(first.factors) - hand * np.angle(second.factors)))
+        values = scipy.fft.irfftn(grid.place(hkl, terms).astype(np.complex64), shape)
+        highest = max(highest, float(values.max()) * np.prod(shape) / (2 * np.sum(weights)))
+    return highest
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _advance(densities, fresh, key, starts, kinds, thresholds, search):
+    def begin(start, kind):
+        return random_density(jax.random.fold_in(key, start), search, kind, densities.shape[1:])
+
+    densities = jnp.where(fresh[:, None, None, None], jax.vmap(begin)(starts, kinds), densities)
+    return flip(densities, kinds, thresholds, search, CYCLES_AT_ONCE)
+
+
+_eliminate_on_device = jax.jit(eliminate, static_argnames=('shape', 'cycles'))
+
+
+def _eliminate(factors, crystal):
+    return _eliminate_on_device(factors.astype(np.complex64), crystal.search, crystal.grid.shape, ELIMINATION_CYCLES)
+
+
+def _structure_factors(crystal, factors):
+    """E values with the phases of a transform on the half grid, as crystallographers have them."""
+    hkl = crystal.expanded.hkl
+    return _phased(crystal, np.conj(crystal.grid.take(np.asarray(factors), hkl)))
+
+
+def _phased(crystal, factors):
+    return crystal.normalised * np.exp(1j * np.angle(factors))
+
+
+def _averaged(crystal, own, frame):
+    """Structure factors averaged over a group in its frame, and the factors that have led there."""
+    hkl = crystal.expanded.in_given_cell(crystal.expanded.hkl)
+    shift = np.exp(-2j * np.pi * hkl @ frame.origin)
+    return averaged(hkl, own * shift, frame.rotations, frame.translations), shift
+
+
+def _find_group(crystal, factors):
+    expanded, data = crystal.expanded, crystal.data
+    own = _structure_factors(crystal, factors)
+    return find_space_group(expanded.hkl, own, data.rotations, expanded.cell, expanded.basis, data.cell)

@@ -1,0 +1,78 @@
+"""Small crystals whose grids all have one shape, so that little is compiled."""
+
+import dataclasses
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from invented import invent
+
+from patterson_jax.solving import crystal_phasing as phasing
+
+CRYSTALS = (
+    ('P 1', (7.1, 7.4, 7.7, 82, 97, 103), 18),
+    ('P -1', (7.1, 7.4, 7.7, 82, 97, 103), 9),
+    ('P 1 21/c 1', (7.5, 7.7, 6.9, 90, 104, 90), 5),
+    ('P 21 21 21', (6.9, 7.3, 7.6, 90, 90, 90), 5),
+)
+SHAPE = (20, 20, 20)
+
+
+def correlation(crystal, invented, reached):
+    """Of the map with the truth, for the best origin and hand: by brute force over a fine grid of origins."""
+    hkl = crystal.expanded.in_given_cell(crystal.expanded.hkl)
+    truth = invented.structure_factors(hkl)
+    best = 0.0
+    for factors in (reached.factors, np.conj(reached.factors)):
+        box = np.zeros((64, 64, 64), complex)
+        box[tuple(hkl.T)] = np.abs(truth) ** 2 * np.exp(1j * (np.angle(truth) - np.angle(factors)))
+        best = max(best, float(np.fft.fftn(box).real.max() / np.sum(np.abs(truth) ** 2)))
+    return best
+
+
+@pytest.mark.parametrize(('symbol', 'cell', 'num_atoms'), CRYSTALS)
+def test_a_crystal_is_phased_and_its_group_found(symbol, cell, num_atoms):
+    invented = invent(symbol, cell, num_atoms, 0.8, noise=0.03)
+    crystal = phasing.prepare_crystal(invented.data)
+    assert crystal.grid.shape == SHAPE
+    maps = []
+    for reached in phasing.phase(crystal, jax.random.key(0), 12):
+        if reached.promising:
+            maps.append(reached)
+        if len(maps) == 2:
+            break
+    for reached in maps:
+        assert correlation(crystal, invented, reached) > 0.93
+        assert reached.found.space_group.hm == symbol
+    assert phasing.agreement(crystal, *maps) > 0.9
+    assert phasing.agreement(crystal, maps[0], maps[0]) == pytest.approx(1, abs=1e-3)
+
+
+def test_starts_are_a_function_of_key_and_number():
+    crystal = phasing.prepare_crystal(invent(*CRYSTALS[1], 0.8).data)
+    first, second = (
+        [
+            (each.start, each.cycles, each.skewness)
+            for each in itertools.islice(phasing.phase(crystal, jax.random.key(5), 4), 2)
+        ]
+        for _ in range(2)
+    )
+    assert first == second
+    assert len({start for start, _, _ in first}) == 2
+
+
+def test_no_more_starts_are_made_than_asked_for():
+    crystal = phasing.prepare_crystal(invent(*CRYSTALS[1], 0.8).data)
+    assert sorted(each.start for each in phasing.phase(crystal, jax.random.key(1), 3)) == [0, 1, 2]
+
+
+def test_wrong_maps_neither_promise_nor_agree():
+    """Intensities at random have no structure: what flipping finds in them is not believed."""
+    invented = invent(*CRYSTALS[2], 0.8)
+    data = invented.data
+    shuffled = np.random.default_rng(0).permutation(data.intensities)
+    crystal = phasing.prepare_crystal(dataclasses.replace(data, intensities=shuffled))
+    maps = list(phasing.phase(crystal, jax.random.key(0), 3))
+    assert not any(each.promising for each in maps)
+    assert max(phasing.agreement(crystal, *pair) for pair in itertools.combinations(maps, 2)) < phasing.SAME_MAP
