@@ -6,7 +6,7 @@ from invented import invent
 
 from patterson_jax.crystal.expansion import expand
 from patterson_jax.crystal.grid import grid_for
-from patterson_jax.solving.charge_flipping import eliminate, flip, prepare_search, random_density
+from patterson_jax.solving.charge_flipping import eliminate, flip, prepare_search, random_density, superposed_density
 
 AXES = (0, 1, 2)
 
@@ -86,3 +86,24 @@ def test_random_starts_have_the_strong_amplitudes_and_differ(crystal):
         np.testing.assert_allclose(transform, search.strong[0], atol=1e-3 * search.strong[0].max())
     correlation = np.corrcoef(np.ravel(first), np.ravel(second))[0, 1]
     assert abs(correlation) < 0.2
+
+
+def test_superposed_starts_show_the_structure_and_its_image(crystal):
+    """Two atoms of different weight give three peaks in the Patterson map, of which two are left."""
+    hkl, _, _, grid, search = crystal
+    vector = np.array([4 / grid.shape[0], 5 / grid.shape[1], 6 / grid.shape[2]])
+    positions = np.stack([np.zeros(3), vector])
+    factors = np.array([3.0, 1.0]) @ np.exp(2j * np.pi * positions @ hkl[:, grid.axes].T)
+    patterson = grid.place(hkl, np.abs(factors) ** 2).astype(np.float32)
+    known = search._replace(patterson=patterson)
+    density = superposed_density(np.float32(vector), known, 0, grid.shape)
+    map_itself, moved = (
+        np.fft.irfftn(grid.place(hkl, np.abs(factors) ** 2 * phase), grid.shape, axes=AXES)
+        for phase in (1, np.exp(-2j * np.pi * hkl[:, grid.axes] @ vector))
+    )
+    np.testing.assert_allclose(np.roll(map_itself, (4, 5, 6), AXES), moved, atol=1e-9 * moved.max())
+    least = np.minimum(map_itself, moved)
+    expected = np.fft.rfftn(least)
+    received = np.fft.rfftn(density)
+    strong = (search.strong[0] > 0) & (np.abs(expected) > 0.05 * np.abs(expected).max())
+    np.testing.assert_allclose(np.angle(received[strong] / expected[strong]), 0, atol=0.01)

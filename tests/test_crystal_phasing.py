@@ -76,3 +76,20 @@ def test_wrong_maps_neither_promise_nor_agree():
     maps = list(phasing.phase(crystal, jax.random.key(0), 3))
     assert not any(each.promising for each in maps)
     assert max(phasing.agreement(crystal, *pair) for pair in itertools.combinations(maps, 2)) < phasing.SAME_MAP
+
+
+def test_vectors_are_those_between_heavy_atoms():
+    """Of a crystal whose first two atoms outweigh the others by far."""
+    invented = invent(*CRYSTALS[0], 0.8)
+    expanded = phasing.expand(invented.data)
+    grid = phasing.grid_for(expanded.hkl)
+    weights = np.ones(len(invented.positions))
+    weights[:2] = 12
+    hkl = expanded.in_given_cell(expanded.hkl)
+    factors = np.exp(2j * np.pi * hkl @ invented.positions.T) @ weights
+    patterson = grid.place(expanded.hkl, np.abs(factors) ** 2).astype(np.float32)
+    vectors = phasing.interatomic_vectors(patterson, grid, expanded, invented.data.rotations)
+    assert len(vectors) == phasing.MOST_VECTORS
+    true = np.linalg.inv(expanded.basis) @ (invented.positions[0] - invented.positions[1])
+    differences = np.array([1, -1])[:, None] * true[list(grid.axes)] - vectors[0]
+    np.testing.assert_allclose(np.abs(differences - np.rint(differences)).max(axis=1).min(), 0, atol=0.03)

@@ -28,6 +28,7 @@ from patterson_jax.solving.charge_flipping import (
     flip,
     prepare_search,
     random_density,
+    superposed_density,
 )
 from patterson_jax.solving.spacegroup import CHANCE, FoundGroup, Frame, averaged, find_space_group, fine_shape
 
@@ -35,12 +36,15 @@ SEARCH_RESOLUTION = 0.8  # Å: finer data cost time and do not help the search
 STARTS_AT_ONCE = 4
 CYCLES_AT_ONCE = 50
 LEAST_CYCLES = 100  # before a start is judged
-FIRST_CYCLES = slice(5, 40)  # whose median skewness is that of noise
-JUMPED = 1.5  # times that, and constant, a start is worth finishing
+NOISE = 2  # a start on E values from random phases
+FIRST_CYCLES = slice(5, 40)  # of which the median skewness is that of noise
+JUMPED = 1.5  # times that, and constant, and a start is worth finishing
 FLAT = 1.01  # the skewness has not grown by more over the last cycles
 ELIMINATION_CYCLES = 60
 OBEYED = 0.5  # least agreement with operations of a group that makes a map promising
-CLEAR_JUMP = 2.0  # of the skewness, with which a map without symmetry is promising
+CLEAR_JUMP = 4.0  # of the skewness, with which a map without symmetry is promising
+SHORTEST_VECTOR, SAME_VECTOR = 1.1, 0.03  # Å, and in fractions of the edges
+MOST_VECTORS = 24
 SAME_MAP = 0.75  # agreement of the phases of two maps that are the same
 
 
@@ -55,6 +59,7 @@ class Crystal:
         normalised: `(n,)`, their E values.
         grid: for its density.
         search: the same, on the grid.
+        vectors: `(k, 3)`, between atoms, strongest first, in fractions of the axes of the grid.
     """
 
     data: CrystalData
@@ -63,6 +68,7 @@ class Crystal:
     normalised: np.ndarray
     grid: Grid
     search: Search
+    vectors: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +81,7 @@ class PhasedMap:
             the origin of the group; E values times how well equivalents agree, zero where the group extinguishes.
         own: `(n,)` complex, E values with phases before averaging, in the frame in which they were found.
         skewness: of the final map.
-        jump: its skewness over that of the start's first cycles.
+        jump: its skewness over that of maps from random phases.
         disagreement: of the amplitudes of the emptied map with those measured.
         start: its number.
         cycles: of charge flipping.
@@ -119,22 +125,29 @@ class Slot:
         return RECIPES[self.start % len(RECIPES)]
 
     @property
+    def rank(self) -> int:
+        """How many starts before it were superposed, so that each takes another vector."""
+        rounds, turn = divmod(self.start, len(RECIPES))
+        superposed = [recipe.superposed for recipe in RECIPES]
+        return rounds * sum(superposed) + sum(superposed[:turn])
+
+    @property
     def has_ended(self) -> bool:
         """Whether it has made as many cycles as its recipe allows."""
         return len(self.skewness) >= self.recipe.cycles
 
     @property
-    def jump(self) -> float:
-        """Its skewness over that of its first cycles."""
-        return float(np.mean(self.skewness[-15:]) / np.median(self.skewness[FIRST_CYCLES]))
+    def first_skewness(self) -> float:
+        """Of its first cycles, when a start from random phases shows nothing yet."""
+        return float(np.median(self.skewness[FIRST_CYCLES]))
 
-    @property
-    def worth_finishing(self) -> bool:
-        """Whether its skewness has jumped and stays, or it has ended."""
-        if len(self.skewness) < self.judged_at + LEAST_CYCLES:
+    def worth_finishing(self, noise: float) -> bool:
+        """Whether its skewness has jumped, if superposed has left that of noise, and stays, or it has ended."""
+        if self.has_ended or len(self.skewness) < self.judged_at + LEAST_CYCLES:
             return self.has_ended
-        flat = np.mean(self.skewness[-20:]) < FLAT * np.mean(self.skewness[-50:-20])
-        return self.has_ended or bool(flat and self.jump > JUMPED)
+        first = noise if self.recipe.superposed else self.first_skewness
+        jumped = np.mean(self.skewness[-15:]) > JUMPED * first
+        return bool(jumped and np.mean(self.skewness[-20:]) < FLAT * np.mean(self.skewness[-50:-20]))
 
 
 def prepare_crystal(data: CrystalData) -> Crystal:
@@ -144,8 +157,39 @@ def prepare_crystal(data: CrystalData) -> Crystal:
     amplitudes = expected_amplitudes(expanded.intensities, expanded.sigmas, means)
     normalised = normalised_amplitudes(amplitudes, means)
     grid = grid_for(expanded.hkl)
-    search = jax.device_put(prepare_search(expanded.hkl, normalised, amplitudes, grid))
-    return Crystal(data, expanded, amplitudes, normalised, grid, search)
+    search = prepare_search(expanded.hkl, normalised, amplitudes, grid)
+    vectors = interatomic_vectors(search.patterson, grid, expanded, data.rotations)
+    return Crystal(data, expanded, amplitudes, normalised, grid, jax.device_put(search), vectors)
+
+
+def interatomic_vectors(patterson: np.ndarray, grid: Grid, expanded: Expanded, rotations: np.ndarray) -> np.ndarray:
+    """The strongest peaks of a Patterson map, `(k, 3)`, k up to `MOST_VECTORS`, in fractions of the axes of the grid.
+
+    Args:
+        patterson: its coefficients on the half grid.
+        grid: on which they are.
+        expanded: the crystal in its primitive cell.
+        rotations: `(m, 3, 3)` of the Laue class in the cell as given; of equivalent vectors one is taken.
+    """
+    values = grid.in_cell_order(scipy.fft.irfftn(patterson, grid.shape))
+    highest = np.ones(values.shape, bool)
+    for axis in range(3):
+        for step in (-1, 1):
+            highest &= values >= np.roll(values, step, axis)
+    places = np.argwhere(highest)[np.argsort(-values[highest], kind='stable')] / values.shape
+    places -= np.rint(places)
+    lengths = np.linalg.norm(places @ expanded.cell.orthogonalization.T, axis=1)
+    primitive = np.linalg.inv(expanded.basis) @ rotations @ expanded.basis
+    vectors, images = [], np.zeros((0, 3))
+    for place in places[lengths > SHORTEST_VECTOR]:
+        differences = images - place
+        if np.any(np.all(np.abs(differences - np.rint(differences)) < SAME_VECTOR, axis=1)):
+            continue
+        vectors.append(place)
+        images = np.concatenate([images, primitive @ place])
+        if len(vectors) == MOST_VECTORS:
+            break
+    return np.reshape(vectors, (-1, 3))[:, grid.axes].astype(np.float32)
 
 
 def phase(crystal: Crystal, key: Array, max_starts: int) -> Iterator[PhasedMap]:
@@ -159,32 +203,31 @@ def phase(crystal: Crystal, key: Array, max_starts: int) -> Iterator[PhasedMap]:
     densities = jnp.zeros((STARTS_AT_ONCE, *crystal.grid.shape), jnp.float32)
     slots = [Slot(start) for start in range(STARTS_AT_ONCE)]
     begun = len(slots)
+    noise = 0.0
     while any(slot.start < max_starts for slot in slots):
-        starts = np.array([slot.start for slot in slots], np.int32)
-        kinds = np.array([slot.recipe.amplitudes for slot in slots], np.int32)
-        thresholds = np.array([slot.recipe.threshold for slot in slots], np.float32)
-        fresh = np.array([not slot.skewness for slot in slots])
-        densities, skewness = _advance(densities, fresh, key, starts, kinds, thresholds, crystal.search)
-        for index, values in enumerate(np.asarray(skewness).tolist()):
-            slot = slots[index]
+        densities, skewness = _advance(densities, key, *_instructions(slots, crystal.vectors), crystal.search)
+        for slot, values in zip(slots, np.asarray(skewness).tolist(), strict=True):
             slot.skewness += values
-            if slot.start >= max_starts or not slot.worth_finishing:
+        noise = noise or slots[NOISE].first_skewness
+        for index, slot in enumerate(slots):
+            if slot.start >= max_starts or not slot.worth_finishing(noise):
                 continue
             slot.judged_at = len(slot.skewness)
-            reached = finish(crystal, np.asarray(densities[index]), slot)
+            reached = finish(crystal, np.asarray(densities[index]), slot, noise)
             if reached.promising or slot.has_ended:
                 yield reached
                 slots[index] = Slot(begun)
                 begun += 1
 
 
-def finish(crystal: Crystal, density: np.ndarray, slot: Slot) -> PhasedMap:
+def finish(crystal: Crystal, density: np.ndarray, slot: Slot, noise: float) -> PhasedMap:
     """Sharpens a map `shape`, finds its space group, and averages over it.
 
     Args:
         crystal: from `prepare_crystal`.
         density: as charge flipping left it.
         slot: its start.
+        noise: skewness of maps that show nothing.
     """
     factors, skewness, _ = _eliminate(np.fft.rfftn(density), crystal)
     found = _find_group(crystal, factors)
@@ -196,8 +239,9 @@ def finish(crystal: Crystal, density: np.ndarray, slot: Slot) -> PhasedMap:
     again = np.conj(_phased(crystal, mean) / shift)
     factors, skewness, disagreement = _eliminate(crystal.grid.place(crystal.expanded.hkl, again), crystal)
     mean, _ = _averaged(crystal, _structure_factors(crystal, factors), found.frame)
-    jump = float(skewness) / float(np.median(slot.skewness[FIRST_CYCLES]))
-    return PhasedMap(found, mean, own, float(skewness), jump, float(disagreement), slot.start, len(slot.skewness))
+    return PhasedMap(
+        found, mean, own, float(skewness), float(skewness) / noise, float(disagreement), slot.start, len(slot.skewness)
+    )
 
 
 def in_frame(crystal: Crystal, reached: PhasedMap, frame: Frame) -> np.ndarray:
@@ -218,12 +262,30 @@ def agreement(crystal: Crystal, first: PhasedMap, second: PhasedMap) -> float:
     return highest
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _advance(densities, fresh, key, starts, kinds, thresholds, search):
-    def begin(start, kind):
-        return random_density(jax.random.fold_in(key, start), search, kind, densities.shape[1:])
+def _instructions(slots, vectors):
+    """For each slot whether it begins, its start, whether from a vector, the vector, amplitudes and threshold."""
+    superposed = np.array([slot.recipe.superposed and slot.rank < len(vectors) for slot in slots])
+    chosen = [vectors[slot.rank] if use else np.zeros(3) for slot, use in zip(slots, superposed, strict=True)]
+    return (
+        np.array([not slot.skewness for slot in slots]),
+        np.array([slot.start for slot in slots], np.int32),
+        superposed,
+        np.array(chosen, np.float32),
+        np.array([slot.recipe.amplitudes for slot in slots], np.int32),
+        np.array([slot.recipe.threshold for slot in slots], np.float32),
+    )
 
-    densities = jnp.where(fresh[:, None, None, None], jax.vmap(begin)(starts, kinds), densities)
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _advance(densities, key, fresh, starts, superposed, vectors, kinds, thresholds, search):
+    shape = densities.shape[1:]
+
+    def begin(start, superposed, vector, kind):
+        random = random_density(jax.random.fold_in(key, start), search, kind, shape)
+        return jnp.where(superposed, superposed_density(vector, search, kind, shape), random)
+
+    begun = jax.vmap(begin)(starts, superposed, vectors, kinds)
+    densities = jnp.where(fresh[:, None, None, None], begun, densities)
     return flip(densities, kinds, thresholds, search, CYCLES_AT_ONCE)
 
 
