@@ -38,9 +38,7 @@ def shifted(crystal, seed=0):
 
 
 def find(crystal, expanded, factors):
-    return find_space_group(
-        expanded.hkl, factors, crystal.data.rotations, expanded.cell, expanded.basis, crystal.data.cell
-    )
+    return find_space_group(expanded.hkl, factors, crystal.data.rotations, expanded.cell, expanded.basis)
 
 
 def primitive_rotations(crystal, expanded):

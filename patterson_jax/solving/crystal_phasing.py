@@ -30,7 +30,16 @@ from patterson_jax.solving.charge_flipping import (
     random_density,
     superposed_density,
 )
-from patterson_jax.solving.spacegroup import CHANCE, FoundGroup, Frame, averaged, find_space_group, fine_shape
+from patterson_jax.solving.spacegroup import (
+    CHANCE,
+    FoundGroup,
+    Frame,
+    PhasedReflections,
+    averaged,
+    find_space_group,
+    fine_shape,
+    half_frames,
+)
 
 SEARCH_RESOLUTION = 0.8  # Å: finer data cost time and do not help the search
 STARTS_AT_ONCE = 4
@@ -249,6 +258,13 @@ def in_frame(crystal: Crystal, reached: PhasedMap, frame: Frame) -> np.ndarray:
     return reached.factors if frame is reached.found.frame else _averaged(crystal, reached.own, frame)[0]
 
 
+def subgroups(crystal: Crystal, reached: PhasedMap) -> list[Frame]:
+    """Frames of groups with half of the operations of a map's group, for when that one does not explain the data."""
+    expanded, found = crystal.expanded, reached.found
+    phased = PhasedReflections(expanded.hkl, reached.own)
+    return half_frames(phased, list(found.operations[: found.number_kept]), expanded.cell, expanded.basis)
+
+
 def agreement(crystal: Crystal, first: PhasedMap, second: PhasedMap) -> float:
     """How well two maps agree, at most 1, with the origin and the hand at which they agree best."""
     hkl, weights = crystal.expanded.hkl, crystal.normalised**2
@@ -316,4 +332,4 @@ def _averaged(crystal, own, frame):
 def _find_group(crystal, factors):
     expanded, data = crystal.expanded, crystal.data
     own = _structure_factors(crystal, factors)
-    return find_space_group(expanded.hkl, own, data.rotations, expanded.cell, expanded.basis, data.cell)
+    return find_space_group(expanded.hkl, own, data.rotations, expanded.cell, expanded.basis)

@@ -193,7 +193,7 @@ def generated_group(rotations: list[np.ndarray], translations: list[np.ndarray])
 
 
 def find_space_group(
-    hkl: np.ndarray, factors: np.ndarray, rotations: np.ndarray, cell: UnitCell, basis: np.ndarray, given: UnitCell
+    hkl: np.ndarray, factors: np.ndarray, rotations: np.ndarray, cell: UnitCell, basis: np.ndarray
 ) -> FoundGroup:
     """Finds the space group of phased reflections.
 
@@ -203,7 +203,6 @@ def find_space_group(
         rotations: `(m, 3, 3)` int, of the Laue class, in the cell as given.
         cell: the primitive cell.
         basis: `(3, 3)`, its edges as columns in fractions of the edges as given.
-        given: the cell as given.
     """
     phased = PhasedReflections(hkl, factors)
     primitive = np.linalg.inv(basis) @ rotations @ basis
@@ -223,16 +222,23 @@ def find_space_group(
     wrong = CLEARLY_WRONG if number > 1 else CHANCE_AT_MOST
     certain = gaps[0] >= CLEAR_GAP and kept >= CLEARLY_RIGHT and (rejected or 0) <= wrong and len(frames) == 1
     if not certain:
-        frames += [
-            frame
-            for part in halves(operations[:number])
-            if (frame := place_group(phased, part, cell, basis)) is not None
-        ][:MOST_HALVES]
+        frames += half_frames(phased, operations[:number], cell, basis)
     alternatives = {frame.hm: frame for frame in frames[1:] if frame.hm != best.hm}
     hand = enantiomorph(best.number)
     symbols = [*alternatives] + ([] if hand is None else [gemmi.find_spacegroup_by_number(hand).xhm()])
     group = SpaceGroup(best.number, best.hm, best.symops, certain, tuple(symbols))
     return FoundGroup(best, group, number, kept, rejected, tuple(operations), tuple(alternatives.values()))
+
+
+def half_frames(
+    phased: PhasedReflections, operations: list[Operation], cell: UnitCell, basis: np.ndarray
+) -> list[Frame]:
+    """The space groups, up to `MOST_HALVES`, of subgroups with half of the operations, best agreement first.
+
+    Where a structure nearly has more symmetry than it has, its group is among them.
+    """
+    frames = [place_group(phased, part, cell, basis) for part in halves(operations)[:MOST_HALVES]]
+    return [frame for frame in frames if frame is not None]
 
 
 def halves(operations: list[Operation]) -> list[list[Operation]]:
