@@ -56,8 +56,9 @@ class Grid:
 def grid_for(hkl: np.ndarray) -> Grid:
     """The smallest grid, of those that there are, on which no reflection of `(n, 3)` reaches the border."""
     needed = 2 * np.abs(hkl).max(axis=0) + 2
-    axes = tuple(int(axis) for axis in np.argsort(needed, kind='stable'))
-    return Grid(tuple(_size(int(needed[axis])) for axis in axes), axes)
+    first, second, third = (int(axis) for axis in np.argsort(needed, kind='stable'))
+    shape = (_size(int(needed[first])), _size(int(needed[second])), _size(int(needed[third])))
+    return Grid(shape, (first, second, third))
 
 
 def _size(needed):

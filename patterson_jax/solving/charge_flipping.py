@@ -90,7 +90,7 @@ def prepare_search(hkl: np.ndarray, normalised: np.ndarray, amplitudes: np.ndarr
         turns.append(grid.place(hkl, np.where(weak, 1j, 0)).imag)
     patterson = grid.place(hkl, normalised**2 - 1)
     arrays = (np.stack(strong), np.stack(turns), grid.place(hkl, normalised), patterson)
-    return Search(*(array.astype(np.float32) for array in arrays))
+    return Search(*(jnp.asarray(array, jnp.float32) for array in arrays))
 
 
 def random_density(key: Array, search: Search, kind: Array, shape: tuple[int, int, int]) -> Array:

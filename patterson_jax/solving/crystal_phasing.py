@@ -167,8 +167,8 @@ def prepare_crystal(data: CrystalData) -> Crystal:
     normalised = normalised_amplitudes(amplitudes, means)
     grid = grid_for(expanded.hkl)
     search = prepare_search(expanded.hkl, normalised, amplitudes, grid)
-    vectors = interatomic_vectors(search.patterson, grid, expanded, data.rotations)
-    return Crystal(data, expanded, amplitudes, normalised, grid, jax.device_put(search), vectors)
+    vectors = interatomic_vectors(np.asarray(search.patterson), grid, expanded, data.rotations)
+    return Crystal(data, expanded, amplitudes, normalised, grid, search, vectors)
 
 
 def interatomic_vectors(patterson: np.ndarray, grid: Grid, expanded: Expanded, rotations: np.ndarray) -> np.ndarray:

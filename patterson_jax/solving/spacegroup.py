@@ -207,7 +207,9 @@ def find_space_group(
     phased = PhasedReflections(hkl, factors)
     primitive = np.linalg.inv(basis) @ rotations @ basis
     operations = find_operations(phased, np.unique(np.rint(primitive).astype(int), axis=0))
-    frames, numbers, gaps = [], [], []
+    frames: list[Frame] = []
+    numbers: list[int] = []
+    gaps: list[float] = []
     for number, gap in closed_sets(operations):
         if frames and gap < max(gaps[0] / 2, LEAST_GAP):
             break
@@ -437,7 +439,7 @@ def _with_lattice(matrices, shifts, basis):
     """All operations modulo the edges as given: those of the group times the lattice points within the cell."""
     steps = np.stack(np.meshgrid(*[np.arange(-3, 4)] * 3, indexing='ij'), axis=-1).reshape(-1, 3)
     lattice = np.unique(_snapped(steps @ basis.T), axis=0)
-    found = {}
+    found: dict[tuple, tuple] = {}
     for rotation, shift in zip(matrices, shifts, strict=True):
         for point in lattice:
             total = _snapped(shift + point)
@@ -480,7 +482,7 @@ def _tabulated(number, matrices, shifts):
 
 def _by_rotation(rotations, shifts):
     """Translations in units of 1/24, `(k, 3)` int, of each rotation."""
-    table = {}
+    table: dict[tuple, list] = {}
     for rotation, shift in zip(rotations, shifts, strict=True):
         table.setdefault(_as_key(rotation), []).append(np.rint(shift * GEMMI_DENOMINATOR).astype(int))
     return {key: np.array(values) % GEMMI_DENOMINATOR for key, values in table.items()}
@@ -489,13 +491,12 @@ def _by_rotation(rotations, shifts):
 def _best_origin(phased, rotations, translations, origin):
     """Moves an origin to where the phases agree best with all operations of the group."""
     hkl, factors = phased.hkl, phased.factors
-    vectors, products = [], []
-    for rotation, translation in zip(rotations, translations, strict=True):
-        difference = hkl - hkl @ rotation
-        phases = np.exp(-2j * np.pi * hkl @ translation)
-        vectors.append(difference)
-        products.append(factors * np.conj(phased.at(hkl @ rotation)) * phases)
-    vectors, products = np.concatenate(vectors), np.concatenate(products)
+    vectors = np.concatenate([hkl - hkl @ rotation for rotation in rotations])
+    images = [
+        phased.at(hkl @ rotation) * np.exp(2j * np.pi * hkl @ translation)
+        for rotation, translation in zip(rotations, translations, strict=True)
+    ]
+    products = np.concatenate(factors * np.conj(images))
     moving = np.any(vectors != 0, axis=1)
     return _climb(vectors[moving], products[moving], origin) if moving.any() else origin % 1
 
