@@ -1,0 +1,407 @@
+"""From measurements to merged data: which centring and which Laue class they have, tested against what is claimed.
+
+A class is tested by how far intensities differ that it alone makes equivalent: its merging R, less what the σ explain, as
+a part of the same of intensities that have nothing to do with each other (at the same 1/d). That is 0 for equivalents, 1
+for the unrelated, and between them where the structure or a twin comes near to the symmetry.
+
+Data that were merged before have no equivalents in their class. What tells that class then is that their set is complete
+and still no two of it are equivalent.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from patterson_jax.crystal.cell import UnitCell
+from patterson_jax.crystal.reflections import (
+    Measurements,
+    Merged,
+    count_unique,
+    equivalent_keys,
+    index_keys,
+    merge,
+    sphere,
+    stabilisers,
+)
+from patterson_jax.crystal.structure import CrystalData
+from patterson_jax.crystal.symmetry import (
+    CENTRINGS,
+    LAUE_SYMBOLS,
+    REVERSE,
+    LaueClass,
+    absent_by_centring,
+    laue_classes,
+    rotation_set,
+    with_inversion,
+)
+from patterson_jax.errors import InputError, require
+
+AGREES, MAY_AGREE = 0.15, 0.35  # of the misfit: taken without being claimed, and if it is
+LEAST_COMPARED = 6  # sets of equivalents
+LEAST_PART_COMPARED = 0.02  # of the reflections; with fewer a class is not tested
+EXPECTED_ABSENT, WEAK_ABSENT = 0.005, 0.05  # mean E² of reflections that a centring forbids: noise, or noise if so weak
+FEW_STRONG = 0.2  # of them above 3 σ, then
+FEW_LEFT = 0.01  # of the reflections that a centring forbids: left over where the others were removed
+CUBIC_ANGSTROM_PER_ATOM = (5.0, 60.0)  # hydrogen apart, of any crystal
+REFLECTIONS_IN_SHELL, MOST_SHELLS = 60, 20
+MOST_SHELLS_OF_UNRELATED = 8  # wide ones, in which equivalents, being at the same 1/d, are few
+LEAST_CONTRAST = 0.05  # between the merging R of unrelated intensities and what the σ explain
+LEAST_EXPECTED = 20  # equivalents among as many reflections at random; where none is there, they were merged
+TWIN_STATISTIC = 0.6  # of |E² − 1|, which is 0.736 without a centre and 0.541 in a perfect merohedral twin of it
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassScore:
+    """How well a Laue class fits the data.
+
+    Attributes:
+        laue: the class.
+        r_int: merging R of all measurements in it; None without equivalents.
+        compared: measurements that have equivalents in it.
+        misfit: of what it alone makes equivalent, from 0 to about 1 (see above); None where too little is.
+        representative: whether hardly any two reflections are equivalent, though many would be in a part of a sphere.
+        completeness: unique reflections of those that there are up to the resolution.
+    """
+
+    laue: LaueClass
+    r_int: float | None
+    compared: int
+    misfit: float | None
+    representative: bool
+    completeness: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the data show the class by themselves."""
+        return self.misfit is not None and self.misfit <= AGREES
+
+    @property
+    def contradicted(self) -> bool:
+        """Whether the data exclude it, whoever claims it."""
+        return self.misfit is not None and self.misfit > MAY_AGREE
+
+
+@dataclasses.dataclass(frozen=True)
+class CentringScore:
+    """Reflections that a centring makes absent: how many there are of those expected, mean E² and part above 3 σ."""
+
+    symbol: str
+    count: int
+    expected: float
+    mean_square: float
+    strong: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether they are missing, or as weak as noise."""
+        if self.expected < LEAST_COMPARED:
+            return False
+        missing = self.count <= FEW_LEFT * self.expected
+        weak = self.mean_square < WEAK_ABSENT and self.strong < FEW_STRONG
+        return missing or weak or self.mean_square < EXPECTED_ABSENT
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """Merged data, and how they came about.
+
+    Attributes:
+        data: for the solver.
+        measured: how many measurements were merged.
+        absent: how many of those left out are absent by the centring.
+        r_int: of the class chosen; None where nothing was to be compared.
+        compared: measurements that have equivalents in it.
+        completeness: of the merged set up to d_min.
+        d_min: Å.
+        d_max: Å.
+        e_statistic: ⟨|E² − 1|⟩; 0.97 is expected of a centrosymmetric crystal, 0.74 of others.
+        reason: why this class, in words.
+        classes: all that the lattice allows.
+        centrings: all that were tested.
+        change: `(3, 3)` int, by which indices were multiplied from the left to bring the lattice into the usual setting.
+    """
+
+    data: CrystalData
+    measured: int
+    absent: int
+    r_int: float | None
+    compared: int
+    completeness: float
+    d_min: float
+    d_max: float
+    e_statistic: float
+    reason: str
+    classes: tuple[ClassScore, ...]
+    centrings: tuple[CentringScore, ...]
+    change: np.ndarray
+
+
+def prepare(
+    measurements: Measurements,
+    cell: UnitCell,
+    *,
+    wavelength: float | None = None,
+    formula: dict[str, float] | None = None,
+    elements: tuple[str, ...] = (),
+    laue: str | None = None,
+    claimed: np.ndarray | None = None,
+    claimed_centring: str | None = None,
+) -> Prepared:
+    """Finds the symmetry of measured intensities and merges them by it.
+
+    Args:
+        measurements: not merged, or merged in any class.
+        cell: of their indices.
+        wavelength: Å, or None.
+        formula: element → number; only the proportions count.
+        elements: that may occur, where numbers are not known; empty: any.
+        laue: symbol of the class to be taken, whatever the data say.
+        claimed: `(m, 3, 3)`, rotations of the group that the file claims; None: it claims nothing.
+        claimed_centring: P, A, B, C, I, F or R, or None.
+
+    Raises:
+        InputError: no reflections, or none that is not zero; the cell contradicts the wavelength; no such class.
+    """
+    _check(measurements, cell, wavelength)
+    warnings = []
+    spacings = cell.inverse_spacings(measurements.hkl)
+    d_min, d_max = float(1 / spacings.max()), float(1 / spacings.min())
+    possible = sphere(cell, d_min)
+    centring, centrings, change = _find_centring(measurements, cell, possible, claimed_centring, warnings)
+    measurements = dataclasses.replace(measurements, hkl=(measurements.hkl @ change.T).astype(np.int32))
+    absent = absent_by_centring(measurements.hkl, CENTRINGS[centring])
+    kept = measurements.select(~absent)
+    possible = possible[~absent_by_centring(possible, CENTRINGS[centring])]
+    classes = score_classes(kept, cell, centring, possible)
+    chosen, reason = _choose(classes, laue, claimed, warnings)
+    merged = merge(kept, chosen.laue.rotations)
+    statistic = e_statistic(merged, cell, chosen.laue.rotations)
+    if statistic < TWIN_STATISTIC:
+        warnings.append(f'⟨|E² − 1|⟩ is {statistic:.2f}, less than in any single crystal: twinned by merohedry?')
+    data = CrystalData(
+        cell=cell,
+        hkl=merged.reflections.hkl,
+        intensities=merged.reflections.intensities,
+        sigmas=merged.reflections.sigmas,
+        laue_class=chosen.laue.symbol,
+        rotations=chosen.laue.rotations,
+        centring=centring,
+        wavelength=wavelength,
+        formula=formula,
+        elements=elements,
+        merged_by_us=chosen.agrees,
+        warnings=tuple(warnings),
+    )
+    return Prepared(
+        data=data,
+        measured=len(kept),
+        absent=int(np.sum(absent)),
+        r_int=merged.r_int,
+        compared=merged.compared,
+        completeness=chosen.completeness,
+        d_min=d_min,
+        d_max=d_max,
+        e_statistic=statistic,
+        reason=reason,
+        classes=tuple(classes),
+        centrings=tuple(centrings),
+        change=change,
+    )
+
+
+def _check(measurements, cell, wavelength):
+    if not len(measurements):
+        raise InputError('no reflections')
+    if not np.any(measurements.intensities):
+        raise InputError(f'all of {len(measurements)} intensities are zero')
+    if not np.any(measurements.intensities > 0):
+        raise InputError(f'none of {len(measurements)} intensities is positive')
+    require(bool(np.isfinite(cell.volume) and cell.volume > 0), 'cell', cell.parameters, 'one that encloses a volume')
+    spacings = cell.inverse_spacings(measurements.hkl)
+    if wavelength:
+        beyond = spacings > 2.002 / wavelength
+        if np.any(beyond):
+            h, k, l = measurements.hkl[np.argmax(spacings)]
+            raise InputError(
+                f'cell or wavelength contradicts the data: {np.sum(beyond)} of {len(measurements)} reflections, as '
+                f'{h} {k} {l} with d = {1 / spacings.max():.3f} Å, cannot be measured with {wavelength:g} Å'
+            )
+
+
+def score_classes(
+    measurements: Measurements, cell: UnitCell, centring: str, possible: np.ndarray
+) -> list[ClassScore]:
+    """Scores all Laue classes that the lattice allows, by ascending order.
+
+    Args:
+        measurements: none of them absent by the centring.
+        cell: of their indices.
+        centring: of the lattice.
+        possible: `(n, 3)`, all reflections up to the resolution, one of each Friedel pair.
+    """
+    classes = laue_classes(cell, centring)
+    friedel = merge(measurements, classes[0].rotations)
+    unrelated = _misfit_of_unrelated(friedel.reflections, cell)
+    scores = []
+    for laue in classes:
+        below = [each.laue for each in scores if each.agrees and each.laue.members < laue.members]
+        largest = [each for each in below if not any(each.members < other.members for other in below)]
+        bases = [(each.order, merge(measurements, each.rotations)) for each in largest] or [(2, friedel)]
+        misfits = [_misfit(base.reflections, laue.rotations, unrelated) for _, base in bases]
+        misfits = [each for each in misfits if each is not None]
+        order, base = bases[0]
+        measured = min(len(base.counts) * order / (2 * len(possible)), 1)
+        expected = len(base.counts) * (1 - (1 - measured) ** (laue.order / order - 1))
+        merged = merge(measurements, laue.rotations)
+        scores.append(
+            ClassScore(
+                laue=laue,
+                r_int=merged.r_int,
+                compared=merged.compared,
+                misfit=max(misfits, default=None),
+                representative=not misfits and expected >= LEAST_EXPECTED,
+                completeness=len(merged.counts) / count_unique(possible, laue.rotations),
+            )
+        )
+    return scores
+
+
+def _misfit(reflections, rotations, unrelated):
+    """How far reflections differ that the rotations make equivalent, 0 as their σ, 1 as unrelated ones; None: too few.
+
+    `unrelated` is the merging R of pairs of the latter.
+    """
+    _, group = np.unique(equivalent_keys(reflections.hkl, rotations), return_inverse=True)
+    counts = np.bincount(group)
+    if np.sum(counts > 1) < max(LEAST_COMPARED, LEAST_PART_COMPARED * len(group)):
+        return None
+    means = np.bincount(group, reflections.intensities) / counts
+    repeated = counts[group] > 1
+    several, means = counts[group][repeated], means[group][repeated]
+    as_pairs = np.sqrt(several / (several - 1) / 2)  # a mean is the nearer to its members, the fewer they are
+    total = np.sum(np.abs(means))
+    found = np.sum(as_pairs * np.abs(reflections.intensities[repeated] - means)) / total
+    noise = np.sum(reflections.sigmas[repeated]) / np.sqrt(np.pi) / total
+    if unrelated - noise < LEAST_CONTRAST:
+        return None
+    return float(max(found - noise, 0) / (unrelated - noise))
+
+
+def _misfit_of_unrelated(reflections, cell):
+    """Merging R of pairs at random among reflections at about the same 1/d."""
+    order = np.argsort(cell.inverse_spacings(reflections.hkl), kind='stable')
+    shells = np.clip(len(order) // REFLECTIONS_IN_SHELL, 1, MOST_SHELLS_OF_UNRELATED)
+    random = np.random.default_rng(0)
+    pairs = [random.permutation(shell)[: len(shell) // 2 * 2] for shell in np.array_split(order, shells)]
+    first, second = np.reshape(reflections.intensities[np.concatenate(pairs)], (-1, 2)).T
+    return np.sum(np.abs(first - second)) / max(np.sum(np.abs(first + second)), np.finfo(float).tiny)
+
+
+def _choose(classes, laue, claimed, warnings):
+    """The class to merge in, and why, in words."""
+    if laue is not None:
+        return _asked_class(classes, laue, warnings), 'as asked for'
+    possible = [each for each in classes if each.agrees or each.representative or each.laue.order == 2]
+    best = max(possible, key=_preference)
+    if claimed is None:
+        if best.agrees:
+            return best, 'which the equivalents show'
+        if best.representative:
+            return best, 'the highest class in which no two of the reflections are equivalent: merged data'
+        return best, 'as no equivalents show more'
+    members = rotation_set(with_inversion(claimed))
+    claims = next((each for each in classes if each.laue.members == members), None)
+    if claims is None:
+        warnings.append('the symmetry that the file claims is none of this cell; it is not used')
+    elif claims.contradicted:
+        warnings.append(
+            f'the file claims the Laue class {claims.laue.symbol}, the data contradict it (R_int {claims.r_int:.3f}): '
+            f'{best.laue.symbol} is taken'
+        )
+    else:
+        higher = [each for each in possible if each.agrees and members < each.laue.members]
+        if higher:
+            best = max(higher, key=_preference)
+            warnings.append(
+                f'the file claims the Laue class {claims.laue.symbol}, the data show {best.laue.symbol} '
+                f'(R_int {best.r_int:.3f}), which is taken'
+            )
+            return best, 'which the equivalents show'
+        if claims.misfit is None:
+            return claims, 'as the file claims; nothing is there to be compared'
+        return claims, 'as the file claims, and the equivalents show' if claims.agrees else 'as the file claims'
+    return best, 'which the equivalents show' if best.agrees else 'against the claim of the file'
+
+
+def _preference(score):
+    """Higher classes first, then those with usual axes, then those that are complete, then those that fit."""
+    return score.laue.order, bool(score.laue.setting), score.completeness, -(score.misfit or 0)
+
+
+def _asked_class(classes, symbol, warnings):
+    require(symbol in LAUE_SYMBOLS.values(), 'laue', symbol, f'one of {", ".join(LAUE_SYMBOLS.values())}')
+    of_symbol = [each for each in classes if each.laue.symbol == symbol]
+    allowed = list(dict.fromkeys(each.laue.symbol for each in classes))
+    require(bool(of_symbol), 'laue', symbol, f'one that the lattice allows: {", ".join(allowed)}')
+    chosen = min(of_symbol, key=lambda each: (each.misfit is not None and not each.agrees, *_preference(each)[1:]))
+    if chosen.contradicted:
+        warnings.append(f'the Laue class {symbol} was asked for; the data contradict it (R_int {chosen.r_int:.3f})')
+    return chosen
+
+
+def _find_centring(measurements, cell, possible, claimed, warnings):
+    """The centring, what was tested, and the change of indices `(3, 3)` that makes a reverse lattice obverse."""
+    scores = {
+        symbol: _score_centring(symbol, vectors, measurements, cell, possible)
+        for symbol, vectors in [*CENTRINGS.items(), ('reverse', REVERSE)]
+        if vectors and (symbol not in ('R', 'reverse') or _is_hexagonal(cell))
+    }
+    agreeing = [each for each in scores.values() if each.agrees]
+    best = max(agreeing, key=lambda each: each.expected, default=None)
+    symbol = best.symbol if best else 'P'
+    turned = symbol == 'reverse'
+    if claimed and claimed != ('R' if turned else symbol):
+        found = f'the data show {symbol}' if best else 'reflections that it forbids are there'
+        warnings.append(f'the file claims a lattice {claimed}, {found}')
+    if turned:
+        warnings.append('the rhombohedral lattice is in the reverse setting; indices are turned by 180° about c')
+    change = np.diag([-1, -1, 1]) if turned else np.eye(3, dtype=int)
+    return 'R' if turned else symbol, list(scores.values()), change
+
+
+def _is_hexagonal(cell):
+    a, b, _, *angles = cell.parameters
+    return abs(a / b - 1) < 0.01 and np.all(np.abs(np.array(angles) - (90, 90, 120)) < 1)
+
+
+def _score_centring(symbol, vectors, measurements, cell, possible):
+    forbidden = absent_by_centring(measurements.hkl, vectors)
+    expected = len(measurements) * np.mean(absent_by_centring(possible, vectors))
+    squares = _squared_e(measurements.intensities, cell.inverse_spacings(measurements.hkl))
+    others = max(np.mean(squares[~forbidden]), np.finfo(float).tiny) if np.any(~forbidden) else 1.0
+    strong = measurements.intensities > 3 * measurements.sigmas
+    return CentringScore(
+        symbol=symbol,
+        count=int(np.sum(forbidden)),
+        expected=float(expected),
+        mean_square=float(np.mean(squares[forbidden]) / others) if np.any(forbidden) else 0.0,
+        strong=float(np.mean(strong[forbidden])) if np.any(forbidden) else 0.0,
+    )
+
+
+def _squared_e(intensities, spacings):
+    """Intensities over the mean of their shell of 1/d."""
+    count = np.clip(len(intensities) // REFLECTIONS_IN_SHELL, 1, MOST_SHELLS)
+    squares = np.zeros(len(intensities))
+    for shell in np.array_split(np.argsort(spacings, kind='stable'), count):
+        mean = np.mean(intensities[shell])
+        squares[shell] = intensities[shell] / mean if mean > 0 else 0
+    return squares
+
+
+def e_statistic(merged: Merged, cell: UnitCell, rotations: np.ndarray) -> float:
+    """⟨|E² − 1|⟩ of merged reflections in general positions: 0.97 with a centre of symmetry, 0.74 without."""
+    reflections = merged.reflections
+    general = reflections.select(stabilisers(reflections.hkl, rotations) == 1)
+    chosen = general if len(general) >= REFLECTIONS_IN_SHELL else reflections
+    return float(np.mean(np.abs(_squared_e(chosen.intensities, cell.inverse_spacings(chosen.hkl)) - 1)))

@@ -1,0 +1,136 @@
+"""The symmetry of a lattice and of the intensities on it: Laue classes, centring.
+
+The lattice's rotations are gemmi's (after Le Page, J. Appl. Cryst. 15, 255, 1982). Which of its subgroups the intensities
+have is told by how well those agree that a subgroup makes equivalent, against intensities that have nothing to do with
+each other.
+"""
+
+import dataclasses
+import functools
+import itertools
+
+import gemmi
+import numpy as np
+
+from patterson_jax.crystal.cell import UnitCell
+
+LARGEST_OBLIQUITY = 1.0  # degrees between an axis of the lattice and the normal of its plane
+CENTRINGS = {  # fractional vectors beside the origin
+    'P': (),
+    'A': ((0, 1 / 2, 1 / 2),),
+    'B': ((1 / 2, 0, 1 / 2),),
+    'C': ((1 / 2, 1 / 2, 0),),
+    'I': ((1 / 2, 1 / 2, 1 / 2),),
+    'F': ((0, 1 / 2, 1 / 2), (1 / 2, 0, 1 / 2), (1 / 2, 1 / 2, 0)),
+    'R': ((2 / 3, 1 / 3, 1 / 3), (1 / 3, 2 / 3, 2 / 3)),
+}
+REVERSE = ((1 / 3, 2 / 3, 1 / 3), (2 / 3, 1 / 3, 2 / 3))  # the rhombohedral lattice turned by 180° about c
+LAUE_SYMBOLS = {  # by order and by whether the highest axis among two classes of that order is there
+    (2, 1): '-1',
+    (4, 2): '2/m',
+    (6, 3): '-3',
+    (8, 2): 'mmm',
+    (8, 4): '4/m',
+    (12, 3): '-3m',
+    (12, 6): '6/m',
+    (16, 4): '4/mmm',
+    (24, 3): 'm-3',
+    (24, 6): '6/mmm',
+    (48, 4): 'm-3m',
+}
+ORDER_BY_TRACE = {3: 1, -1: 2, 0: 3, 1: 4, 2: 6}  # of a proper rotation
+
+
+@dataclasses.dataclass(frozen=True)
+class LaueClass:
+    """A Laue class in the axes of a cell.
+
+    Attributes:
+        symbol: as '2/m'.
+        rotations: `(m, 3, 3)` int, inversion among them.
+        setting: its symmorphic space group with the full symbol where the axes are usual ones, as 'P 1 2/m 1'; else ''.
+    """
+
+    symbol: str
+    rotations: np.ndarray
+    setting: str
+
+    @property
+    def order(self) -> int:
+        """How many rotations it has."""
+        return len(self.rotations)
+
+    @functools.cached_property
+    def members(self) -> frozenset[tuple[int, ...]]:
+        """The rotations as tuples of nine numbers."""
+        return rotation_set(self.rotations)
+
+
+def rotation_set(rotations: np.ndarray) -> frozenset[tuple[int, ...]]:
+    """Rotations `(m, 3, 3)` as a set of tuples."""
+    return frozenset(tuple(map(int, each)) for each in np.reshape(rotations, (-1, 9)))
+
+
+def laue_symbol(rotations: np.ndarray) -> str:
+    """The symbol of a Laue class `(m, 3, 3)`, inversion among its rotations."""
+    proper = [each for each in rotations if np.linalg.det(each) > 0]
+    return LAUE_SYMBOLS[len(rotations), max(ORDER_BY_TRACE[int(np.trace(each))] for each in proper)]
+
+
+def with_inversion(rotations: np.ndarray) -> np.ndarray:
+    """Rotations and their negatives, each once, identity first."""
+    every = np.concatenate([rotations, -rotations])
+    _, first = np.unique(every.reshape(-1, 9), axis=0, return_index=True)
+    return every[np.sort(first)]
+
+
+def lattice_rotations(cell: UnitCell, centring: str) -> np.ndarray:
+    """Proper rotations `(m, 3, 3)` int that the lattice has, within a degree; those that the cell's axes show as whole
+    numbers, the others belonging to a cell of other axes.
+    """
+    operations = gemmi.find_lattice_symmetry(cell.gemmi, centring, LARGEST_OBLIQUITY).sym_ops
+    rotations = np.array([each.rot for each in operations])
+    whole = np.all(rotations % gemmi.Op.DEN == 0, axis=(1, 2))
+    return rotations[whole] // gemmi.Op.DEN
+
+
+def laue_classes(cell: UnitCell, centring: str) -> list[LaueClass]:
+    """All Laue classes that the lattice allows, each orientation apart, by ascending order."""
+    rotations = lattice_rotations(cell, centring)
+    number = {tuple(each.ravel()): index for index, each in enumerate(rotations)}
+    product = [[number[tuple((a @ b).ravel())] for b in rotations] for a in rotations]
+    found = {
+        _closure({first, second}, product) for first, second in itertools.combinations_with_replacement(number.values(), 2)
+    }
+    groups = sorted(found, key=lambda group: (len(group), sorted(group)))
+    return [make_laue_class(rotations[sorted(group)], centring) for group in groups]
+
+
+def make_laue_class(rotations: np.ndarray, centring: str) -> LaueClass:
+    """The Laue class of rotations that form a group, inversion among them or not."""
+    rotations = with_inversion(rotations)
+    operations = gemmi.GroupOps([_operation(rotation) for rotation in rotations])
+    vectors = np.array([(0, 0, 0), *CENTRINGS[centring]]) * gemmi.Op.DEN
+    operations.cen_ops = np.rint(vectors).astype(int).tolist()
+    group = gemmi.find_spacegroup_by_ops(operations)
+    return LaueClass(laue_symbol(rotations), rotations, group.xhm() if group else '')
+
+
+def _operation(rotation):
+    operation = gemmi.Op()
+    operation.rot = (rotation * gemmi.Op.DEN).tolist()
+    return operation
+
+
+def _closure(members, product):
+    """The group that elements generate, from the table of products."""
+    members = set(members)
+    while more := {product[a][b] for a in members for b in members} - members:
+        members |= more
+    return frozenset(members)
+
+
+def absent_by_centring(hkl: np.ndarray, vectors: tuple[tuple[float, float, float], ...]) -> np.ndarray:
+    """Which reflections `(n, 3)` a centring by these vectors makes absent, `(n,)`."""
+    phases = np.asarray(hkl) @ np.reshape(vectors, (-1, 3)).T
+    return np.any(np.abs(phases - np.rint(phases)) > 0.1, axis=1)
