@@ -1,11 +1,11 @@
 """From measurements to merged data: which centring and which Laue class they have, tested against what is claimed.
 
-A class is tested by how far intensities differ that it alone makes equivalent: its merging R, less what the σ explain, as
-a part of the same of intensities that have nothing to do with each other (at the same 1/d). That is 0 for equivalents, 1
-for the unrelated, and between them where the structure or a twin comes near to the symmetry.
+A class is tested by how far intensities differ that it alone makes equivalent: its merging R, less what the σ explain,
+as a part of the same of intensities that have nothing to do with each other (at the same 1/d). That is 0 for
+equivalents, 1 for the unrelated, and between them where the structure or a twin comes near to the symmetry.
 
-Data that were merged before have no equivalents in their class. What tells that class then is that their set is complete
-and still no two of it are equivalent.
+Data that were merged before have no equivalents in their class. What tells that class then is that their set is
+complete and still no two of it are equivalent.
 """
 
 import dataclasses
@@ -18,7 +18,6 @@ from patterson_jax.crystal.reflections import (
     Merged,
     count_unique,
     equivalent_keys,
-    index_keys,
     merge,
     sphere,
     stabilisers,
@@ -42,7 +41,6 @@ LEAST_PART_COMPARED = 0.02  # of the reflections; with fewer a class is not test
 EXPECTED_ABSENT, WEAK_ABSENT = 0.005, 0.05  # mean E² of reflections that a centring forbids: noise, or noise if so weak
 FEW_STRONG = 0.2  # of them above 3 σ, then
 FEW_LEFT = 0.01  # of the reflections that a centring forbids: left over where the others were removed
-CUBIC_ANGSTROM_PER_ATOM = (5.0, 60.0)  # hydrogen apart, of any crystal
 REFLECTIONS_IN_SHELL, MOST_SHELLS = 60, 20
 MOST_SHELLS_OF_UNRELATED = 8  # wide ones, in which equivalents, being at the same 1/d, are few
 LEAST_CONTRAST = 0.05  # between the merging R of unrelated intensities and what the σ explain
@@ -118,7 +116,7 @@ class Prepared:
         reason: why this class, in words.
         classes: all that the lattice allows.
         centrings: all that were tested.
-        change: `(3, 3)` int, by which indices were multiplied from the left to bring the lattice into the usual setting.
+        change: `(3, 3)` int, by which indices were multiplied from the left, for the usual setting of the lattice.
     """
 
     data: CrystalData
@@ -228,9 +226,7 @@ def _check(measurements, cell, wavelength):
             )
 
 
-def score_classes(
-    measurements: Measurements, cell: UnitCell, centring: str, possible: np.ndarray
-) -> list[ClassScore]:
+def score_classes(measurements: Measurements, cell: UnitCell, centring: str, possible: np.ndarray) -> list[ClassScore]:
     """Scores all Laue classes that the lattice allows, by ascending order.
 
     Args:
@@ -327,6 +323,8 @@ def _choose(classes, laue, claimed, warnings):
                 f'(R_int {best.r_int:.3f}), which is taken'
             )
             return best, 'which the equivalents show'
+        if claims.laue.order == 2:
+            return claims, 'as the file claims'
         if claims.misfit is None:
             return claims, 'as the file claims; nothing is there to be compared'
         return claims, 'as the file claims, and the equivalents show' if claims.agrees else 'as the file claims'

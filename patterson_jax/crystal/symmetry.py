@@ -1,8 +1,7 @@
 """The symmetry of a lattice and of the intensities on it: Laue classes, centring.
 
-The lattice's rotations are gemmi's (after Le Page, J. Appl. Cryst. 15, 255, 1982). Which of its subgroups the intensities
-have is told by how well those agree that a subgroup makes equivalent, against intensities that have nothing to do with
-each other.
+The lattice's rotations are gemmi's (after Le Page, J. Appl. Cryst. 15, 255, 1982); each of their subgroups is, with the
+inversion, a Laue class that the lattice allows.
 """
 
 import dataclasses
@@ -99,9 +98,8 @@ def laue_classes(cell: UnitCell, centring: str) -> list[LaueClass]:
     rotations = lattice_rotations(cell, centring)
     number = {tuple(each.ravel()): index for index, each in enumerate(rotations)}
     product = [[number[tuple((a @ b).ravel())] for b in rotations] for a in rotations]
-    found = {
-        _closure({first, second}, product) for first, second in itertools.combinations_with_replacement(number.values(), 2)
-    }
+    pairs = itertools.combinations_with_replacement(number.values(), 2)
+    found = {_closure({first, second}, product) for first, second in pairs}
     groups = sorted(found, key=lambda group: (len(group), sorted(group)))
     return [make_laue_class(rotations[sorted(group)], centring) for group in groups]
 

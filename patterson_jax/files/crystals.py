@@ -1,0 +1,193 @@
+"""A crystal from a file of any kind: reflections as they were measured, with what is said of it there and beside it.
+
+The kind of a file is told by what is in it, not by its name: files named .hkl may be CIF.
+"""
+
+import dataclasses
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+
+from patterson_jax.crystal.cell import UnitCell
+from patterson_jax.crystal.reflections import Measurements
+from patterson_jax.errors import InputError
+from patterson_jax.files.cif import looks_like_cif, read_cif_claims, read_cif_reflections
+from patterson_jax.files.claims import CUBIC_ANGSTROM_PER_ATOM, Claims, measurements_of, parse_formula, volume_per_atom
+from patterson_jax.files.common import require_content
+from patterson_jax.files.shelx import (
+    FIXED,
+    hklf_matrix,
+    read_hkl,
+    read_instructions,
+    read_trailing_instructions,
+)
+
+INSTRUCTIONS, MODELS = ('.ins', '.res'), ('.cif', '.cif_od')  # files beside an .hkl; the first that has a cell leads
+SHORTEST_WAVELENGTH, LONGEST_WAVELENGTH = 0.1, 6.0  # Å, of X-rays
+
+
+@dataclasses.dataclass(frozen=True)
+class CrystalFile:
+    """A crystal as a file gives it.
+
+    Attributes:
+        path: of the file.
+        measurements: without placeholders, indices in the cell.
+        claims: what is said of it; `cell` is there.
+        format: how the reflections were read, in words.
+        of_amplitudes: whether they were F, not F².
+        records: how many there were.
+        notes: what was dropped, made up or odd, a line each.
+        hkl_bytes: the .hkl file as SHELXL reads it, which claims.hklf describes; None if it has to be made anew.
+    """
+
+    path: Path
+    measurements: Measurements
+    claims: Claims
+    format: str
+    of_amplitudes: bool
+    records: int
+    notes: tuple[str, ...]
+    hkl_bytes: bytes | None
+
+
+def read_crystal(
+    path: Path, *, cell: str = '', formula: str = '', wavelength: float | None = None, block: str = ''
+) -> CrystalFile:
+    """Reads a crystal: SHELX .hkl with the .ins, .res or CIF of its name beside it, those themselves, CIF or .fcf.
+
+    Args:
+        path: of the file.
+        cell: six numbers that lead over those of files; '': theirs.
+        formula: as 'C10H10F2N4', likewise.
+        wavelength: Å, likewise.
+        block: of a CIF, where several have reflections.
+
+    Raises:
+        InputError: the file, and what is wrong with it.
+    """
+    path = Path(path)
+    said = Claims(
+        cell=parse_cell(cell, 'cell') if cell else None,
+        cell_source='given' if cell else '',
+        wavelength=wavelength,
+        contents=(formula_given := parse_formula(formula, 'formula') if formula else None),
+        elements=tuple(formula_given or ()),
+    )
+    text = _text(path)
+    if looks_like_cif(text):
+        columns, claims, hkl_text = read_cif_reflections(text, str(path), block)
+        hkl_bytes = hkl_text.encode('utf-8') or None
+        claims = claims if claims.cell or said.cell else claims.completed_by(_claims_beside(path))
+    else:
+        if path.suffix.lower() in INSTRUCTIONS:
+            path = next(iter(_beside(path, ('.hkl',))), path.with_suffix('.hkl'))
+            text = _text(path)
+        columns, rest = read_hkl(text, str(path))
+        claims = _claims_beside(path).completed_by(read_trailing_instructions(rest, str(path)))
+        hkl_bytes = path.read_bytes()
+    claims = said.completed_by(claims)
+    _check(claims, path)
+    claims = _check_contents(claims, bool(formula))
+    number, matrix = hklf_matrix(claims.hklf or 'HKLF 4', str(path))
+    if hkl_bytes is None:  # a loop, which has nothing to do with HKLF
+        number, matrix = 3 if columns.of_amplitudes else 4, np.eye(3)
+    columns = dataclasses.replace(columns, of_amplitudes=number == 3)
+    measurements, notes = measurements_of(columns, matrix, str(path))
+    as_it_was = hkl_bytes is not None and columns.format == FIXED
+    return CrystalFile(
+        path=path,
+        measurements=measurements,
+        claims=dataclasses.replace(claims, hklf=claims.hklf if as_it_was and claims.hklf else 'HKLF 4'),
+        format=columns.format,
+        of_amplitudes=columns.of_amplitudes,
+        records=len(columns.values),
+        notes=notes,
+        hkl_bytes=hkl_bytes if as_it_was else None,
+    )
+
+
+def parse_cell(text: str, name: str) -> UnitCell:
+    """A cell from six numbers with blanks or commas between.
+
+    Raises:
+        InputError: it is none; `name` says what it is the value of.
+    """
+    try:
+        numbers = [float(word) for word in re.split(r'[\s,]+', text.strip())]
+    except ValueError:
+        numbers = []
+    good = len(numbers) == 6 and all(map(math.isfinite, numbers)) and min(numbers) > 0
+    if not (good and math.isfinite(UnitCell(*numbers).volume) and UnitCell(*numbers).volume > 0):
+        raise InputError(
+            f"{name} is {text!r}; it must be six numbers, a b c in Å and α β γ in degrees, as '5 6 7 90 98 90'"
+        )
+    return UnitCell(*numbers)
+
+
+def _text(path):
+    """The text of a file, of whatever encoding; all that counts is ASCII."""
+    require_content(path)
+    content = path.read_bytes()
+    if content[:2] == b'\x1f\x8b':
+        raise InputError(f'{path}: compressed by gzip; uncompress it first')
+    if b'\0' in content[:4096]:
+        raise InputError(f'{path}: not a text file; it must be SHELX .hkl, .ins or .res, CIF or .fcf')
+    try:
+        return content.decode('utf-8')
+    except UnicodeDecodeError:
+        return content.decode('latin-1')
+
+
+def _beside(path, endings):
+    """Files of the same name with these endings, in their order, capitals counting as small letters."""
+    if not path.parent.is_dir():
+        return []
+    others = {each.name.lower(): each for each in sorted(path.parent.iterdir()) if each.is_file()}
+    return [others[name] for ending in endings if (name := path.stem.lower() + ending) in others]
+
+
+def _claims_beside(path):
+    """What the files beside it say of the crystal whose reflections a file has."""
+    claims = Claims()
+    for other in _beside(path, (*INSTRUCTIONS, *MODELS)):
+        read = read_instructions if other.suffix.lower() in INSTRUCTIONS else read_cif_claims
+        claims = claims.completed_by(read(_text(other), str(other)))
+        if claims.cell:
+            break
+    return claims
+
+
+def _check_contents(claims, given):
+    """Claims without numbers of atoms that the cell cannot hold. Raises InputError if they were given."""
+    if not claims.contents:
+        return claims
+    volume, (least, most) = volume_per_atom(claims.contents, claims.cell), CUBIC_ANGSTROM_PER_ATOM
+    if given and volume < least:
+        formula = ' '.join(f'{element}{number:g}' for element, number in claims.contents.items())
+        raise InputError(
+            f'formula {formula} leaves {volume:.1f} Å³ of the cell for an atom; it must be {least:g} or more'
+        )
+    if given or least <= volume <= most:
+        return claims
+    note = f'UNIT leaves {volume:.1f} Å³ of the cell for an atom that is not hydrogen; numbers of atoms are not used'
+    return dataclasses.replace(claims, contents=None, notes=(*claims.notes, note))
+
+
+def _check(claims, path):
+    """Raises InputError if the data cannot be solved, whatever the reflections are."""
+    if claims.cell is None:
+        raise InputError(
+            f'{path}: no cell: no CELL in an .ins or .res of its name, none in a CIF; --config.crystal.cell gives it'
+        )
+    parse_cell(' '.join(f'{number:.10g}' for number in claims.cell.parameters), f'{claims.cell_source}: cell')
+    if any(probe in claims.probe for probe in ('neutron', 'electron')):
+        raise InputError(f'{path}: data of {claims.probe}s; only X-ray data can be solved')
+    wavelength = claims.wavelength
+    if wavelength is not None and not SHORTEST_WAVELENGTH <= wavelength <= LONGEST_WAVELENGTH:
+        raise InputError(
+            f'{path}: wavelength {wavelength:g} Å; it must be of X-rays, from {SHORTEST_WAVELENGTH} to '
+            f'{LONGEST_WAVELENGTH:g}: electron data are not solved'
+        )

@@ -1,0 +1,316 @@
+"""SHELX files: reflections (.hkl, HKLF 3 and 4) and what an .ins or .res says of the crystal.
+
+Reflections should stand in fixed columns, 3I4,2F8, which may touch; programs also write wider columns, or words with
+blanks between. Which it is, is decided once for a file, by what every line of it can be.
+"""
+
+import math
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from patterson_jax.crystal.cell import UnitCell
+from patterson_jax.errors import InputError
+from patterson_jax.files.claims import Claims, Columns, chemical_symbol, group_of, is_placeholder
+from patterson_jax.files.common import shortened
+
+LATTICES = {1: 'P', 2: 'I', 3: 'R', 4: 'F', 5: 'A', 6: 'B', 7: 'C'}
+LARGEST_INDEX = 9999
+LONGEST_WHOLE_NUMBER = 9  # digits; a longer one is two numbers that touch
+INSTRUCTION = re.compile(
+    r'((?:TITL|CELL|ZERR|LATT|SYMM|SFAC|UNIT|NEUT|TWIN|BASF|END)(?=\s|$)|HKLF(?=[\s\d-]|$))(.*)', re.I
+)
+FIXED, WORDS = 'fixed columns 3I4,2F8', 'words between blanks'
+UNREAD_HKLF = {1: 'condensed data', 2: 'Laue data', 5: 'of twin components', 6: 'of groups of twin components'}
+
+
+class _Line(NamedTuple):
+    """A line, its (h, k, l, value, σ) if read by columns and if read by words; None where it cannot be."""
+
+    number: int
+    text: str
+    by_columns: tuple | None
+    by_words: tuple | None
+
+    @property
+    def is_reflection(self) -> bool:
+        return self.by_columns is not None or self.by_words is not None
+
+    @property
+    def is_origin(self) -> bool:
+        """Whether h, k, l are all zero."""
+        return self.is_reflection and (self.by_columns or self.by_words)[:3] == (0, 0, 0)
+
+    @property
+    def is_end(self) -> bool:
+        """Whether it is the record of zeros after the last reflection."""
+        return self.is_origin and not any((self.by_columns or self.by_words)[3:4])
+
+
+def split_lines(text: str) -> list[str]:
+    """Lines of a text with any kind of ends."""
+    return text.replace('\r\n', '\n').replace('\r', '\n').replace('\x1a', '\n').split('\n')
+
+
+def read_hkl(text: str, name: str) -> tuple[Columns, str]:
+    """Reads the lines of an .hkl file.
+
+    Args:
+        text: of the file.
+        name: of it, for messages.
+
+    Returns:
+        Its numbers, not known yet whether F² or F, and the text that follows after the last reflection.
+
+    Raises:
+        InputError: no reflections; a line among them that is none; lines that could be read in two ways; HKLF 5.
+    """
+    lines = [_read_line(number, text) for number, text in enumerate(split_lines(text), start=1) if text.strip()]
+    first = next((index for index, line in enumerate(lines) if line.is_reflection), None)
+    if first is None:
+        raise InputError(f'{name}: no reflections in it')
+    last = next(
+        (index for index, line in enumerate(lines) if index > first and (line.is_end or not line.is_reflection)),
+        len(lines),
+    )
+    records = [line for line in lines[first:last] if not line.is_origin]
+    following = sum(line.is_reflection and not line.is_origin for line in lines[last:])
+    notes = [f'{first} lines before the first reflection passed over'] if first else []
+    if following and not lines[last].is_end:
+        raise InputError(
+            f'{name}, line {lines[last].number}: {shortened(lines[last].text.strip())!r} is no reflection, and '
+            f'{following} follow after it'
+        )
+    if following:
+        notes.append(f'{following} after the record of zeros passed over')
+    if not records:
+        raise InputError(f'{name}: no reflections in it')
+    rest = '\n'.join(line.text for line in lines[last:] if not line.is_reflection)
+    return _columns(records, name, notes), rest
+
+
+def _columns(records, name, notes):
+    """The numbers of reflections in the one format that all of them have."""
+    read_twice = [line for line in records if line.by_columns and line.by_words]
+    differing = [line for line in read_twice if not _same(line.by_columns, line.by_words)]
+    all_columns, all_words = all(line.by_columns for line in records), all(line.by_words for line in records)
+    if all_columns and differing and not all_words:
+        line = differing[0]
+        raise InputError(
+            f'{name}, line {line.number}: {shortened(line.text)!r} is {_shown(line.by_columns)} by columns and '
+            f'{_shown(line.by_words)} by words, and the file has lines that can only be columns'
+        )
+    if not (all_columns or all_words):
+        by_words = sum(line.by_words is not None for line in records) > len(records) / 2
+        bad = next(line for line in records if not (line.by_words if by_words else line.by_columns))
+        raise InputError(
+            f'{name}, line {bad.number}: {shortened(bad.text)!r} does not read as {WORDS if by_words else FIXED}, '
+            'as most of the file does'
+        )
+    by_columns = all_columns and not differing
+    numbers = np.array([line.by_columns if by_columns else line.by_words for line in records], float)
+    if by_columns and any(line.text[28:32].strip().startswith('-') for line in records):
+        raise InputError(f'{name}: negative batch numbers, as in HKLF 5, of twin components; it must be HKLF 4 or 3')
+    without_point = sum('.' not in (line.text[12:20] if by_columns else line.text.split()[3]) for line in records)
+    if 0 < without_point < len(records):
+        notes.append(f'{without_point} values have no decimal point and are taken as they are')
+    return Columns(
+        hkl=numbers[:, :3].astype(np.int64),
+        values=numbers[:, 3],
+        sigmas=numbers[:, 4],
+        format=FIXED if by_columns else WORDS,
+        notes=tuple(notes),
+    )
+
+
+def _read_line(number, text):
+    by_columns = by_words = None
+    words = text.split()[:5]
+    if len(words) >= 4:
+        by_words = _numbers(words[:3], [*words[3:], ''][:2])
+    elif words and all(re.fullmatch(r'[+-]?0*\.?0*', word) for word in words):
+        by_words = (0, 0, 0, 0.0, math.nan)
+    if '\t' not in text[:28] and len(text.rstrip()) > 12:
+        by_columns = _numbers([text[0:4], text[4:8], text[8:12]], [text[12:20], text[20:28]])
+    return _Line(number, text, by_columns, by_words)
+
+
+def _numbers(indices, values):
+    """(h, k, l, value, σ) or None; a value that is missing or did not fit its field is NaN, a value must be there."""
+    try:
+        h, k, l = map(int, indices)
+        value, sigma = map(_number, values)
+    except ValueError:
+        return None
+    if max(abs(h), abs(k), abs(l)) > LARGEST_INDEX or not values[0].strip():
+        return None
+    return h, k, l, value, sigma
+
+
+def _number(text):
+    text = text.strip()
+    if not text or set(text) == {'*'}:
+        return math.nan
+    if '_' in text or (text.isdigit() and len(text) > LONGEST_WHOLE_NUMBER):
+        raise ValueError(text)
+    return float(text.replace('D', 'E').replace('d', 'e'))
+
+
+def _same(first, second):
+    pairs = zip(first[3:], second[3:], strict=True)
+    return first[:3] == second[:3] and all(
+        a == b or math.isclose(a, b, rel_tol=1e-3) or (math.isnan(a) and math.isnan(b)) for a, b in pairs
+    )
+
+
+def _shown(numbers):
+    return ' '.join(f'{number:g}' for number in numbers)
+
+
+def read_instructions(text: str, name: str) -> Claims:
+    """Reads what an .ins or .res file says of its crystal; its atoms are passed over, and OMIT and SHEL too.
+
+    Raises:
+        InputError: CELL, LATT, SYMM or HKLF that say nothing sensible; neutron data; HKLF that we do not read.
+    """
+    found: dict[str, list[list[str]]] = {}
+    for line in _joined_lines(text):
+        if match := INSTRUCTION.match(line):
+            keyword, rest = match[1].upper(), match[2]
+            found.setdefault(keyword, []).append([rest.strip()] if keyword in ('TITL', 'SYMM') else rest.split())
+            if keyword in ('HKLF', 'END'):
+                break
+    if 'NEUT' in found:
+        raise InputError(f'{name}: NEUT, neutron data; only X-ray data can be solved')
+    cell, wavelength, cell_sigmas, formula_units = None, None, None, None
+    if 'CELL' in found:
+        wavelength, *parameters = _floats(name, 'CELL', found['CELL'][0], 7)
+        cell = UnitCell(*parameters)
+    if 'ZERR' in found:
+        formula_units, *sigmas = _floats(name, 'ZERR', found['ZERR'][0], 7)
+        cell_sigmas = tuple(sigmas)
+    contents, elements, notes = _contents(found)
+    hklf = ''
+    if 'HKLF' in found:
+        hklf = ' '.join(['HKLF', *found['HKLF'][0]])
+        hklf_matrix(hklf, name)
+    for keyword in ('TWIN', 'BASF'):
+        if keyword in found:
+            notes.append(f'{keyword} {" ".join(found[keyword][0])}: a twin, solved as if it were a single crystal')
+    return Claims(
+        title=found['TITL'][0][0] if 'TITL' in found else '',
+        cell=cell,
+        cell_source=name if cell else '',
+        cell_sigmas=cell_sigmas,
+        wavelength=wavelength or None,
+        contents=contents,
+        elements=elements,
+        formula_units=formula_units,
+        symops=_symmetry(found, name),
+        hklf=hklf,
+        notes=tuple(notes),
+    )
+
+
+def read_trailing_instructions(text: str, name: str) -> Claims:
+    """What a copy of the .ins that follows the reflections of an .hkl file says; nothing where that is not sensible."""
+    try:
+        return read_instructions(text, name)
+    except InputError:
+        return Claims()
+
+
+def hklf_matrix(hklf: str, name: str) -> tuple[int, np.ndarray]:
+    """What an HKLF instruction says: its number, 3 or 4, and the matrix `(3, 3)` that the indices are to be given.
+
+    Raises:
+        InputError: another number, or a matrix that is none.
+    """
+    words = hklf.split()[1:]
+    try:
+        values = [float(word) for word in words]
+        number = abs(int(values[0])) if values else 4
+    except ValueError as error:
+        raise InputError(f'{name}: {shortened(hklf)!r}; HKLF must be followed by numbers') from error
+    if number not in (3, 4):
+        kind = UNREAD_HKLF.get(number, 'unknown')
+        raise InputError(f'{name}: HKLF {number}, {kind}; it must be HKLF 4 or 3')
+    matrix = np.reshape(values[2:11], (3, 3)) if len(values) >= 11 else np.eye(3)
+    if not (np.all(np.isfinite(matrix)) and abs(np.linalg.det(matrix)) > 1e-3):
+        raise InputError(f'{name}: {shortened(hklf)!r}; its matrix makes all indices lie in a plane')
+    return number, matrix
+
+
+def _joined_lines(text):
+    """Lines without comments, continued ones joined."""
+    joined = ''
+    for line in split_lines(text):
+        if re.match(r'\s*(TITL|REM)', line, re.I):
+            yield line.strip()
+            joined = ''
+            continue
+        line = line.partition('!')[0].rstrip()
+        if joined or line.endswith('='):
+            joined = f'{joined} {line.rstrip("=")}'
+            if not line.endswith('='):
+                yield joined.strip()
+                joined = ''
+        else:
+            yield line.strip()
+    yield joined.strip()
+
+
+def _floats(name, keyword, words, count):
+    try:
+        values = [float(word) for word in words[:count]]
+    except ValueError:
+        values = []
+    if len(values) < count or not all(map(math.isfinite, values)):
+        raise InputError(f'{name}: {keyword} {shortened(" ".join(words))!r}; it must be {count} numbers')
+    return values
+
+
+def _contents(found):
+    """Atoms in the cell, elements, and what is odd about them."""
+    labels: list[str] = []
+    for words in found.get('SFAC', []):
+        explicit = len(words) > 1 and re.fullmatch(r'[+-]?[\d.]+(E[+-]?\d+)?', words[1], re.I)
+        labels += words[:1] if explicit else words
+    symbols = [chemical_symbol(label) for label in labels]
+    elements = tuple(dict.fromkeys(symbol for symbol in symbols if symbol))
+    numbers = [word for words in found.get('UNIT', []) for word in words]
+    if not labels:
+        return None, (), []
+    if None in symbols:
+        return None, elements, [f'SFAC {labels[symbols.index(None)]} is no element; numbers of atoms are not used']
+    try:
+        counts = [float(number) for number in numbers]
+    except ValueError:
+        counts = []
+    if len(counts) < len(labels) or min(counts) < 0 or max(counts) == 0:
+        said = 'there is no UNIT' if not numbers else f'UNIT {shortened(" ".join(numbers))} does not fit SFAC'
+        return None, elements, [f'{said}; numbers of atoms are not used']
+    contents: dict[str, float] = {}
+    for symbol, count in zip(symbols, counts, strict=False):
+        contents[symbol] = contents.get(symbol, 0) + count
+    if is_placeholder(contents):
+        return None, elements, [f'UNIT {" ".join(numbers)}, a placeholder; numbers of atoms are not used']
+    return {element: count for element, count in contents.items() if count}, elements, []
+
+
+def _symmetry(found, name):
+    """Operations claimed; none without LATT and SYMM: their default, P-1, is not meant by those who leave them out."""
+    if 'LATT' not in found and 'SYMM' not in found:
+        return ()
+    latt = found.get('LATT', [['1']])[0]
+    try:
+        number = int(float(latt[0]))
+        centring = LATTICES[abs(number)]
+    except (IndexError, KeyError, ValueError) as error:
+        raise InputError(f'{name}: LATT {" ".join(latt)!r}; it must be 1 to 7, or negative') from error
+    symm = [words[0] for words in found.get('SYMM', [])]
+    try:
+        return group_of(symm, centring, number > 0)
+    except ValueError as error:
+        raise InputError(f'{name}: LATT {number} and {len(symm)} SYMM give no group: {error}') from error
