@@ -48,7 +48,7 @@ class CifContent(NamedTuple):
 
 def looks_like_cif(text: str) -> bool:
     """Whether a text is a CIF: data_ begins a line before anything but comments and empty lines does."""
-    return re.match(r'(\ufeff|\s|#[^\n\r]*[\n\r])*data_', text, re.I) is not None
+    return re.match(r'(\s|#[^\n\r]*[\n\r])*data_', text, re.I) is not None
 
 
 def read_cif_reflections(text: str, name: str, block_name: str = '') -> CifContent:
@@ -73,7 +73,7 @@ def read_cif_reflections(text: str, name: str, block_name: str = '') -> CifConte
     if len(having) > 1:
         names = ', '.join(block.name for block, _ in having)
         raise InputError(
-            f'{name}: {len(having)} data blocks have reflections; --config.crystal.block chooses of {names}'
+            f'{name}: {len(having)} data blocks have reflections; --config.crystal.block must be one of {names}'
         )
     (block, (kind, source)), claims = having[0], _claims(having[0][0], name)
     if claims.cell is None:  # which may stand in a block for all

@@ -136,7 +136,7 @@ def _text(path):
     if b'\0' in content[:4096]:
         raise InputError(f'{path}: not a text file; it must be SHELX .hkl, .ins or .res, CIF or .fcf')
     try:
-        return content.decode('utf-8')
+        return content.decode('utf-8-sig')
     except UnicodeDecodeError:
         return content.decode('latin-1')
 
@@ -167,9 +167,7 @@ def _check_contents(claims, given):
     volume, (least, most) = volume_per_atom(claims.contents, claims.cell), CUBIC_ANGSTROM_PER_ATOM
     if given and volume < least:
         formula = ' '.join(f'{element}{number:g}' for element, number in claims.contents.items())
-        raise InputError(
-            f'formula {formula} leaves {volume:.1f} Å³ of the cell for an atom; it must be {least:g} or more'
-        )
+        raise InputError(f'formula {formula} leaves {volume:.1f} Å³ of the cell for an atom; {least:g} is the least')
     if given or least <= volume <= most:
         return claims
     note = f'UNIT leaves {volume:.1f} Å³ of the cell for an atom that is not hydrogen; numbers of atoms are not used'

@@ -112,7 +112,8 @@ def _columns(records, name, notes):
     numbers = np.array([line.by_columns if by_columns else line.by_words for line in records], float)
     if by_columns and any(line.text[28:32].strip().startswith('-') for line in records):
         raise InputError(f'{name}: negative batch numbers, as in HKLF 5, of twin components; it must be HKLF 4 or 3')
-    without_point = sum('.' not in (line.text[12:20] if by_columns else line.text.split()[3]) for line in records)
+    fields = [line.text[12:20] if by_columns else line.text.split()[3] for line in records]
+    without_point = sum(field.strip().isdigit() for field in fields)
     if 0 < without_point < len(records):
         notes.append(f'{without_point} values have no decimal point and are taken as they are')
     return Columns(
