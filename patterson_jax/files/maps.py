@@ -21,6 +21,7 @@ from typing import NamedTuple
 import gemmi
 import numpy as np
 
+from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.errors import InputError
 from patterson_jax.files.common import require_content, write_whole
 
@@ -82,7 +83,12 @@ class _Header:
 def write_map(path: Path, values: np.ndarray, voxel_size: float) -> None:
     """Writes a cubic map `(grid, grid, grid)` as CCP4, mode 2 (float32), the whole cell, space group P1."""
     edge = values.shape[0] * voxel_size
-    grid = gemmi.FloatGrid(np.asarray(values, np.float32), gemmi.UnitCell(edge, edge, edge, 90, 90, 90))
+    write_density(path, values, UnitCell(edge, edge, edge, 90, 90, 90))
+
+
+def write_density(path: Path, values: np.ndarray, cell: UnitCell) -> None:
+    """Writes a map of any whole cell, `(nu, nv, nw)`, as CCP4, mode 2 (float32), space group P1."""
+    grid = gemmi.FloatGrid(np.ascontiguousarray(values, np.float32), cell.gemmi)
     grid.spacegroup = gemmi.SpaceGroup('P 1')
     ccp4 = gemmi.Ccp4Map()
     ccp4.grid = grid

@@ -1,0 +1,282 @@
+"""What a solved crystal gives: a SHELX .res to refine at once, its .hkl, a CIF, and the content of the JSON file."""
+
+import itertools
+import re
+from pathlib import Path
+
+import gemmi
+import numpy as np
+from gemmi import cif
+
+from patterson_jax.crystal.cell import UnitCell
+from patterson_jax.crystal.reflections import Measurements
+from patterson_jax.crystal.structure import CrystalData, CrystalSolution, Site, SpaceGroup
+from patterson_jax.errors import InputError
+from patterson_jax.files.claims import Claims
+from patterson_jax.files.common import write_whole
+from patterson_jax.files.shelx import LATTICES
+
+MO_K_ALPHA = 0.71073  # Å, where a crystal's wavelength is not known
+LONGEST_LINE = 79  # characters that SHELX reads
+LONGEST_NAME = 4  # characters
+FIELD = 8  # columns of a value in an .hkl file
+LEAST_SIGMA, LARGEST_VALUE = 0.05, 999_999.0  # in one
+CELL_TAGS = ('length_a', 'length_b', 'length_c', 'angle_alpha', 'angle_beta', 'angle_gamma')
+STRONGEST = 400  # reflections that give the scale
+SAME_PROPORTIONS = 0.15  # of numbers of atoms, for a formula to be that of the atoms found
+
+
+def write_crystal_res(
+    path: Path, data: CrystalData, solution: CrystalSolution, claims: Claims, title: str, hklf: str
+) -> None:
+    """Writes a solution as a .res file that SHELXL refines without a change, isotropic, in its group.
+
+    The inversion of a centrosymmetric group must be at the origin, as LATT means it; `SpaceGroup` promises it.
+
+    Args:
+        path: of the file.
+        data: what was solved.
+        solution: with a space group and atoms.
+        claims: of the crystal's file, for the uncertainties of the cell.
+        title: for TITL.
+        hklf: the instruction that goes with the .hkl file beside it.
+    """
+    group, atoms = solution.space_group, solution.atoms
+    elements = _elements(atoms, data.formula)
+    contents = _contents(atoms, data.formula)
+    sigmas = claims.cell_sigmas or (0.0,) * 6
+    units = _formula_units(contents)
+    reasons = '; '.join(solution.reasons)
+    lines = [
+        f'TITL {title}'[:LONGEST_LINE],
+        f'CELL {data.wavelength or MO_K_ALPHA:.5f} {_cell_words(data.cell)}',
+        f'ZERR {units:.2f} {" ".join(f"{sigma:.5f}" for sigma in sigmas[:3])} '
+        f'{" ".join(f"{sigma:.4f}" for sigma in sigmas[3:])}',
+        *_symmetry_lines(group),
+        f'SFAC {" ".join(elements)}',
+        f'UNIT {" ".join(f"{contents.get(element, 0):g}" for element in elements)}',
+        *_remarks(f'{group.hm}, {solution.verdict}{f": {reasons}" if reasons else ""}'),
+        *([] if data.wavelength else _remarks('The wavelength is not known; it is written as that of Mo K alpha.')),
+        'L.S. 10',
+        'BOND',
+        'FMAP 2',
+        'PLAN 20',
+        'WGHT 0.1',
+        f'FVAR {overall_scale(data, group, atoms, hklf):.5f}',
+    ]
+    for name, atom in zip(atom_names(atoms), atoms, strict=True):
+        x, y, z = atom.fract
+        part = atom.occupancy * atom.multiplicity / len(group.symops)
+        lines.append(
+            f'{name:<4} {elements.index(atom.element) + 1:<2d} {x:10.6f} {y:10.6f} {z:10.6f} {10 + part:9.5f} '
+            f'{atom.u_iso:8.5f}'
+        )
+    text = '\n'.join([*lines, hklf, 'END']) + '\n'
+    text = text.encode('ascii', 'replace').decode()
+    write_whole(path, lambda part: part.write_text(text, encoding='ascii'))
+
+
+def _cell_words(cell):
+    return ' '.join(f'{edge:.5f}' for edge in cell.parameters[:3]) + ''.join(
+        f' {angle:.4f}' for angle in cell.parameters[3:]
+    )
+
+
+def _remarks(text):
+    """REM lines of a text."""
+    words, line = text.split(), 'REM'
+    for word in words:
+        if len(line) + 1 + len(word) > LONGEST_LINE:
+            yield line
+            line = 'REM'
+        line += f' {word}'
+    yield line
+
+
+def _symmetry_lines(group: SpaceGroup):
+    """LATT and SYMM, without the identity, the centring and, where there is one, the inversion at the origin.
+
+    Raises InputError if there is an inversion that is not at the origin, or a centring that SHELX does not have.
+    """
+    operations = [gemmi.Op(each) for each in group.symops]
+    every = gemmi.GroupOps(operations)
+    letters = {letter: number for number, letter in LATTICES.items()}
+    letter = every.find_centering()
+    centred = '-x,-y,-z' in {each.triplet() for each in every}
+    if letter not in letters or centred != every.is_centrosymmetric():
+        raise InputError(f'space group {group.hm}: SHELX has no LATT for its centring {letter!r} or its centre')
+    chosen = {}
+    for operation in every.sym_ops:
+        rotation = np.array(operation.rot)
+        turned = -rotation if centred and np.linalg.det(rotation) < 0 else rotation
+        if turned is rotation:
+            chosen.setdefault(rotation.tobytes(), operation)
+    symm = [each.triplet().upper() for each in chosen.values() if each.triplet() != 'x,y,z']
+    return [f'LATT {letters[letter] if centred else -letters[letter]}', *(f'SYMM {each}' for each in symm)]
+
+
+def _elements(atoms: tuple[Site, ...], formula):
+    """Those found and, if they go with the formula, its hydrogen; carbon and hydrogen first."""
+    found = {atom.element for atom in atoms} | set(_contents(atoms, formula))
+    return sorted(found, key=lambda element: (element != 'C', element != 'H', element))
+
+
+def _contents(atoms, formula):
+    """Atoms in the cell, with the hydrogen of a formula that has the proportions of what was found."""
+    contents: dict[str, float] = {}
+    for atom in atoms:
+        contents[atom.element] = contents.get(atom.element, 0) + atom.occupancy * atom.multiplicity
+    contents = {element: round(count, 3) for element, count in contents.items()}
+    heavy = {element: count for element, count in (formula or {}).items() if element != 'H'}
+    if heavy.keys() == contents.keys() and 'H' in formula:
+        units = sum(contents.values()) / sum(heavy.values())
+        if all(abs(contents[each] / (units * heavy[each]) - 1) < SAME_PROPORTIONS for each in heavy):
+            contents['H'] = round(units * formula['H'], 3)
+    return contents
+
+
+def _formula_units(contents):
+    """The largest whole number by which all numbers of atoms in the cell can be divided; 1 if they are not whole."""
+    counts = [round(count) for count in contents.values()]
+    whole = all(abs(count - number) < 0.01 for count, number in zip(contents.values(), counts, strict=True))
+    return int(np.gcd.reduce(counts)) if whole and min(counts) > 0 else 1
+
+
+def atom_names(atoms: tuple[Site, ...]) -> list[str]:
+    """A name for each atom, its label where that can be: of its element, of four characters at most, given once."""
+    names: list[str] = []
+    for atom in atoms:
+        label, symbol = atom.label, atom.element
+        good = re.fullmatch(rf'{symbol}[A-Za-z0-9]*', label, re.I) and len(label) <= LONGEST_NAME
+        taken = {name.upper() for name in names}
+        if not good or label.upper() in taken or gemmi.Element(re.match(r'[A-Za-z]+', label)[0]).name != symbol:
+            free = (f'{symbol}{tail}' for tail in _tails(LONGEST_NAME - len(symbol)))
+            label = next(name for name in free if name.upper() not in taken)
+        names.append(label)
+    return names
+
+
+def _tails(length):
+    """1, 2, … as long as they fit, then numbers with letters after them."""
+    yield from map(str, range(1, 10**length))
+    for head, letter in itertools.product(range(10 ** (length - 1)), 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'):
+        yield f'{head}{letter}'
+
+
+def overall_scale(data: CrystalData, group: SpaceGroup, atoms: tuple[Site, ...], hklf: str = '') -> float:
+    """The factor between calculated amplitudes, in electrons, and measured ones: SHELXL's first free variable."""
+    order = np.argsort(-data.intensities)[:STRONGEST]
+    hkl, intensities = data.hkl[order], data.intensities[order]
+    amplitudes = np.abs(calculated_structure_factors(hkl, data.cell, group, atoms))
+    words = hklf.split()
+    factor = float(words[2]) if len(words) > 2 else 1.0
+    fitting = factor * np.sum(intensities * amplitudes**2) / max(np.sum(amplitudes**4), 1e-30)
+    return float(np.sqrt(max(fitting, 1e-12)))
+
+
+def calculated_structure_factors(
+    hkl: np.ndarray, cell: UnitCell, group: SpaceGroup, atoms: tuple[Site, ...]
+) -> np.ndarray:
+    """F(h) `(n,)` of isotropic atoms with the form factors of International Tables C, in electrons of the cell."""
+    operations = [gemmi.Op(each) for each in group.symops]
+    rotations = np.array([each.rot for each in operations]) / gemmi.Op.DEN
+    shifts = np.array([each.tran for each in operations]) / gemmi.Op.DEN
+    quarter = cell.inverse_spacings(hkl) ** 2 / 4
+    total = np.zeros(len(hkl), complex)
+    for atom in atoms:
+        tables = gemmi.Element(atom.element).it92
+        factor = np.exp(-np.outer(quarter, tables.b)) @ np.array(tables.a) + tables.c
+        images = rotations @ np.array(atom.fract) + shifts
+        part = atom.occupancy * atom.multiplicity / len(operations)
+        falloff = np.exp(-8 * np.pi**2 * atom.u_iso * quarter)
+        total += part * factor * falloff * np.exp(2j * np.pi * hkl @ images.T).sum(axis=1)
+    return total
+
+
+def write_hkl(path: Path, measurements: Measurements) -> None:
+    """Writes F² and their σ as HKLF 4 in fixed columns, 3I4,2F8, on a scale on which they fit, with decimals as fit."""
+    highest = float(np.max(np.abs([measurements.intensities, measurements.sigmas])))
+    scale = min(max(1.0, LEAST_SIGMA / float(np.min(measurements.sigmas))), LARGEST_VALUE / highest)
+    intensities, sigmas = measurements.intensities * scale, np.maximum(measurements.sigmas * scale, 0.01)
+    rows = zip(measurements.hkl.tolist(), intensities.tolist(), sigmas.tolist(), strict=True)
+    lines = [f'{h:4d}{k:4d}{l:4d}{_in_field(value)}{_in_field(sigma)}' for (h, k, l), value, sigma in rows]
+    text = '\n'.join([*lines, f'{0:4d}{0:4d}{0:4d}{0:8.2f}{0:8.2f}']) + '\n'
+    write_whole(path, lambda part: part.write_text(text, encoding='ascii'))
+
+
+def _in_field(value):
+    """A number in eight columns with two decimals or, where those do not fit, with fewer."""
+    return next(text for decimals in (2, 1, 0) if len(text := f'{value:#{FIELD}.{decimals}f}') <= FIELD)
+
+
+def write_crystal_cif(
+    path: Path, data: CrystalData, group: SpaceGroup, atoms: tuple[Site, ...], r_factor: float | None, name: str
+) -> None:
+    """Writes a solution as CIF."""
+    document = cif.Document()
+    block = document.add_new_block(re.sub(r'\W+', '_', name))
+    contents = _contents(atoms, data.formula)
+    units = _formula_units(contents)
+    symbols = sorted(contents, key=lambda element: (element != 'C', element != 'H', element))
+    found = gemmi.find_spacegroup_by_ops(gemmi.GroupOps([gemmi.Op(each) for each in group.symops]))
+    pairs = {
+        '_audit_creation_method': 'patterson_jax',
+        '_chemical_formula_sum': ' '.join(f'{each}{contents[each] / units:.4g}' for each in symbols),
+        '_cell_formula_units_Z': f'{units}',
+        **{f'_cell_{tag}': f'{value:.7g}' for tag, value in zip(CELL_TAGS, data.cell.parameters, strict=True)},
+        '_cell_volume': f'{data.cell.volume:.7g}',
+        '_space_group_IT_number': f'{group.number}',
+        '_space_group_name_H-M_alt': group.hm,
+        **({'_space_group_name_Hall': found.hall} if found else {}),
+        **({'_diffrn_radiation_wavelength': f'{data.wavelength:g}'} if data.wavelength else {}),
+        '_refine_ls_R_factor_gt': '?' if r_factor is None else f'{r_factor:.4f}',
+    }
+    for tag, value in pairs.items():
+        block.set_pair(tag, value if value == '?' else cif.quote(value))
+    operations = block.init_loop('_space_group_symop_', ['id', 'operation_xyz'])
+    for number, operation in enumerate(group.symops, start=1):
+        operations.add_row([f'{number}', cif.quote(operation)])
+    columns = ('label', 'type_symbol', 'fract_x', 'fract_y', 'fract_z', 'U_iso_or_equiv', 'adp_type', 'occupancy')
+    sites = block.init_loop('_atom_site_', [*columns, 'site_symmetry_multiplicity'])
+    for label, atom in zip(atom_names(atoms), atoms, strict=True):
+        place = [f'{value:.6f}' for value in atom.fract]
+        kind = [f'{atom.u_iso:.5f}', 'Uiso', f'{atom.occupancy:.4g}', f'{atom.multiplicity}']
+        sites.add_row([label, atom.element, *place, *kind])
+    text = document.as_string()
+    write_whole(path, lambda part: part.write_text(text, encoding='utf-8'))
+
+
+def solution_content(data: CrystalData, solution: CrystalSolution) -> dict:
+    """The fields of the JSON file that every solved crystal has; what is not known is None."""
+    group = solution.space_group
+    return {
+        'verdict': solution.verdict,
+        'reasons': list(solution.reasons),
+        'space_group': group
+        and {
+            'number': group.number,
+            'hm': group.hm,
+            'standard_hm': gemmi.get_spacegroup_reference_setting(group.number).xhm(),
+            'symops': list(group.symops),
+            'certain': group.certain,
+            'candidates': list(group.candidates),
+        },
+        'cell': list(data.cell.parameters),
+        'atoms': [
+            {
+                'label': label,
+                'element': atom.element,
+                'fract': [round(value, 6) for value in atom.fract],
+                'u_iso': round(atom.u_iso, 5),
+                'occupancy': round(atom.occupancy, 4),
+                'multiplicity': atom.multiplicity,
+                'element_confidence': round(atom.confidence, 3),
+            }
+            for label, atom in zip(atom_names(solution.atoms), solution.atoms, strict=True)
+        ],
+        'hand': 'not determined',
+        'r_factor': None if solution.r_factor is None else round(solution.r_factor, 5),
+        'resolution': round(solution.resolution, 4),
+        'starts': solution.starts,
+        'seconds': round(solution.seconds, 3),
+    }
