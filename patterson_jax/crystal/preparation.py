@@ -1,6 +1,6 @@
 """From measurements to merged data: which centring and which Laue class they have, tested against what is claimed.
 
-A class is tested by how far intensities differ that it alone makes equivalent: its merging R, less what the σ explain,
+A class is tested by how far intensities differ that it alone makes equivalent: its merging R, less what errors explain,
 as a part of the same of intensities that have nothing to do with each other (at the same 1/d). That is 0 for
 equivalents, 1 for the unrelated, and between them where the structure or a twin comes near to the symmetry.
 
@@ -48,7 +48,7 @@ LEAST_EXPECTED = 20  # equivalents among as many reflections at random; where no
 TWIN_STATISTIC = 0.6  # of |E² − 1|, which is 0.736 without a centre and 0.541 in a perfect merohedral twin of it
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ClassScore:
     """How well a Laue class fits the data.
 
@@ -113,6 +113,7 @@ class Prepared:
         d_min: Å.
         d_max: Å.
         e_statistic: ⟨|E² − 1|⟩; 0.97 is expected of a centrosymmetric crystal, 0.74 of others.
+        chosen: the class, as it was scored.
         reason: why this class, in words.
         classes: all that the lattice allows.
         centrings: all that were tested.
@@ -128,6 +129,7 @@ class Prepared:
     d_min: float
     d_max: float
     e_statistic: float
+    chosen: ClassScore
     reason: str
     classes: tuple[ClassScore, ...]
     centrings: tuple[CentringScore, ...]
@@ -200,6 +202,7 @@ def prepare(
         d_min=d_min,
         d_max=d_max,
         e_statistic=statistic,
+        chosen=chosen,
         reason=reason,
         classes=tuple(classes),
         centrings=tuple(centrings),
@@ -243,7 +246,7 @@ def score_classes(measurements: Measurements, cell: UnitCell, centring: str, pos
         below = [each.laue for each in scores if each.agrees and each.laue.members < laue.members]
         largest = [each for each in below if not any(each.members < other.members for other in below)]
         bases = [(each.order, merge(measurements, each.rotations)) for each in largest] or [(2, friedel)]
-        misfits = [_misfit(base.reflections, laue.rotations, unrelated) for _, base in bases]
+        misfits = [_misfit(base, laue.rotations, unrelated) for _, base in bases]
         misfits = [each for each in misfits if each is not None]
         order, base = bases[0]
         measured = min(len(base.counts) * order / (2 * len(possible)), 1)
@@ -262,11 +265,12 @@ def score_classes(measurements: Measurements, cell: UnitCell, centring: str, pos
     return scores
 
 
-def _misfit(reflections, rotations, unrelated):
-    """How far reflections differ that the rotations make equivalent, 0 as their σ, 1 as unrelated ones; None: too few.
+def _misfit(merged, rotations, unrelated):
+    """How far reflections differ that the rotations make equivalent; None if they are too few.
 
-    `unrelated` is the merging R of pairs of the latter.
+    0: as their σ say, or as much as those that were merged into them; 1: as unrelated ones, whose merging R is given.
     """
+    reflections = merged.reflections
     _, group = np.unique(equivalent_keys(reflections.hkl, rotations), return_inverse=True)
     counts = np.bincount(group)
     if np.sum(counts > 1) < max(LEAST_COMPARED, LEAST_PART_COMPARED * len(group)):
@@ -278,6 +282,8 @@ def _misfit(reflections, rotations, unrelated):
     total = np.sum(np.abs(means))
     found = np.sum(as_pairs * np.abs(reflections.intensities[repeated] - means)) / total
     noise = np.sum(reflections.sigmas[repeated]) / np.sqrt(np.pi) / total
+    if merged.compared > LEAST_PART_COMPARED * len(merged.counts):
+        noise = max(noise, merged.r_int or 0)
     if unrelated - noise < LEAST_CONTRAST:
         return None
     return float(max(found - noise, 0) / (unrelated - noise))
@@ -326,7 +332,7 @@ def _choose(classes, laue, claimed, warnings):
         if claims.laue.order == 2:
             return claims, 'as the file claims'
         if claims.misfit is None:
-            return claims, 'as the file claims; nothing is there to be compared'
+            return claims, 'as the file claims, for it has no equivalents of its own to compare'
         return claims, 'as the file claims, and the equivalents show' if claims.agrees else 'as the file claims'
     return best, 'which the equivalents show' if best.agrees else 'against the claim of the file'
 
