@@ -11,6 +11,7 @@ import typing
 import jax
 from ml_collections import ConfigDict
 
+from patterson_jax.crystals import CrystalSettings
 from patterson_jax.errors import InputError, require
 from patterson_jax.evaluation import EvaluationSettings
 from patterson_jax.files.structures import FileSettings
@@ -60,12 +61,21 @@ def validate(config: ConfigDict) -> Experiment:
         InputError: naming the field, the value received and what is allowed.
     """
     _check_names('config', config, ('seed', *SECTIONS))
-    seed = _typed('seed', config.seed, int)
-    require(0 <= seed <= LARGEST_SEED, 'seed', seed, f'from 0 to {LARGEST_SEED}')
+    seed = _seed(config)
     sections = {name: _section(name, config[name], kind) for name, kind in SECTIONS.items()}
     experiment = Experiment(seed, **sections)
     _check_together(experiment)
     return experiment
+
+
+def validate_crystal(config: ConfigDict) -> tuple[int, CrystalSettings]:
+    """The seed and the settings of a config for crystals, which has no other sections.
+
+    Raises:
+        InputError: naming the field, the value received and what is allowed.
+    """
+    _check_names('config', config, ('seed', 'crystal'))
+    return _seed(config), _section('crystal', config.crystal, CrystalSettings)
 
 
 def check_devices(experiment: Experiment) -> None:
@@ -86,6 +96,12 @@ def differences(before: dict, now: dict, sections: tuple[str, ...], ignored: tup
             if first.get(field) != second.get(field) and name not in ignored:
                 found.append(f'{name} was {first.get(field)!r} and is {second.get(field)!r}')
     return found
+
+
+def _seed(config):
+    seed = _typed('seed', config.seed, int)
+    require(0 <= seed <= LARGEST_SEED, 'seed', seed, f'from 0 to {LARGEST_SEED}')
+    return seed
 
 
 def _section(name, section, kind):

@@ -17,6 +17,7 @@ from patterson_jax.errors import InputError
 from patterson_jax.learning.unrolled import UnrolledNet
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parents[1] / 'configs').glob('*.py') if path.stem[0] != '_')
+CONFIGS.remove('crystal')  # which has sections of its own; tests/test_crystals.py
 COMPARISONS = [name for name in CONFIGS if 'ablation' in importlib.import_module(f'configs.{name}').get_config()]
 SINGLE = [name for name in CONFIGS if name not in COMPARISONS]
 

@@ -1,0 +1,150 @@
+"""Crystals from files to files, but for their solution: what is said of them, what is written, what is refused."""
+
+import dataclasses
+import json
+
+import gemmi
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import crystal as crystal_config
+from patterson_jax.config import validate_crystal
+from patterson_jax.crystal.reflections import sphere
+from patterson_jax.crystal.structure import CrystalSolution, Site, SpaceGroup
+from patterson_jax.crystals import describe, read_and_prepare, write_results
+from patterson_jax.errors import InputError
+from patterson_jax.files.crystal_results import calculated_structure_factors
+from patterson_jax.files.crystals import parse_cell, read_crystal
+
+CELL = '5.1 6.2 7.3 90 99.5 90'
+GROUP = SpaceGroup(
+    14, 'P 1 21/c 1', tuple(each.triplet() for each in gemmi.SpaceGroup('P 1 21/c 1').operations()), True
+)
+ATOMS = (
+    Site('S1', 'S', (0.21, 0.33, 0.17), 0.03, 1.0, 4),
+    Site('O1', 'O', (0.40, 0.42, 0.27), 0.04, 1.0, 4),
+)
+SOLUTION = CrystalSolution('solved', (), GROUP, ATOMS, 0.031, 0.8, 2, 0.5, np.ones((8, 10, 12), np.float32))
+INS = f'TITL made up\nCELL 0.71073 {CELL}\nLATT 1\nSYMM -X,.5+Y,.5-Z\nSFAC S O\nUNIT 4 4\nHKLF 4\nEND\n'
+
+
+def write_input(directory, ins=INS, turn=None):
+    """Every reflection of a structure of ATOMS, all equivalents, in a.hkl with a.ins beside it."""
+    directory.mkdir(exist_ok=True)
+    cell = parse_cell(CELL, 'cell')
+    half = sphere(cell, 0.8)
+    hkl = np.concatenate([half, -half])
+    squares = np.abs(calculated_structure_factors(hkl, cell, GROUP, ATOMS)) ** 2
+    lines = [f'{h:4d}{k:4d}{l:4d}{value:8.2f}{1.0:8.2f}' for (h, k, l), value in zip(hkl, squares, strict=True)]
+    (directory / 'a.hkl').write_bytes('\r\n'.join([*lines, '   0   0   0', '']).encode())
+    (directory / 'a.ins').write_text(ins, encoding='utf-8')
+    return directory / 'a.hkl'
+
+
+def settings(**changes):
+    config = crystal_config.get_config()
+    config.crystal.update(changes)
+    return validate_crystal(config)[1]
+
+
+def refusal(function, *arguments):
+    with pytest.raises(InputError) as caught:
+        function(*arguments)
+    (line,) = str(caught.value).splitlines()
+    return line
+
+
+def test_three_lines_say_what_was_taken_for_what_and_a_table_which_symmetry_there_is(tmp_path):
+    lines = describe(*read_and_prepare(write_input(tmp_path), settings()))
+    count = 2 * len(sphere(parse_cell(CELL, 'cell'), 0.8))
+    assert lines[0] == (
+        f'a.hkl: F² and σ(F²) of {count} reflections in fixed columns 3I4,2F8; cell 5.1 6.2 7.3 90 99.5 90 (a.ins), '
+        'wavelength 0.71073 Å, contents S4 O4'
+    )
+    assert lines[1].startswith(
+        'symmetry: Laue class 2/m, as the file claims, and the equivalents show; lattice P; R_int 0'
+    )
+    assert lines[2].startswith('resolution ')
+    assert ' to 0.80 Å, complete to 100.0%; ⟨|E² − 1|⟩' in lines[2]
+    table = [line.split() for line in lines if line.startswith('*')]
+    assert table[0][:2] == ['*', '2/m']
+    assert lines[-1].startswith('  lattice: mean E²')
+
+
+def test_flags_lead_and_contradictions_are_noted(tmp_path):
+    path = write_input(tmp_path, INS.replace('SYMM -X,.5+Y,.5-Z\n', ''))
+    lines = describe(*read_and_prepare(path, settings(cell='5.1 6.2 7.3 90 99.5 90', formula='SO', laue='-1')))
+    assert '(given)' in lines[0]
+    assert 'Laue class -1, as asked for' in lines[1]
+    noted = describe(*read_and_prepare(path, settings()))[3]
+    assert noted.startswith('note: the file claims the Laue class -1, the data show 2/m')
+    line = refusal(read_and_prepare, path, settings(laue='6/m'))
+    assert line == f"{path}: laue is '6/m'; it must be one that the lattice allows: -1, 2/m"
+
+
+def test_all_files_of_a_solution_are_written_and_the_reflections_byte_for_byte(tmp_path):
+    path = write_input(tmp_path / 'in')
+    crystal, prepared = read_and_prepare(path, settings())
+    output = tmp_path / 'out'
+    output.mkdir()
+    written = write_results(crystal, prepared, SOLUTION, output, 7)
+    assert sorted(each.name for each in written) == sorted(each.name for each in output.iterdir())
+    assert {each.name for each in written} == {'a.json', 'a.res', 'a.hkl', 'a.cif', 'a.png', 'a_density.ccp4'}
+    assert (output / 'a.hkl').read_bytes() == path.read_bytes()
+    report = json.loads((output / 'a.json').read_text(encoding='utf-8'))
+    assert (report['verdict'], report['space_group']['number'], len(report['atoms'])) == ('solved', 14, 2)
+    assert (report['seed'], report['laue_class'], report['reflections']['unique']) == (7, '2/m', len(prepared.data.hkl))
+    again, merged = read_and_prepare(output / 'a.hkl', settings())  # with the .res beside it
+    assert again.claims.cell == crystal.claims.cell
+    assert set(again.claims.symops) == set(GROUP.symops)
+    np.testing.assert_array_equal(merged.data.hkl, prepared.data.hkl)
+
+
+def test_an_earlier_result_is_replaced_and_nothing_else(tmp_path):
+    crystal, prepared = read_and_prepare(write_input(tmp_path / 'in'), settings())
+    output = tmp_path / 'out'
+    output.mkdir()
+    write_results(crystal, prepared, SOLUTION, output, 0)
+    nothing = dataclasses.replace(SOLUTION, verdict='not solved', space_group=None, atoms=(), density=None)
+    assert [each.name for each in write_results(crystal, prepared, nothing, output, 0)] == ['a.json']
+    assert [each.name for each in output.iterdir()] == ['a.json']
+    (output / 'a.json').write_text('{}', encoding='utf-8')
+    line = refusal(write_results, crystal, prepared, SOLUTION, output, 0)
+    assert line == f'{output / "a.json"} exists and is no earlier result; name another --output'
+
+
+def test_results_may_stand_beside_their_input_which_is_left_alone(tmp_path):
+    path = write_input(tmp_path)
+    content = path.read_bytes()
+    write_results(*read_and_prepare(path, settings()), SOLUTION, tmp_path, 0)
+    write_results(*read_and_prepare(path, settings()), SOLUTION, tmp_path, 0)
+    assert path.read_bytes() == content
+    assert (tmp_path / 'a.ins').read_text(encoding='utf-8') == INS
+
+
+def test_the_turn_of_a_reverse_lattice_goes_into_hklf(tmp_path):
+    crystal, prepared = read_and_prepare(write_input(tmp_path / 'in', INS.replace('HKLF 4', 'HKLF 4 2')), settings())
+    turned = dataclasses.replace(prepared, change=np.diag([-1, -1, 1]))
+    write_results(crystal, turned, SOLUTION, tmp_path, 0)
+    assert 'HKLF 4 2 -1 0 0 0 -1 0 0 0 1' in (tmp_path / 'a.res').read_text(encoding='ascii').splitlines()
+    free = dataclasses.replace(crystal, hkl_bytes=None)
+    write_results(free, turned, SOLUTION, tmp_path, 0)
+    assert 'HKLF 4' in (tmp_path / 'a.res').read_text(encoding='ascii').splitlines()
+    read = read_crystal(tmp_path / 'a.hkl').measurements
+    np.testing.assert_array_equal(read.hkl, crystal.measurements.hkl * [-1, -1, 1])
+
+
+def test_the_config_is_checked():
+    assert settings(max_starts=3, wavelength=1.5).wavelength == 1.5
+    for changes, message in (
+        ({'max_starts': 0}, 'crystal.max_starts is 0; it must be 1 or more'),
+        ({'max_seconds': -1.0}, 'crystal.max_seconds is -1.0; it must be a number of seconds'),
+        ({'formula': 3}, 'crystal.formula is 3; it must be a word'),
+        ({'celll': ''}, 'crystal has no field celll; did you mean cell?'),
+    ):
+        config = crystal_config.get_config().to_dict()
+        config['crystal'] |= changes
+        assert refusal(validate_crystal, ConfigDict(config)).startswith(message)
+    with pytest.raises(ValueError, match="'x' is no variant"):
+        crystal_config.get_config('x')
