@@ -212,6 +212,8 @@ def test_what_cannot_be_is_refused_in_a_line():
     ):
         with pytest.raises(InputError, match=message):
             prepare(dataclasses.replace(good, **changes), CUBIC)
+    with pytest.raises(InputError, match=r'cell or indices are wrong: up to 900 0 0 with d = 0.009 Å'):
+        prepare(dataclasses.replace(good, hkl=np.array([[900, 0, 0], [1, 0, 0]], np.int32)), CUBIC)
     with pytest.raises(InputError, match=r'1 of 2 reflections, as 30 0 0 with d = 0.267 Å, cannot be measured'):
         prepare(dataclasses.replace(good, hkl=np.array([[30, 0, 0], [1, 0, 0]], np.int32)), CUBIC, wavelength=1.5418)
 

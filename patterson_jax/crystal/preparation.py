@@ -43,6 +43,7 @@ FEW_STRONG = 0.2  # of them above 3 σ, then
 FEW_LEFT = 0.01  # of the reflections that a centring forbids: left over where the others were removed
 REFLECTIONS_IN_SHELL, MOST_SHELLS = 60, 20
 MOST_SHELLS_OF_UNRELATED = 8  # wide ones, in which equivalents, being at the same 1/d, are few
+MOST_POSSIBLE, FEWEST_TO_DOUBT = 1000, 100_000  # reflections for each measured one, and in all
 LEAST_CONTRAST = 0.05  # between the merging R of unrelated intensities and what the σ explain
 LEAST_EXPECTED = 20  # equivalents among as many reflections at random; where none is there, they were merged
 TWIN_STATISTIC = 0.6  # of |E² − 1|, which is 0.736 without a centre and 0.541 in a perfect merohedral twin of it
@@ -219,10 +220,15 @@ def _check(measurements, cell, wavelength):
         raise InputError(f'none of {len(measurements)} intensities is positive')
     require(bool(np.isfinite(cell.volume) and cell.volume > 0), 'cell', cell.parameters, 'one that encloses a volume')
     spacings = cell.inverse_spacings(measurements.hkl)
+    possible, (h, k, l) = 2 * np.pi / 3 * cell.volume * spacings.max() ** 3, measurements.hkl[np.argmax(spacings)]
+    if possible > max(MOST_POSSIBLE * len(measurements), FEWEST_TO_DOUBT):
+        raise InputError(
+            f'cell or indices are wrong: up to {h} {k} {l} with d = {1 / spacings.max():.3f} Å there are '
+            f'{possible:.2g} reflections, and {len(measurements)} are measured'
+        )
     if wavelength:
         beyond = spacings > 2.002 / wavelength
         if np.any(beyond):
-            h, k, l = measurements.hkl[np.argmax(spacings)]
             raise InputError(
                 f'cell or wavelength contradicts the data: {np.sum(beyond)} of {len(measurements)} reflections, as '
                 f'{h} {k} {l} with d = {1 / spacings.max():.3f} Å, cannot be measured with {wavelength:g} Å'

@@ -179,7 +179,7 @@ def _claims(block, name):
     """What the tags of a block say of the crystal."""
     values = {_plain(item.pair[0]): cif.as_string(item.pair[1]) for item in block if item.pair}
     numbers = [cif.as_number(values.get(f'_cell_{_cell_tag(each)}', '?')) for each in CELL_LENGTHS]
-    small = gemmi.make_small_structure_from_block(block)
+    small, notes = _small_structure(block, values)
     cell = UnitCell(*numbers) if all(map(math.isfinite, numbers)) and min(numbers) > 0 else None
     sigmas = [_in_parentheses(values.get(f'_cell_{_cell_tag(each)}', '?')) for each in CELL_LENGTHS]
     formula_units = cif.as_number(values.get('_cell_formula_units_z', '?'))
@@ -202,7 +202,18 @@ def _claims(block, name):
         elements=elements,
         formula_units=formula_units if formula_units > 0 else None,
         symops=symops,
+        notes=notes,
     )
+
+
+def _small_structure(block, values):
+    """What gemmi understands of a block, and what it does not, a line each."""
+    try:
+        return gemmi.make_small_structure_from_block(block), ()
+    except (RuntimeError, ValueError) as error:
+        small = gemmi.SmallStructure()
+        small.wavelength = np.nan_to_num(cif.as_number(values.get('_diffrn_radiation_wavelength', '?')))
+        return small, (f'its symmetry is not used: {shortened(" ".join(str(error).split()))}',)
 
 
 def _cell_tag(parameter):

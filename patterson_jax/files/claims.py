@@ -10,6 +10,7 @@ from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.crystal.reflections import HIGHEST_INDEX, Measurements
 from patterson_jax.errors import InputError
 
+LARGEST = 1e30  # intensity or σ that can be one
 SIGMA_OF_INTENSITY, SIGMA_OF_MEAN = 0.03, 0.01  # where a file has no σ: of each intensity and of their mean
 LEAST_EQUAL = 3  # elements, hydrogen among them, whose numbers all are the same: a placeholder
 CUBIC_ANGSTROM_PER_ATOM = (5.0, 120.0)  # hydrogen apart, in any crystal
@@ -111,8 +112,8 @@ def measurements_of(columns: Columns, matrix: np.ndarray, name: str) -> tuple[Me
         sigmas = SIGMA_OF_INTENSITY * np.abs(values) + SIGMA_OF_MEAN * mean
         notes.append('there are no σ; 3 % and a hundredth of the mean are taken')
     reasons = {
-        'are no numbers or did not fit their columns': ~np.isfinite(values) | np.isnan(sigmas),
-        'have σ ≤ 0, placeholders': sigmas <= 0,
+        'are no numbers or did not fit their columns': ~(np.abs(values) < LARGEST) | ~(np.abs(sigmas) < LARGEST),
+        'have σ ≤ 0, placeholders': sigmas < 1 / LARGEST,
         'have indices that the matrix makes fractional': np.any(np.abs(hkl - whole) > 0.01, axis=1),
         'are F(000)': ~np.any(whole, axis=1),
         'have impossible indices': np.any(np.abs(whole) > HIGHEST_INDEX / 4, axis=1),
@@ -181,4 +182,8 @@ def group_of(generators: list[str], centring: str, centrosymmetric: bool) -> tup
         group.add_missing_elements()
     except RuntimeError as error:
         raise ValueError(str(error)) from error
+    for operation in group.sym_ops:
+        rotation = np.array(operation.rot) / gemmi.Op.DEN
+        if not np.array_equal(rotation, np.rint(rotation)) or abs(np.linalg.det(rotation)) != 1:
+            raise ValueError(f'{operation.triplet()!r} is no rotation')
     return tuple(operation.wrap().triplet() for operation in group)
