@@ -185,7 +185,8 @@ class Answer:
         write_chimerax(target['.cxc'], DRAWN_LEVEL * float(np.max(self.density)), radius / 2)
         both = self.solution.prediction is not None and problem.target == 'both'
         title = f'{self._title}\n{self._merit}'
-        draw_solution(target['.png'], self.density, self.positions_voxels, problem, title, both)
+        atoms, style = self.positions_voxels, (both, self.voxel_size, self.element)
+        draw_solution(target['.png'], self.density, atoms, problem, title, *style)
         return list(target.values())
 
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Polygon, Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from patterson_jax import pictures
 from patterson_jax.evaluation import MATCH_DISTANCE, Evaluated
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.examples import Example, network_input
@@ -259,16 +260,45 @@ def draw_frontier(path: Path, cells: list[dict]) -> None:
 
 @_in_our_style
 def draw_solution(
-    path: Path, density: np.ndarray, positions: np.ndarray, problem: Problem, title: str, both: bool
+    path: Path,
+    density: np.ndarray,
+    positions: np.ndarray,
+    problem: Problem,
+    title: str,
+    both: bool,
+    voxel_size: float = 1.0,
+    element: str = 'X',
 ) -> None:
-    """The density map of one solved Patterson map, coloured by the atoms found, as in `draw_maps`.
+    """One solved Patterson map: the density, coloured by the atoms found as in `draw_maps`, beside those as balls.
 
-    `both` tells that the map shows their inverses too.
+    Balls have the radius of the problem's atoms or, where some are near enough to be bonded, half of it.
+
+    Args:
+        path: of the picture.
+        density: `(grid, grid, grid)`.
+        positions: `(num_atoms, 3)`, voxels from the centre.
+        problem: gives the radius of the atoms.
+        title: above.
+        both: whether the map shows the inverses of the atoms too.
+        voxel_size: Å.
+        element: chemical symbol, or 'X'.
     """
-    figure = Figure(figsize=(5.5, 5.5), layout='constrained')
-    axes = figure.add_subplot(projection='3d')
+    figure = Figure(figsize=(11, 5.5))
+    axes = figure.add_axes((0.0, 0.08, 0.5, 0.8), projection='3d')
     _draw_voxels(axes, density, positions, problem, _occupied_box(density[None]), (1, -1) if both else (1,))
-    axes.set_title(title, fontsize=9)
+    places, elements = np.asarray(positions, float) * voxel_size, (element,) * len(positions)
+    bonds, edge = pictures.find_bonds(places, elements), problem.grid_size * voxel_size
+    radius = problem.atom_radius * voxel_size
+    drawing = pictures.Drawing(
+        positions=places,
+        elements=elements,
+        bonds=bonds,
+        cell=edge * np.eye(3),
+        origin=(-edge / 2,) * 3,
+        radii=np.full(len(places), radius / 2 if len(bonds) else radius),
+    )
+    pictures.draw_on(figure.add_axes((0.5, 0.05, 0.5, 0.85)), drawing)
+    figure.suptitle(title, fontsize=9)
     if both:
         _legend(figure)
     _save(figure, path)

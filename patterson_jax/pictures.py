@@ -38,7 +38,8 @@ BACKGROUND = '#ffffff'
 CELL_COLOUR = '#7a8ca5'
 OUTLINE = '#303030'
 BALL, LARGEST_BALL = 0.22, 0.62  # of van der Waals radii; Å
-BOND_RADIUS, EDGE_RADIUS = 0.11, 0.02  # Å
+BOND_RADIUS = 0.11  # Å
+EDGE_RADIUS = 0.0017  # of the cell's longest edge
 SLACK, SLACK_OF_METALS = 0.35, 0.4  # Å by which a bond may be longer than the sum of covalent radii
 SHORTEST_BOND = 0.6  # Å
 MOST_DRAWN = 500  # atoms
@@ -64,6 +65,7 @@ class Drawing:
         bonds: `(m, 2)`, numbers of atoms.
         cell: `(3, 3)`, its edges as columns, Å; None: not drawn.
         origin: where the cell begins, Å.
+        radii: `(n,)` of the balls, Å; None: parts of van der Waals radii.
         endless: whether bonds go on through all cells; then the cell stands upright, else molecules lie flat.
     """
 
@@ -72,6 +74,7 @@ class Drawing:
     bonds: np.ndarray
     cell: np.ndarray | None = None
     origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    radii: np.ndarray | None = None
     endless: bool = False
 
 
@@ -233,8 +236,7 @@ def draw_on(axes: Axes, drawing: Drawing) -> None:
     """Draws a structure on axes, of which nothing else is shown."""
     view = cell_view(drawing.cell) if drawing.endless else best_view(drawing.positions)
     places = drawing.positions @ view.T
-    radii = np.array([gemmi.Element('C' if each == 'X' else each).vdw_r for each in drawing.elements])
-    radii = np.minimum(BALL * radii, LARGEST_BALL)
+    radii = drawing.radii if drawing.radii is not None else _usual_radii(drawing.elements)
     edges = _cell_edges(drawing) @ view.T
     pieces = [*_edge_pieces(edges, places, radii, drawing.bonds)]
     for bond in drawing.bonds:
@@ -260,6 +262,11 @@ def draw_on(axes: Axes, drawing: Drawing) -> None:
         _name_edges(axes, drawing, view, 0.05 * half + np.max(radii, initial=0) * drawing.endless)
     axes.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] - half, middle[1] + half), aspect='equal')
     axes.set_axis_off()
+
+
+def _usual_radii(elements):
+    radii = np.array([gemmi.Element('C' if each == 'X' else each).vdw_r for each in elements])
+    return np.minimum(BALL * radii, LARGEST_BALL)
 
 
 class _Piece(NamedTuple):
@@ -289,12 +296,13 @@ def _edge_pieces(edges, places, radii, bonds):
         [places, *(places[bonds[:, 0]] * part + places[bonds[:, 1]] * (1 - part) for part in ALONG)]
     )
     reaches = np.concatenate([radii, np.full(len(ALONG) * len(bonds), 2 * BOND_RADIUS)])
+    radius = EDGE_RADIUS * np.max(np.linalg.norm(edges[:, 1] - edges[:, 0], axis=1), initial=0)
     for start, end in edges:
         points = start + np.linspace(0, 1, EDGE_PIECES + 1)[:, None] * (end - start)
         for first, second in itertools.pairwise(points):
             middle = (first + second) / 2
             if np.all(np.linalg.norm(centres - middle, axis=1) > reaches):
-                yield _Piece(middle[2], _strip(first, second, EDGE_RADIUS), to_rgb(CELL_COLOUR))
+                yield _Piece(middle[2], _strip(first, second, radius), to_rgb(CELL_COLOUR))
 
 
 def _name_edges(axes, drawing, view, distance):
