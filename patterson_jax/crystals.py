@@ -134,8 +134,9 @@ def write_results(
     if found:
         hklf = _write_reflections(crystal, prepared.change, files['.hkl'])
         write_crystal_res(files['.res'], data, solution, crystal.claims, title, hklf)
-        write_crystal_cif(files['.cif'], data, group, solution.atoms, solution.r_factor, name)
-        heading = f'{name}: {solution.verdict}\n{group.hm}{r_factor}, hydrogen not looked for'
+        write_crystal_cif(files['.cif'], data, solution, crystal.claims, name)
+        hydrogen = ', hydrogen not looked for' if data.formula is None or 'H' in data.formula else ''
+        heading = f'{name}: {solution.verdict}\n{group.hm}{r_factor}{hydrogen}'
         draw_structure(files['.png'], crystal_drawing(data.cell, group, solution.atoms), heading)
         written += [files[ending] for ending in ('.res', '.hkl', '.cif', '.png')]
     if solution.density is not None:

@@ -169,6 +169,10 @@ def test_hydrogen_of_a_fitting_formula_is_counted_and_an_unknown_wavelength_is_s
     assert instructions['SFAC'] == [['C', 'H', 'Cu', 'O']]
     assert instructions['UNIT'] == [['4', '12', '2', '8']]
     assert instructions['ZERR'][0][0] == '2.00'
+    _, _, text = write(tmp_path, copper_complex, Claims(formula_units=1.0))
+    assert read_res(text)[0]['ZERR'][0][0] == '1.00'
+    _, _, text = write(tmp_path, copper_complex, Claims(formula_units=3.0))
+    assert read_res(text)[0]['ZERR'][0][0] == '2.00'
     assert 'REM The wavelength is not known; it is written as that of Mo K alpha.' in text
     _, _, text = write(tmp_path, copper_complex, formula={'Cu': 1, 'O': 1, 'C': 9, 'H': 6})
     assert read_res(text)[0]['SFAC'] == [['C', 'Cu', 'O']]
@@ -211,7 +215,7 @@ def test_names_are_of_the_element_short_and_different():
 def test_gemmi_reads_the_cif(tmp_path, make):
     data, solution = crystal(make, wavelength=0.71073)
     path = tmp_path / 'a.cif'
-    write_crystal_cif(path, data, solution.space_group, solution.atoms, 0.0412, 'a')
+    write_crystal_cif(path, data, solution, Claims(), 'a')
     small = gemmi.read_small_structure(str(path))
     np.testing.assert_allclose(small.cell.parameters, data.cell.parameters)
     assert (small.spacegroup.xhm(), small.wavelength) == (solution.space_group.hm, 0.71073)
@@ -222,7 +226,7 @@ def test_gemmi_reads_the_cif(tmp_path, make):
         np.testing.assert_allclose(site.fract.tolist(), atom.fract, atol=1e-6)
         assert site.u_iso == pytest.approx(atom.u_iso)
     block = gemmi.cif.read(str(path)).sole_block()
-    assert float(block.find_value('_refine_ls_R_factor_gt')) == 0.0412
+    assert float(block.find_value('_refine_ls_R_factor_gt')) == 0.04
 
 
 @pytest.mark.parametrize(('scale', 'least'), [(1.0, 1.0), (1e7, 5e3), (1e-5, 1e-7)])

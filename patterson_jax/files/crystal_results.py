@@ -45,7 +45,7 @@ def write_crystal_res(
     elements = _elements(atoms, data.formula)
     contents = _contents(atoms, data.formula)
     sigmas = claims.cell_sigmas or (0.0,) * 6
-    units = _formula_units(contents)
+    units = _formula_units(contents, claims.formula_units)
     reasons = '; '.join(solution.reasons)
     lines = [
         f'TITL {title}'[:LONGEST_LINE],
@@ -135,8 +135,10 @@ def _contents(atoms, formula):
     return contents
 
 
-def _formula_units(contents):
-    """The largest whole number by which all numbers of atoms in the cell can be divided; 1 if they are not whole."""
+def _formula_units(contents, claimed=None):
+    """The number of formula units in the cell: as claimed, if it divides all numbers of atoms; else the largest."""
+    if claimed and all(abs(count / claimed - round(count / claimed)) < 0.01 for count in contents.values()):
+        return round(claimed)
     counts = [round(count) for count in contents.values()]
     whole = all(abs(count - number) < 0.01 for count, number in zip(contents.values(), counts, strict=True))
     return int(np.gcd.reduce(counts)) if whole and min(counts) > 0 else 1
@@ -209,14 +211,13 @@ def _in_field(value):
     return next(text for decimals in (2, 1, 0) if len(text := f'{value:#{FIELD}.{decimals}f}') <= FIELD)
 
 
-def write_crystal_cif(
-    path: Path, data: CrystalData, group: SpaceGroup, atoms: tuple[Site, ...], r_factor: float | None, name: str
-) -> None:
-    """Writes a solution as CIF."""
+def write_crystal_cif(path: Path, data: CrystalData, solution: CrystalSolution, claims: Claims, name: str) -> None:
+    """Writes a solution with a space group and atoms as CIF; `claims` are of the crystal's file."""
+    group, atoms, r_factor = solution.space_group, solution.atoms, solution.r_factor
     document = cif.Document()
     block = document.add_new_block(re.sub(r'\W+', '_', name))
     contents = _contents(atoms, data.formula)
-    units = _formula_units(contents)
+    units = _formula_units(contents, claims.formula_units)
     symbols = sorted(contents, key=lambda element: (element != 'C', element != 'H', element))
     found = gemmi.find_spacegroup_by_ops(gemmi.GroupOps([gemmi.Op(each) for each in group.symops]))
     pairs = {
