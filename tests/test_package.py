@@ -83,7 +83,7 @@ import importlib, sys
 import jax
 import patterson_jax as pj
 from patterson_jax.shipped import config_names, find_config, make_configs_importable
-from patterson_jax.config import validate
+from patterson_jax.config import validate, validate_crystal
 
 assert pj.__file__.startswith({str(installed)!r})
 network = pj.load_network('unrolled')
@@ -93,7 +93,7 @@ for name in config_names():
     config = importlib.import_module('configs.' + name).get_config()
     assert config_names() and importlib.import_module('configs.' + name).__file__.startswith({str(installed)!r})
     if 'ablation' not in config:
-        validate(config)
+        (validate_crystal if 'crystal' in config else validate)(config)
 print(*config_names())
 """
     weights, names = run_installed(installed, program, tmp_path)
