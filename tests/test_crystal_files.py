@@ -1,8 +1,11 @@
 """Crystals from files: every habit of .hkl, .ins and CIF files that was met, as a small made-up file."""
 
+from random import Random
+
 import numpy as np
 import pytest
 
+from patterson_jax.crystal.preparation import prepare
 from patterson_jax.errors import InputError
 from patterson_jax.files.claims import parse_formula
 from patterson_jax.files.crystals import read_crystal
@@ -166,6 +169,12 @@ def test_fields_that_overflowed_and_placeholders_are_dropped_and_negative_intens
         '1 dropped that are no numbers or did not fit their columns',
         '2 dropped that have σ ≤ 0, placeholders',
     )
+
+
+def test_several_reflections_in_a_line_are_none(tmp_path):
+    lines = [''.join(fixed()), ''.join(fixed()[::-1])]
+    assert 'no reflections' in refusal(read_hkl, as_text(lines), 'a.hkl')
+    assert 'no reflections' in refusal(read_hkl, as_text([' '.join(lines[0].split())] * 3), 'a.hkl')
 
 
 @pytest.mark.parametrize('text', ['', ' \n\n', f'{END}\n', 'nothing\nat all\n', '0 0 0\n'])
@@ -528,3 +537,62 @@ def test_an_hkl_file_takes_its_cell_from_a_cif_beside_it(tmp_path):
     (tmp_path / 'a.cif').write_text(CIF, encoding='utf-8')
     claims = crystal(tmp_path, as_text(fixed()), None).claims
     assert (claims.cell.a, len(claims.symops)) == (5, 4)
+
+
+# Broken files.
+
+JUNK = [*'*-=!"\';\n\r\t\0é.?#', 'nan', 'inf', '1e999', '-1', '0', '9999999999', 'loop_', 'data_', '_x', '\u2028', '٣']
+LINES = [
+    'SYMM X,Y,Z\n',
+    'SYMM X+1/7,Y,Z\n',
+    'SYMM X,X,Z\n',
+    'LATT 3\n',
+    'SFAC =\n',
+    'UNIT nan\n',
+    'HKLF 4 nan 1 0 0 0 1 0 0 0 1\n',
+    'CELL 0.7 1e200 1e200 1e200 90 90 90\n',
+    'CELL 0.7 900 900 900 90 90 90\n',
+    'ZERR inf inf inf inf inf inf inf\n',
+]
+
+
+def broken(text, random):
+    """A text with some characters changed, inserted, cut out or repeated."""
+    for _ in range(random.choice([1, 2, 5, 20])):
+        place = random.randrange(len(text) + 1)
+        end = place + random.choice([1, 4, 30, 80])
+        text = random.choice(
+            [
+                text[:place] + random.choice(JUNK + LINES) + text[place:],
+                text[:place] + text[end:],
+                text[:place] + 2 * text[place:end] + text[end:],
+                text[:place] + chr(random.randrange(1, 256)) + text[place + 1 :],
+                text[:place] or ' ',
+                text[place:] or ' ',
+            ]
+        )
+    return text
+
+
+@pytest.mark.parametrize('kind', ['.hkl', '.ins', '.cif', '.fcf'])
+def test_a_broken_file_is_read_or_refused_in_a_line(tmp_path, kind):
+    random = Random(kind)
+    records = [(h, k, l, 10.0 * (h + k + l), 1.0) for h in range(1, 4) for k in range(3) for l in range(-2, 3)]
+    hkl, rows = as_text([*fixed(records), END]), [' '.join(map(str, record)) for record in records]
+    cif = CIF + (embedded([*fixed(records), END]) if kind == '.cif' else loop(rows))
+    outcomes = {True: 0, False: 0}
+    for _ in range(60):
+        (tmp_path / 'a.hkl').write_text(broken(hkl, random) if kind == '.hkl' else hkl, encoding='utf-8')
+        (tmp_path / 'a.ins').write_text(broken(INS, random) if kind == '.ins' else INS, encoding='utf-8')
+        path = tmp_path / f'a{kind if kind in (".cif", ".fcf") else ".hkl"}'
+        if path.suffix != '.hkl':
+            path.write_text(broken(cif, random), encoding='utf-8')
+        try:
+            read = read_crystal(path)
+            claims = read.claims
+            prepare(read.measurements, claims.cell, wavelength=claims.wavelength, claimed=claims.rotations)
+            outcomes[True] += 1
+        except InputError as error:
+            assert len(str(error).splitlines()) == 1
+            outcomes[False] += 1
+    assert min(outcomes.values()) > 3

@@ -17,6 +17,7 @@ from patterson_jax.files.common import shortened
 
 LATTICES = {1: 'P', 2: 'I', 3: 'R', 4: 'F', 5: 'A', 6: 'B', 7: 'C'}
 LARGEST_INDEX = 9999
+MOST_WORDS, LONGEST_LINE = 14, 120  # of a reflection with batch number and direction cosines
 LONGEST_WHOLE_NUMBER = 9  # digits; a longer one is two numbers that touch
 INSTRUCTION = re.compile(
     r'((?:TITL|CELL|ZERR|LATT|SYMM|SFAC|UNIT|NEUT|TWIN|BASF|END)(?=\s|$)|HKLF(?=[\s\d-]|$))(.*)', re.I
@@ -127,7 +128,10 @@ def _columns(records, name, notes):
 
 def _read_line(number, text):
     by_columns = by_words = None
-    words = text.split()[:5]
+    words = text.split()
+    if len(words) > MOST_WORDS or len(text) > LONGEST_LINE:  # several reflections, or what else
+        return _Line(number, text, None, None)
+    words = words[:5]
     if len(words) >= 4:
         by_words = _numbers(words[:3], [*words[3:], ''][:2])
     elif words and all(re.fullmatch(r'[+-]?0*\.?0*', word) for word in words):
