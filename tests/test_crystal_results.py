@@ -169,9 +169,10 @@ def test_hydrogen_of_a_fitting_formula_is_counted_and_an_unknown_wavelength_is_s
     assert instructions['SFAC'] == [['C', 'H', 'Cu', 'O']]
     assert instructions['UNIT'] == [['4', '12', '2', '8']]
     assert instructions['ZERR'][0][0] == '2.00'
-    _, _, text = write(tmp_path, copper_complex, Claims(formula_units=1.0))
+    claims = Claims(formula_units=1.0, contents={'Cu': 2, 'O': 8, 'C': 5, 'H': 20})
+    _, _, text = write(tmp_path, copper_complex, claims)
     assert read_res(text)[0]['ZERR'][0][0] == '1.00'
-    _, _, text = write(tmp_path, copper_complex, Claims(formula_units=3.0))
+    _, _, text = write(tmp_path, copper_complex, Claims(formula_units=1.0, contents={'Cu': 1, 'O': 4, 'C': 2}))
     assert read_res(text)[0]['ZERR'][0][0] == '2.00'
     assert 'REM The wavelength is not known; it is written as that of Mo K alpha.' in text
     _, _, text = write(tmp_path, copper_complex, formula={'Cu': 1, 'O': 1, 'C': 9, 'H': 6})

@@ -45,7 +45,7 @@ def write_crystal_res(
     elements = _elements(atoms, data.formula)
     contents = _contents(atoms, data.formula)
     sigmas = claims.cell_sigmas or (0.0,) * 6
-    units = _formula_units(contents, claims.formula_units)
+    units = _formula_units(contents, claims)
     reasons = '; '.join(solution.reasons)
     lines = [
         f'TITL {title}'[:LONGEST_LINE],
@@ -135,13 +135,18 @@ def _contents(atoms, formula):
     return contents
 
 
-def _formula_units(contents, claimed=None):
-    """The number of formula units in the cell: as claimed, if it divides all numbers of atoms; else the largest."""
-    if claimed and all(abs(count / claimed - round(count / claimed)) < 0.01 for count in contents.values()):
-        return round(claimed)
+def _formula_units(contents, claims):
+    """Formula units in the cell: as claimed for as many atoms, else the largest number that divides all of them."""
+    claimed, units = _count_heavy(claims.contents or {}), claims.formula_units
+    if units and claimed and abs(_count_heavy(contents) / claimed - 1) < SAME_PROPORTIONS:
+        return units
     counts = [round(count) for count in contents.values()]
     whole = all(abs(count - number) < 0.01 for count, number in zip(contents.values(), counts, strict=True))
     return int(np.gcd.reduce(counts)) if whole and min(counts) > 0 else 1
+
+
+def _count_heavy(contents):
+    return sum(count for element, count in contents.items() if element != 'H')
 
 
 def atom_names(atoms: tuple[Site, ...]) -> list[str]:
@@ -217,13 +222,13 @@ def write_crystal_cif(path: Path, data: CrystalData, solution: CrystalSolution, 
     document = cif.Document()
     block = document.add_new_block(re.sub(r'\W+', '_', name))
     contents = _contents(atoms, data.formula)
-    units = _formula_units(contents, claims.formula_units)
+    units = _formula_units(contents, claims)
     symbols = sorted(contents, key=lambda element: (element != 'C', element != 'H', element))
     found = gemmi.find_spacegroup_by_ops(gemmi.GroupOps([gemmi.Op(each) for each in group.symops]))
     pairs = {
         '_audit_creation_method': 'patterson_jax',
         '_chemical_formula_sum': ' '.join(f'{each}{contents[each] / units:.4g}' for each in symbols),
-        '_cell_formula_units_Z': f'{units}',
+        '_cell_formula_units_Z': f'{units:g}',
         **{f'_cell_{tag}': f'{value:.7g}' for tag, value in zip(CELL_TAGS, data.cell.parameters, strict=True)},
         '_cell_volume': f'{data.cell.volume:.7g}',
         '_space_group_IT_number': f'{group.number}',
