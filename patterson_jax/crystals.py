@@ -51,7 +51,7 @@ def read_and_prepare(path: Path, settings: CrystalSettings) -> tuple[CrystalFile
     try:
         prepared = prepare(
             crystal.measurements,
-            claims.cell,
+            crystal.cell,
             wavelength=claims.wavelength,
             formula=claims.contents,
             elements=claims.elements,
@@ -68,7 +68,7 @@ def describe(crystal: CrystalFile, prepared: Prepared) -> list[str]:
     """Three lines: what was taken for what, what the reflections are, how far they go. Then remarks, then tables."""
     claims, data = crystal.claims, prepared.data
     kind = 'F and σ(F)' if crystal.of_amplitudes else 'F² and σ(F²)'
-    cell = ' '.join(f'{value:.6g}' for value in claims.cell.parameters)
+    cell = ' '.join(f'{value:.6g}' for value in crystal.cell.parameters)
     source = Path(claims.cell_source).name
     contents = ' '.join(f'{element}{count:g}' for element, count in (claims.contents or {}).items())
     wavelength = f'wavelength {claims.wavelength:g} Å' if claims.wavelength else 'wavelength unknown'
@@ -123,7 +123,7 @@ def write_results(
     name, data = crystal.path.stem, prepared.data
     files = {ending: output / f'{name}{ending}' for ending in ENDINGS}
     refuse_to_overwrite(crystal.path, files)
-    group, found = solution.space_group, bool(solution.atoms) and solution.space_group is not None
+    group = solution.space_group
     for ending in ENDINGS[1:]:
         if files[ending].exists() and not _same_file(files[ending], crystal.path):
             files[ending].unlink()
@@ -131,7 +131,7 @@ def write_results(
     title = f'{name} in {group.hm if group else "an unknown group"}'
     write_json(files['.json'], _report(crystal, prepared, solution, seed))
     written = [files['.json']]
-    if found:
+    if group is not None and solution.atoms:
         hklf = _write_reflections(crystal, prepared.change, files['.hkl'])
         write_crystal_res(files['.res'], data, solution, crystal.claims, title, hklf)
         write_crystal_cif(files['.cif'], data, solution, crystal.claims, name)

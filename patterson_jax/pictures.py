@@ -5,6 +5,7 @@ drawn from the farthest to the nearest and fade into the background with their d
 """
 
 import dataclasses
+import functools
 import itertools
 from pathlib import Path
 from typing import NamedTuple
@@ -222,8 +223,8 @@ def draw_structure(path: Path, drawing: Drawing, title: str) -> None:
     draw_on(figure.add_axes((0.02, 0.06, 0.96, 0.85)), drawing)
     figure.suptitle(title, fontsize=10, y=0.98, va='top')
     elements = sorted(set(drawing.elements), key=lambda element: (element != 'C', element))
-    style = {'marker': 'o', 'linestyle': '', 'markersize': 9, 'markeredgecolor': OUTLINE}
-    handles = [Line2D([], [], color=colour_of(each), label=each, **style) for each in elements if each != 'X']
+    circle = functools.partial(Line2D, [], [], marker='o', linestyle='', markersize=9, markeredgecolor=OUTLINE)
+    handles = [circle(color=colour_of(each), label=each) for each in elements if each != 'X']
     if handles:
         figure.legend(handles=handles, loc='lower center', ncols=min(len(handles), 10), frameon=False, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -234,7 +235,8 @@ def draw_structure(path: Path, drawing: Drawing, title: str) -> None:
 
 def draw_on(axes: Axes, drawing: Drawing) -> None:
     """Draws a structure on axes, of which nothing else is shown."""
-    view = cell_view(drawing.cell) if drawing.endless else best_view(drawing.positions)
+    cell = drawing.cell if drawing.endless else None
+    view = best_view(drawing.positions) if cell is None else cell_view(cell)
     places = drawing.positions @ view.T
     radii = drawing.radii if drawing.radii is not None else _usual_radii(drawing.elements)
     edges = _cell_edges(drawing) @ view.T

@@ -164,7 +164,7 @@ def prepare(
         InputError: no reflections, or none that is not zero; the cell contradicts the wavelength; no such class.
     """
     _check(measurements, cell, wavelength)
-    warnings = []
+    warnings: list[str] = []
     spacings = cell.inverse_spacings(measurements.hkl)
     d_min, d_max = float(1 / spacings.max()), float(1 / spacings.min())
     possible = sphere(cell, d_min)
@@ -247,7 +247,7 @@ def score_classes(measurements: Measurements, cell: UnitCell, centring: str, pos
     classes = laue_classes(cell, centring)
     friedel = merge(measurements, classes[0].rotations)
     unrelated = _misfit_of_unrelated(friedel.reflections, cell)
-    scores = []
+    scores: list[ClassScore] = []
     for laue in classes:
         below = [each.laue for each in scores if each.agrees and each.laue.members < laue.members]
         largest = [each for each in below if not any(each.members < other.members for other in below)]

@@ -99,7 +99,8 @@ def read_cif_claims(text: str, name: str) -> Claims:
 
 def _parse(text, name):
     """A document, what is no CIF in it being made so where that is clear."""
-    lines, notes = text.replace('\r\n', '\n').replace('\r', '\n').split('\n'), []
+    notes: list[str] = []
+    lines = text.replace('\r\n', '\n').replace('\r', '\n').split('\n')
     for _ in range(MOST_REPAIRS):
         try:
             return cif.read_string('\n'.join(lines), check_level=0), notes
@@ -223,8 +224,8 @@ def _cell_tag(parameter):
 def _formula(text, formula_units):
     """Atoms in the cell, and elements, of a formula; None and none if it is none."""
     words = re.findall(r'([A-Z][a-z]?)(\d*\.?\d*)', text)
-    symbols = [chemical_symbol(symbol) for symbol, _ in words]
-    if not words or None in symbols:
+    symbols = [known for symbol, _ in words if (known := chemical_symbol(symbol))]
+    if not words or len(symbols) < len(words):
         return None, ()
     units = formula_units if formula_units > 0 else 1.0
     contents: dict[str, float] = {}

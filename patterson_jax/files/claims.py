@@ -134,9 +134,10 @@ def measurements_of(columns: Columns, matrix: np.ndarray, name: str) -> tuple[Me
 
 def chemical_symbol(label: str) -> str | None:
     """The element that a label as 'CU2+' or 'Sn' means, deuterium being hydrogen; None if none."""
-    letters = re.match(r'\$?([A-Za-z]{1,2})(?![A-Za-z])', label.strip())
-    element = gemmi.Element(letters[1]) if letters else gemmi.Element('X')
-    if element.atomic_number == 0 or element.name.upper() != letters[1].upper():
+    match = re.match(r'\$?([A-Za-z]{1,2})(?![A-Za-z])', label.strip())
+    letters = match[1] if match else ''
+    element = gemmi.Element(letters)
+    if element.atomic_number == 0 or element.name.upper() != letters.upper():
         return None
     return 'H' if element.name == 'D' else element.name
 
@@ -149,8 +150,8 @@ def parse_formula(text: str, name: str) -> dict[str, float]:
     """
     parts = re.findall(r'([A-Z][a-z]?)\s*(\d*\.?\d*)', text)
     rest = re.sub(r'([A-Z][a-z]?)\s*(\d*\.?\d*)|[\s,()]', '', text)
-    symbols = [chemical_symbol(symbol) for symbol, _ in parts]
-    if rest or not parts or None in symbols:
+    symbols = [known for symbol, _ in parts if (known := chemical_symbol(symbol))]
+    if rest or not parts or len(symbols) < len(parts):
         raise InputError(f'{name} is {text!r}; it must be a formula as C10H10F2N4')
     formula: dict[str, float] = {}
     for symbol, (_, number) in zip(symbols, parts, strict=True):

@@ -41,7 +41,7 @@ def write_crystal_res(
         title: for TITL.
         hklf: the instruction that goes with the .hkl file beside it.
     """
-    group, atoms = solution.space_group, solution.atoms
+    group, atoms = _group_of(solution), solution.atoms
     elements = _elements(atoms, data.formula)
     contents = _contents(atoms, data.formula)
     sigmas = claims.cell_sigmas or (0.0,) * 6
@@ -76,6 +76,12 @@ def write_crystal_res(
     write_whole(path, lambda part: part.write_text(text, encoding='ascii'))
 
 
+def _group_of(solution: CrystalSolution) -> SpaceGroup:
+    if solution.space_group is None:
+        raise ValueError('a solution without a space group has no atoms to write')
+    return solution.space_group
+
+
 def _cell_words(cell):
     return ' '.join(f'{edge:.5f}' for edge in cell.parameters[:3]) + ''.join(
         f' {angle:.4f}' for angle in cell.parameters[3:]
@@ -93,7 +99,7 @@ def _remarks(text):
     yield line
 
 
-def _symmetry_lines(group: SpaceGroup):
+def _symmetry_lines(group):
     """LATT and SYMM, without the identity, the centring and, where there is one, the inversion at the origin.
 
     Raises InputError if there is an inversion that is not at the origin, or a centring that SHELX does not have.
@@ -105,17 +111,12 @@ def _symmetry_lines(group: SpaceGroup):
     centred = '-x,-y,-z' in {each.triplet() for each in every}
     if letter not in letters or centred != every.is_centrosymmetric():
         raise InputError(f'space group {group.hm}: SHELX has no LATT for its centring {letter!r} or its centre')
-    chosen = {}
-    for operation in every.sym_ops:
-        rotation = np.array(operation.rot)
-        turned = -rotation if centred and np.linalg.det(rotation) < 0 else rotation
-        if turned is rotation:
-            chosen.setdefault(rotation.tobytes(), operation)
-    symm = [each.triplet().upper() for each in chosen.values() if each.triplet() != 'x,y,z']
+    proper = [each for each in every.sym_ops if not centred or np.linalg.det(each.rot) > 0]
+    symm = [each.triplet().upper() for each in proper if each.triplet() != 'x,y,z']
     return [f'LATT {letters[letter] if centred else -letters[letter]}', *(f'SYMM {each}' for each in symm)]
 
 
-def _elements(atoms: tuple[Site, ...], formula):
+def _elements(atoms, formula):
     """Those found and, if they go with the formula, its hydrogen; carbon and hydrogen first."""
     found = {atom.element for atom in atoms} | set(_contents(atoms, formula))
     return sorted(found, key=lambda element: (element != 'C', element != 'H', element))
@@ -154,9 +155,9 @@ def atom_names(atoms: tuple[Site, ...]) -> list[str]:
     names: list[str] = []
     for atom in atoms:
         label, symbol = atom.label, atom.element
-        good = re.fullmatch(rf'{symbol}[A-Za-z0-9]*', label, re.I) and len(label) <= LONGEST_NAME
         taken = {name.upper() for name in names}
-        if not good or label.upper() in taken or gemmi.Element(re.match(r'[A-Za-z]+', label)[0]).name != symbol:
+        good = re.fullmatch(rf'{symbol}([0-9][A-Za-z0-9]*)?', label, re.I)
+        if not good or len(label) > LONGEST_NAME or label.upper() in taken:
             free = (f'{symbol}{tail}' for tail in _tails(LONGEST_NAME - len(symbol)))
             label = next(name for name in free if name.upper() not in taken)
         names.append(label)
@@ -218,7 +219,7 @@ def _in_field(value):
 
 def write_crystal_cif(path: Path, data: CrystalData, solution: CrystalSolution, claims: Claims, name: str) -> None:
     """Writes a solution with a space group and atoms as CIF; `claims` are of the crystal's file."""
-    group, atoms, r_factor = solution.space_group, solution.atoms, solution.r_factor
+    group, atoms, r_factor = _group_of(solution), solution.atoms, solution.r_factor
     document = cif.Document()
     block = document.add_new_block(re.sub(r'\W+', '_', name))
     contents = _contents(atoms, data.formula)

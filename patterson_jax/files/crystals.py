@@ -35,7 +35,8 @@ class CrystalFile:
     Attributes:
         path: of the file.
         measurements: without placeholders, indices in the cell.
-        claims: what is said of it; `cell` is there.
+        cell: of the crystal.
+        claims: what is said of it.
         format: how the reflections were read, in words.
         of_amplitudes: whether they were F, not F².
         records: how many there were.
@@ -45,6 +46,7 @@ class CrystalFile:
 
     path: Path
     measurements: Measurements
+    cell: UnitCell
     claims: Claims
     format: str
     of_amplitudes: bool
@@ -89,8 +91,8 @@ def read_crystal(
         claims = _claims_beside(path).completed_by(read_trailing_instructions(rest, str(path)))
         hkl_bytes = path.read_bytes()
     claims = said.completed_by(claims)
-    _check(claims, path)
-    claims = _check_contents(claims, bool(formula))
+    known_cell = _checked_cell(claims, path)
+    claims = _check_contents(claims, known_cell, bool(formula))
     number, matrix = hklf_matrix(claims.hklf or 'HKLF 4', str(path))
     if hkl_bytes is None:  # a loop, which has nothing to do with HKLF
         number, matrix = 3 if columns.of_amplitudes else 4, np.eye(3)
@@ -100,6 +102,7 @@ def read_crystal(
     return CrystalFile(
         path=path,
         measurements=measurements,
+        cell=known_cell,
         claims=dataclasses.replace(claims, hklf=claims.hklf if as_it_was and claims.hklf else 'HKLF 4'),
         format=columns.format,
         of_amplitudes=columns.of_amplitudes,
@@ -160,11 +163,11 @@ def _claims_beside(path):
     return claims
 
 
-def _check_contents(claims, given):
+def _check_contents(claims, cell, given):
     """Claims without numbers of atoms that the cell cannot hold. Raises InputError if they were given."""
     if not claims.contents:
         return claims
-    volume, (least, most) = volume_per_atom(claims.contents, claims.cell), CUBIC_ANGSTROM_PER_ATOM
+    volume, (least, most) = volume_per_atom(claims.contents, cell), CUBIC_ANGSTROM_PER_ATOM
     if given and volume < least:
         formula = ' '.join(f'{element}{number:g}' for element, number in claims.contents.items())
         raise InputError(f'formula {formula} leaves {volume:.1f} Å³ of the cell for an atom; {least:g} is the least')
@@ -174,8 +177,8 @@ def _check_contents(claims, given):
     return dataclasses.replace(claims, contents=None, notes=(*claims.notes, note))
 
 
-def _check(claims, path):
-    """Raises InputError if the data cannot be solved, whatever the reflections are."""
+def _checked_cell(claims, path):
+    """The cell. Raises InputError if there is none, or if the data cannot be solved whatever the reflections are."""
     if claims.cell is None:
         raise InputError(
             f'{path}: no cell: no CELL in an .ins or .res of its name, none in a CIF; --config.crystal.cell gives it'
@@ -189,3 +192,4 @@ def _check(claims, path):
             f'{path}: wavelength {wavelength:g} Å; it must be of X-rays, from {SHORTEST_WAVELENGTH} to '
             f'{LONGEST_WAVELENGTH:g}: electron data are not solved'
         )
+    return claims.cell

@@ -35,18 +35,24 @@ class _Line(NamedTuple):
     by_words: tuple | None
 
     @property
+    def read(self) -> tuple:
+        """What it holds, by columns if that can be; empty if it is no reflection."""
+        return self.by_columns or self.by_words or ()
+
+    @property
     def is_reflection(self) -> bool:
-        return self.by_columns is not None or self.by_words is not None
+        """Whether it can be read as one."""
+        return bool(self.read)
 
     @property
     def is_origin(self) -> bool:
         """Whether h, k, l are all zero."""
-        return self.is_reflection and (self.by_columns or self.by_words)[:3] == (0, 0, 0)
+        return self.read[:3] == (0, 0, 0)
 
     @property
     def is_end(self) -> bool:
         """Whether it is the record of zeros after the last reflection."""
-        return self.is_origin and not any((self.by_columns or self.by_words)[3:4])
+        return self.is_origin and not any(self.read[3:4])
 
 
 def split_lines(text: str) -> list[str]:
@@ -282,13 +288,15 @@ def _contents(found):
     for words in found.get('SFAC', []):
         explicit = len(words) > 1 and re.fullmatch(r'[+-]?[\d.]+(E[+-]?\d+)?', words[1], re.I)
         labels += words[:1] if explicit else words
-    symbols = [chemical_symbol(label) for label in labels]
-    elements = tuple(dict.fromkeys(symbol for symbol in symbols if symbol))
+    named = {label: chemical_symbol(label) for label in labels}
+    unknown = [label for label in labels if named[label] is None]
+    symbols = [symbol for label in labels if (symbol := named[label])]
+    elements = tuple(dict.fromkeys(symbols))
     numbers = [word for words in found.get('UNIT', []) for word in words]
     if not labels:
         return None, (), []
-    if None in symbols:
-        return None, elements, [f'SFAC {labels[symbols.index(None)]} is no element; numbers of atoms are not used']
+    if unknown:
+        return None, elements, [f'SFAC {unknown[0]} is no element; numbers of atoms are not used']
     try:
         counts = [float(number) for number in numbers]
     except ValueError:
