@@ -438,10 +438,12 @@ class Case:
 
     def __init__(self, problem):
         self.problem = problem
-        self.found, self.partners, self.complete = [], [], True
+        self.found: list[Found] = []
+        self.partners: list[np.ndarray] = []
+        self.complete = True
         self.starts, self.seconds, self.last_seconds = 0, 0.0, 0.0
 
-    def add(self, attempt, method, seconds):
+    def add(self, attempt: Attempt, method: str, seconds: float) -> None:
         """Takes in the sets of an attempt that are numbers; sets that were found before gain in agreement."""
         self.seconds, self.last_seconds = self.seconds + seconds, seconds
         self.starts += STARTS[method]
@@ -461,7 +463,7 @@ class Case:
                 return
         self.found.append(new)
 
-    def add_partners(self, patterson):
+    def add_partners(self, patterson: np.ndarray) -> None:
         """Notes sets that are homometric to a set that seems to solve the map, if they explain the map as well."""
         if self.verdict(searched=True) != 'solved':
             return
@@ -478,7 +480,7 @@ class Case:
     def _as_good(self):
         return max(AS_GOOD * self.found[0].r_factor, EXACT)
 
-    def alternatives(self):
+    def alternatives(self) -> tuple[np.ndarray, ...]:
         """Sets that explain the data as well as the best."""
         others = [each.positions for each in self.found[1:] if each.r_factor <= self._as_good()]
         for partner in self.partners:
@@ -486,19 +488,19 @@ class Case:
                 others.append(partner)
         return tuple(others)
 
-    def verdict(self, searched=False):
+    def verdict(self, searched: bool = False) -> str:
         """The verdict; `searched`, as if alternatives had been looked for and none found."""
         if not self.found:
             return 'not solved'
         best, rivalled = self.found[0], not searched and bool(self.alternatives() or not self.complete)
         return judge(best.r_factor, best.r_free, best.agreeing, rivalled, self.problem)
 
-    def is_done(self, search):
+    def is_done(self, search: Search) -> bool:
         """Whether the map is solved, if ambiguously, or another attempt as long as the last might end too late."""
         spent = search.max_seconds and self.seconds + self.last_seconds > search.max_seconds
         return bool(spent) or self.verdict(searched=True) == 'solved'
 
-    def solution(self):
+    def solution(self) -> Solution:
         """What was found. Raises InputError if no start gave numbers."""
         if not self.found:
             raise InputError(f'none of {self.starts} starts gave positions that are numbers')
