@@ -45,9 +45,13 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        """Imports a public name from its module when it is first used."""
+        """Imports a public name from its module when it is first used.
+
+        Before JAX computes for the first time what is known to go wrong in it is avoided: it reads its flags once.
+        """
         if name not in _MODULES:
             raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+        importlib.import_module(f'{__name__}.compiler').avoid_wrong_fusion()
         value = getattr(importlib.import_module(f'{__name__}.{_MODULES[name]}'), name)
         globals()[name] = value
         return value

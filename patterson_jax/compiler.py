@@ -22,6 +22,7 @@ FUSION_OFF = '--xla_cpu_experimental_ynn_fusion_type='
 FUSION_ERRS = (0, 10, 2), (0, 12, 1)
 # Sums of products of rank seven and more end the process there (jax issues 39257, 40412), so they cannot be tried.
 CRASHING = ('0.10.2', '0.11.0')
+_turned_off: list[str] = []  # by a flag that was added in this process
 TOLERANCE = 1e-3  # of the largest value; the numbers are small integers, exact in the shortest floats of any device
 
 
@@ -88,6 +89,7 @@ def avoid_wrong_fusion() -> None:
     first, end = FUSION_ERRS
     if first <= jaxlib.version.__version_info__ < end and FUSION_OFF not in _flags():
         os.environ['XLA_FLAGS'] = f'{_flags()} {FUSION_OFF}'.strip()
+        _turned_off.append(FUSION_OFF)
 
 
 def require_right_results(compute: Callable[[Program], np.ndarray] = compiled) -> None:
@@ -105,7 +107,10 @@ def require_right_results(compute: Callable[[Program], np.ndarray] = compiled) -
     if not wrong and fused and jaxlib.version.__version__ in CRASHING:
         wrong = 'sums of products of seven dimensions end the process'
     if wrong:
-        cure = f'set XLA_FLAGS={FUSION_OFF} in the environment, or install' if fused else 'install'
+        late = bool(_turned_off)  # a flag of ours that did not help came after JAX's first computation
+        cure = 'install'
+        if fused or late:
+            cure = f'set XLA_FLAGS={FUSION_OFF} in the environment, or install'
         raise InputError(
             f'JAX {jax.__version__} with jaxlib {jaxlib.version.__version__} computes wrongly on {device}: {wrong}; '
             f'{cure} another version, as with pip install jax==0.10.1 jaxlib==0.10.1'

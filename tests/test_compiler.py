@@ -1,5 +1,10 @@
 """The compiler is caught when it computes wrongly. test_command_line.py has one that really does."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jaxlib
 import numpy as np
@@ -79,5 +84,34 @@ def test_a_version_that_would_crash_is_refused_unless_the_fusion_is_off(version,
 def test_the_fusion_is_turned_off_where_it_is_known_to_err(version, flags, expected, monkeypatch):
     monkeypatch.setattr(jaxlib.version, '__version_info__', version)
     monkeypatch.setenv('XLA_FLAGS', flags)
+    monkeypatch.setattr(compiler, '_turned_off', [])
     avoid_wrong_fusion()
     assert compiler.os.environ['XLA_FLAGS'] == expected
+
+
+@pytest.mark.skipif(jax.default_backend() != 'cpu', reason='the flag is of CPU')
+def test_a_flag_that_came_too_late_is_told_to_come_in_time(monkeypatch):
+    monkeypatch.setattr(jaxlib.version, '__version_info__', (0, 11, 2))
+    monkeypatch.setattr(compiler, '_turned_off', [])
+    monkeypatch.setenv('XLA_FLAGS', '')
+    avoid_wrong_fusion()
+    with pytest.raises(InputError, match=rf'; set XLA_FLAGS={FUSION_OFF} in the environment, or install another'):
+        require_right_results(spoiled(known_programs()[0], 0.0))
+
+
+def test_the_library_avoids_what_goes_wrong_before_it_computes():
+    """As on a release where it does: the flag is there when a public name has been used, and is not before."""
+    program = """
+import os
+import jaxlib.version
+import patterson_jax as pj
+
+jaxlib.version.__version_info__ = (0, 12, 0)
+print(repr(os.environ['XLA_FLAGS']))
+pj.read_xyz
+print(repr(os.environ['XLA_FLAGS']))
+"""
+    environment = os.environ | {'XLA_FLAGS': '', 'PYTHONPATH': str(Path(__file__).parents[1])}
+    line = [sys.executable, '-c', program]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["''", repr(FUSION_OFF)]
