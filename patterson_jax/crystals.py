@@ -132,8 +132,8 @@ def write_results(
     write_json(files['.json'], _report(crystal, prepared, solution, seed))
     written = [files['.json']]
     if group is not None and solution.atoms:
-        hklf = _write_reflections(crystal, prepared.change, files['.hkl'])
-        write_crystal_res(files['.res'], data, solution, crystal.claims, title, hklf)
+        hklf, factor = _write_reflections(crystal, prepared.change, files['.hkl'])
+        write_crystal_res(files['.res'], data, solution, crystal.claims, title, hklf, factor)
         write_crystal_cif(files['.cif'], data, solution, crystal.claims, name)
         hydrogen = ', hydrogen not looked for' if data.formula is None or 'H' in data.formula else ''
         heading = f'{name}: {solution.verdict}\n{group.hm}{r_factor}{hydrogen}'
@@ -171,19 +171,18 @@ def _report(crystal, prepared, solution, seed):
 
 
 def _write_reflections(crystal, change, path):
-    """Writes the .hkl file, byte for byte if SHELXL can read it, and returns the HKLF instruction that goes with it."""
+    """Writes the .hkl file, byte for byte if SHELXL can read it; returns its HKLF instruction and its scale."""
     if crystal.hkl_bytes is None:
         measured = crystal.measurements
-        write_hkl(path, dataclasses.replace(measured, hkl=measured.hkl @ change.T))
-        return 'HKLF 4'
+        return 'HKLF 4', write_hkl(path, dataclasses.replace(measured, hkl=measured.hkl @ change.T))
     if not _same_file(path, crystal.path):
         write_whole(path, lambda part: part.write_bytes(crystal.hkl_bytes))
     hklf = crystal.claims.hklf
     if np.array_equal(change, np.eye(3)):
-        return hklf
+        return hklf, 1.0
     number, matrix = hklf_matrix(hklf, str(crystal.path))
     scale = [*hklf.split(), '1', '1'][2]
-    return f'HKLF {number} {scale} {" ".join(f"{value:g}" for value in (change @ matrix).ravel())}'
+    return f'HKLF {number} {scale} {" ".join(f"{value:g}" for value in (change @ matrix).ravel())}', 1.0
 
 
 def refuse_to_overwrite(source: Path, files: dict[str, Path]) -> None:

@@ -179,10 +179,13 @@ def test_hydrogen_of_a_fitting_formula_is_counted_and_an_unknown_wavelength_is_s
     assert read_res(text)[0]['SFAC'] == [['C', 'Cu', 'O']]
 
 
-def test_the_scale_counts_a_factor_of_hklf(tmp_path):
+def test_the_scale_counts_a_factor_of_hklf_and_of_the_file(tmp_path):
     _, _, text = write(tmp_path, copper_complex, hklf='HKLF 4 0.01 1 0 0 0 1 0 0 0 1')
     assert float(read_res(text)[0]['FVAR'][0][0]) == pytest.approx(0.25, rel=1e-4)
     data, solution = crystal(chloride)
+    write_crystal_res(tmp_path / 'a.res', data, solution, Claims(), 'a', 'HKLF 4', 4.0)
+    fvar = read_res((tmp_path / 'a.res').read_text(encoding='ascii'))[0]['FVAR'][0][0]
+    assert float(fvar) == pytest.approx(5, rel=1e-4)
     assert overall_scale(data, solution.space_group, solution.atoms) == pytest.approx(2.5)
 
 
@@ -236,12 +239,13 @@ def test_an_hkl_file_holds_intensities_of_any_size(tmp_path, scale, least):
     hkl = random.integers(-30, 30, (50, 3)).astype(np.int32)
     intensities = scale * np.concatenate([random.exponential(100, 49), [-3.0]])
     measured = Measurements(hkl, intensities, np.maximum(0.02 * np.abs(intensities), least))
-    write_hkl(tmp_path / 'a.hkl', measured)
+    written = write_hkl(tmp_path / 'a.hkl', measured)
     text = (tmp_path / 'a.hkl').read_text(encoding='ascii')
     assert {len(line) for line in text.splitlines()} == {28}
     columns, rest = read_hkl(text, 'a.hkl')
     np.testing.assert_array_equal(columns.hkl, hkl)
     factor = columns.values[0] / intensities[0]
+    assert factor == pytest.approx(written, rel=0.02)
     np.testing.assert_allclose(columns.values, factor * intensities, rtol=0.02, atol=0.6)
     assert np.all(columns.sigmas > 0)
     assert not rest

@@ -22,12 +22,18 @@ LONGEST_NAME = 4  # characters
 FIELD = 8  # columns of a value in an .hkl file
 LEAST_SIGMA, LARGEST_VALUE = 0.05, 999_999.0  # in one
 CELL_TAGS = ('length_a', 'length_b', 'length_c', 'angle_alpha', 'angle_beta', 'angle_gamma')
-STRONGEST = 400  # reflections that give the scale
+ENOUGH_FOR_SCALE = 1500  # reflections
 SAME_PROPORTIONS = 0.15  # of numbers of atoms, for a formula to be that of the atoms found
 
 
 def write_crystal_res(
-    path: Path, data: CrystalData, solution: CrystalSolution, claims: Claims, title: str, hklf: str
+    path: Path,
+    data: CrystalData,
+    solution: CrystalSolution,
+    claims: Claims,
+    title: str,
+    hklf: str,
+    factor: float = 1.0,
 ) -> None:
     """Writes a solution as a .res file that SHELXL refines without a change, isotropic, in its group.
 
@@ -40,6 +46,7 @@ def write_crystal_res(
         claims: of the crystal's file, for the uncertainties of the cell.
         title: for TITL.
         hklf: the instruction that goes with the .hkl file beside it.
+        factor: between the F² of that file and those of the data.
     """
     group, atoms = _group_of(solution), solution.atoms
     elements = _elements(atoms, data.formula)
@@ -62,7 +69,7 @@ def write_crystal_res(
         'FMAP 2',
         'PLAN 20',
         'WGHT 0.1',
-        f'FVAR {overall_scale(data, group, atoms, hklf):.5f}',
+        f'FVAR {np.sqrt(factor * _hklf_scale(hklf)) * overall_scale(data, group, atoms):.5f}',
     ]
     for name, atom in zip(atom_names(atoms), atoms, strict=True):
         x, y, z = atom.fract
@@ -171,15 +178,18 @@ def _tails(length):
         yield f'{head}{letter}'
 
 
-def overall_scale(data: CrystalData, group: SpaceGroup, atoms: tuple[Site, ...], hklf: str = '') -> float:
-    """The factor between calculated amplitudes, in electrons, and measured ones: SHELXL's first free variable."""
-    order = np.argsort(-data.intensities)[:STRONGEST]
-    hkl, intensities = data.hkl[order], data.intensities[order]
-    amplitudes = np.abs(calculated_structure_factors(hkl, data.cell, group, atoms))
+def _hklf_scale(hklf):
+    """What an HKLF instruction multiplies all F² by."""
     words = hklf.split()
-    factor = float(words[2]) if len(words) > 2 else 1.0
-    fitting = factor * np.sum(intensities * amplitudes**2) / max(np.sum(amplitudes**4), 1e-30)
-    return float(np.sqrt(max(fitting, 1e-12)))
+    return float(words[2]) if len(words) > 2 else 1.0
+
+
+def overall_scale(data: CrystalData, group: SpaceGroup, atoms: tuple[Site, ...]) -> float:
+    """The factor between calculated amplitudes, in electrons, and measured ones: SHELXL's first free variable."""
+    chosen = slice(None, None, len(data.hkl) // ENOUGH_FOR_SCALE + 1)
+    measured = np.sqrt(np.maximum(data.intensities[chosen], 0))
+    calculated = np.abs(calculated_structure_factors(data.hkl[chosen], data.cell, group, atoms))
+    return float(max(np.sum(measured * calculated) / max(np.sum(calculated**2), 1e-30), 1e-6))
 
 
 def calculated_structure_factors(
@@ -201,8 +211,12 @@ def calculated_structure_factors(
     return total
 
 
-def write_hkl(path: Path, measurements: Measurements) -> None:
-    """Writes F² and their σ as HKLF 4 in fixed columns, 3I4,2F8, on a scale on which they fit, with decimals as fit."""
+def write_hkl(path: Path, measurements: Measurements) -> float:
+    """Writes F² and their σ as HKLF 4 in fixed columns, 3I4,2F8, on a scale on which they fit, with decimals as fit.
+
+    Returns:
+        The factor by which they were multiplied.
+    """
     highest = float(np.max(np.abs([measurements.intensities, measurements.sigmas])))
     scale = min(max(1.0, LEAST_SIGMA / float(np.min(measurements.sigmas))), LARGEST_VALUE / highest)
     intensities, sigmas = measurements.intensities * scale, np.maximum(measurements.sigmas * scale, 0.01)
@@ -210,6 +224,7 @@ def write_hkl(path: Path, measurements: Measurements) -> None:
     lines = [f'{h:4d}{k:4d}{l:4d}{_in_field(value)}{_in_field(sigma)}' for (h, k, l), value, sigma in rows]
     text = '\n'.join([*lines, f'{0:4d}{0:4d}{0:4d}{0:8.2f}{0:8.2f}']) + '\n'
     write_whole(path, lambda part: part.write_text(text, encoding='ascii'))
+    return scale
 
 
 def _in_field(value):
