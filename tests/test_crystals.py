@@ -12,7 +12,8 @@ from configs import crystal as crystal_config
 from patterson_jax.config import validate_crystal
 from patterson_jax.crystal.reflections import sphere
 from patterson_jax.crystal.structure import CrystalSolution, Site, SpaceGroup
-from patterson_jax.crystals import describe, read_and_prepare, write_results
+from patterson_jax.crystal_runs import describe, write_results
+from patterson_jax.crystals import read_and_prepare
 from patterson_jax.errors import InputError
 from patterson_jax.files.crystal_results import calculated_structure_factors
 from patterson_jax.files.crystals import parse_cell, read_crystal

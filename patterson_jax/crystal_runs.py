@@ -1,0 +1,167 @@
+"""Crystals from files to files: what `--mode=solve` does with configs/crystal.py.
+
+Three lines tell what was taken for what, a table which symmetries the intensities have.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+from patterson_jax.crystal.preparation import ClassScore, Prepared
+from patterson_jax.crystal.structure import CrystalSolution
+from patterson_jax.errors import InputError
+from patterson_jax.files.common import write_json, write_whole
+from patterson_jax.files.crystal_results import solution_content, write_crystal_cif, write_crystal_res, write_hkl
+from patterson_jax.files.crystals import CrystalFile
+from patterson_jax.files.maps import write_density
+from patterson_jax.files.shelx import hklf_matrix
+from patterson_jax.pictures import crystal_drawing, draw_structure
+
+BETWEEN_CENTRES = 0.85  # of ⟨|E² − 1|⟩: 0.97 with a centre of symmetry, 0.74 without
+ENDINGS = ('.json', '.res', '.hkl', '.cif', '.png', '_density.ccp4')  # of what a crystal gives
+
+
+def describe(crystal: CrystalFile, prepared: Prepared) -> list[str]:
+    """Three lines: what was taken for what, what the reflections are, how far they go. Then remarks, then tables."""
+    claims, data = crystal.claims, prepared.data
+    kind = 'F and σ(F)' if crystal.of_amplitudes else 'F² and σ(F²)'
+    cell = ' '.join(f'{value:.6g}' for value in crystal.cell.parameters)
+    source = Path(claims.cell_source).name
+    contents = ' '.join(f'{element}{count:g}' for element, count in (claims.contents or {}).items())
+    wavelength = f'wavelength {claims.wavelength:g} Å' if claims.wavelength else 'wavelength unknown'
+    dropped = ''.join(f', {note}' for note in crystal.notes)
+    centre = 'as with' if prepared.e_statistic > BETWEEN_CENTRES else 'as without'
+    r_int = 'nothing to compare' if prepared.r_int is None else f'R_int {prepared.r_int:.4f} of {prepared.compared}'
+    absent = f', {prepared.absent} absent by it' if prepared.absent else ''
+    return [
+        f'{crystal.path.name}: {kind} of {crystal.records} reflections in {crystal.format}{dropped}; cell {cell} '
+        f'({source}), {wavelength}, contents {contents or " ".join(claims.elements) or "unknown"}',
+        f'symmetry: Laue class {data.laue_class}, {prepared.reason}; lattice {data.centring}{absent}; {r_int}; '
+        f'{len(data.hkl)} unique of {prepared.measured}',
+        f'resolution {prepared.d_max:.2f} to {prepared.d_min:.2f} Å, complete to {prepared.completeness:.1%}; '
+        f'⟨|E² − 1|⟩ {prepared.e_statistic:.2f}, {centre} a centre of symmetry',
+        *(f'note: {note}' for note in (*claims.notes, *data.warnings)),
+        *class_table(prepared),
+    ]
+
+
+def class_table(prepared: Prepared) -> list[str]:
+    """Laue classes that the lattice allows, the best orientation of each, and centrings; the choice is marked."""
+    shown: dict[str, ClassScore] = {}
+    for score in prepared.classes:
+        before = shown.get(score.laue.symbol)
+        if before is None or _shown_before(score, prepared) > _shown_before(before, prepared):
+            shown[score.laue.symbol] = score
+    lines = ['  Laue class              compared   R_int  misfit  complete']
+    for score in shown.values():
+        mark = '*' if score is prepared.chosen else ' '
+        r_int = '-' if score.r_int is None else f'{score.r_int:.3f}'
+        misfit = '-' if score.misfit is None else f'{score.misfit:.2f}'
+        name = f'{score.laue.symbol:6} {score.laue.setting:14}'
+        lines.append(f'{mark} {name} {score.compared:10d} {r_int:>7} {misfit:>7} {score.completeness:9.1%}')
+    tests = ', '.join(
+        f'{each.symbol} {each.mean_square:.3f} ({each.count} of {each.expected:.0f})' for each in prepared.centrings
+    )
+    return [*lines, f'  lattice: mean E² of what a centring forbids, and how many of these there are: {tests}']
+
+
+def _shown_before(score, prepared):
+    misfit = -1.0 if score.misfit is None else score.misfit
+    return score is prepared.chosen, score.agrees, bool(score.laue.setting), -misfit
+
+
+def write_results(
+    crystal: CrystalFile, prepared: Prepared, solution: CrystalSolution, output: Path, seed: int
+) -> list[Path]:
+    """Writes all files of a solution, of which there are fewer where nothing was found, and returns their paths.
+
+    The JSON is the first, because it tells that the others are results, which may be replaced.
+    """
+    name, data = crystal.path.stem, prepared.data
+    files = _result_files(crystal.path, output)
+    refuse_to_overwrite(crystal.path, output)
+    group = solution.space_group
+    for ending in ENDINGS[1:]:
+        if files[ending].exists() and not _same_file(files[ending], crystal.path):
+            files[ending].unlink()
+    r_factor = '' if solution.r_factor is None else f', R1 {solution.r_factor:.3f}'
+    title = f'{name} in {group.hm if group else "an unknown group"}'
+    write_json(files['.json'], _report(crystal, prepared, solution, seed))
+    written = [files['.json']]
+    if group is not None and solution.atoms:
+        hklf, factor = _write_reflections(crystal, prepared.change, files['.hkl'])
+        write_crystal_res(files['.res'], data, solution, crystal.claims, title, hklf, factor)
+        write_crystal_cif(files['.cif'], data, solution, crystal.claims, name)
+        hydrogen = ', hydrogen not looked for' if data.formula is None or 'H' in data.formula else ''
+        heading = f'{name}: {solution.verdict}\n{group.hm}{r_factor}{hydrogen}'
+        draw_structure(files['.png'], crystal_drawing(data.cell, group, solution.atoms), heading)
+        written += [files[ending] for ending in ('.res', '.hkl', '.cif', '.png')]
+    if solution.density is not None:
+        write_density(files['_density.ccp4'], solution.density, data.cell)
+        written.append(files['_density.ccp4'])
+    return written
+
+
+def _report(crystal, prepared, solution, seed):
+    """The content of the JSON file."""
+    data, claims = prepared.data, crystal.claims
+    return {
+        'input': str(crystal.path),
+        'title': claims.title,
+        **solution_content(data, solution),
+        'seed': seed,
+        'wavelength': data.wavelength,
+        'contents': data.formula,
+        'laue_class': data.laue_class,
+        'lattice': data.centring,
+        'reflections': {
+            'read': crystal.records,
+            'merged': prepared.measured,
+            'unique': len(data.hkl),
+            'r_int': None if prepared.r_int is None else round(prepared.r_int, 5),
+            'completeness': round(prepared.completeness, 4),
+            'e_statistic': round(prepared.e_statistic, 3),
+            'format': crystal.format,
+        },
+        'warnings': [*crystal.notes, *claims.notes, *data.warnings],
+    }
+
+
+def _write_reflections(crystal, change, path):
+    """Writes the .hkl file, byte for byte if SHELXL can read it; returns its HKLF instruction and its scale."""
+    if crystal.hkl_bytes is None:
+        measured = crystal.measurements
+        return 'HKLF 4', write_hkl(path, dataclasses.replace(measured, hkl=measured.hkl @ change.T))
+    if not _same_file(path, crystal.path):
+        write_whole(path, lambda part: part.write_bytes(crystal.hkl_bytes))
+    hklf = crystal.claims.hklf
+    if np.array_equal(change, np.eye(3)):
+        return hklf, 1.0
+    number, matrix = hklf_matrix(hklf, str(crystal.path))
+    scale = [*hklf.split(), '1', '1'][2]
+    return f'HKLF {number} {scale} {" ".join(f"{value:g}" for value in (change @ matrix).ravel())}', 1.0
+
+
+def refuse_to_overwrite(source: Path, output: Path) -> None:
+    """Raises InputError if a file stands where a result is to be, and is neither an earlier result nor the input."""
+    files = _result_files(source, output)
+    for file in files.values():
+        if file.exists() and not _same_file(file, source) and not _is_result(files['.json']):
+            raise InputError(f'{file} exists and is no earlier result; name another --output')
+
+
+def _result_files(source, output):
+    return {ending: output / f'{source.stem}{ending}' for ending in ENDINGS}
+
+
+def _is_result(path):
+    try:
+        return {'input', 'verdict', 'space_group'} <= json.loads(path.read_text(encoding='utf-8')).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _same_file(first, second):
+    return first.exists() and second.exists() and first.samefile(second)
