@@ -157,7 +157,7 @@ MISTAKES = {
     'no such config, in two words': (['--config', 'quik.py'], "--config is 'quik.py'", 'no such file'),
     'field of no config': (['--config=quik.py', '--config.seed=3'], "--config is 'quik.py'", 'no such file'),
     'path of no config, but its name': (['--config=my/quick.py'], 'no such file', "is called 'quick'"),
-    'name of no config': (['--config=quik'], "--config is 'quik'", 'there are ablations, base, cluster, quick, '),
+    'name of no config': (['--config=quik'], "--config is 'quik'", 'there are ablations, base, cluster, crystal, '),
     'config without its name': (['--config'], "--config is ''"),
     'directory for a config': (['--config=.'], "--config is '.'"),
     'map for a config': (['--config=map.ccp4'], "'map.ccp4'"),
