@@ -20,6 +20,7 @@ import numpy as np
 from jax import Array
 
 from patterson_jax.crystal.grid import Grid
+from patterson_jax.precision import exact_products
 
 WEAK_PART = 0.2  # of the reflections
 ELIMINATION_THRESHOLD = 1.0  # σ of the density
@@ -120,6 +121,7 @@ def superposed_density(vector: Array, search: Search, kind: Array, shape: tuple[
     return _with_amplitudes(jnp.fft.rfftn(least), search.strong[kind], shape)
 
 
+@exact_products
 def flip(densities: Array, kinds: Array, thresholds: Array, search: Search, cycles: int) -> tuple[Array, Array]:
     """Cycles of charge flipping for several starts at once.
 
@@ -162,6 +164,7 @@ def _flip_one(density, kind, threshold, search, cycles):
     return density, skewness
 
 
+@exact_products
 def eliminate(factors: Array, search: Search, shape: tuple[int, int, int], cycles: int) -> tuple[Array, Array, Array]:
     """Cycles of low-density elimination from a transform `half_shape`, with the E values of all reflections.
 
