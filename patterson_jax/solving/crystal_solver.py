@@ -1,0 +1,212 @@
+"""A crystal from its measured intensities: phases, space group, atoms and a verdict.
+
+Starts go on until a map is called solved or the budget is spent. A promising map waits for another start that comes to
+the same map, for a while; then it is interpreted in its space group, and, where that is not certain, in others.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from patterson_jax.crystal.structure import CrystalData, CrystalSolution, SpaceGroup
+from patterson_jax.errors import require
+from patterson_jax.solving.crystal_phasing import (
+    SAME_MAP,
+    Crystal,
+    PhasedMap,
+    agreement,
+    in_frame,
+    phase,
+    prepare_crystal,
+    subgroups,
+)
+from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases
+from patterson_jax.solving.crystal_verdict import Evidence
+from patterson_jax.solving.spacegroup import Frame
+
+MAX_STARTS = 48
+AGREEING = 2  # starts that make a map worth interpreting at once
+PATIENCE = 6  # starts that a promising map waits for one that agrees
+MOST_INTERPRETED = 4  # maps without promise, or without a second start, at the end
+MOST_ALTERNATIVES = 2  # groups beside the one that was found
+ABSENT = 1e-6  # of the largest structure factor: the group extinguishes it
+CLEARLY_BETTER = 0.8  # R1 of a subgroup, in parts of the R1 of the group
+VERDICTS = ('solved', 'uncertain', 'not solved')
+
+_compiling = 0.0
+
+
+@dataclasses.dataclass
+class Cluster:
+    """Maps that are the same, origin and hand aside, and what came of them.
+
+    Attributes:
+        maps: of starts, in the order in which they ended.
+        since: how many starts had ended when the first of them came.
+        answers: interpretations, each with its space group.
+        agreeing: how many maps there were when they were interpreted.
+    """
+
+    maps: list[PhasedMap]
+    since: int
+    answers: list[tuple[SpaceGroup, Interpretation]] = dataclasses.field(default_factory=list)
+    agreeing: int = 0
+
+    @property
+    def best(self) -> PhasedMap:
+        """The map whose group is most certain and best obeyed."""
+        return max(self.maps, key=lambda each: (each.found.space_group.certain, each.found.number_kept, each.rank))
+
+
+def solve_crystal(
+    data: CrystalData,
+    *,
+    seed: int = 0,
+    max_starts: int = MAX_STARTS,
+    max_seconds: float = 0,
+    progress: Callable[[int, str], None] = lambda done, note: None,
+) -> CrystalSolution:
+    """Solves a crystal. Raises InputError.
+
+    Args:
+        data: its merged intensities, and what else is known.
+        seed: fixes the starts.
+        max_starts: most of them.
+        max_seconds: no new starts are judged after so many; 0: no limit.
+        progress: told how many starts have ended, and what they came to.
+    """
+    require(max_starts >= 1, 'max_starts', max_starts, '1 or more')
+    require(max_seconds >= 0, 'max_seconds', max_seconds, 'a number of seconds, or 0 for no limit')
+    began, compiling = time.perf_counter(), _compiling
+    crystal = prepare_crystal(data)
+    clusters: list[Cluster] = []
+    others: list[PhasedMap] = []
+    ended = 0
+    for reached in phase(crystal, jax.random.key(seed), max_starts):
+        ended += 1
+        if reached.promising:
+            _add_to_cluster(crystal, clusters, reached, ended)
+        else:
+            others.append(reached)
+        for cluster in clusters:
+            waited = ended - cluster.since >= PATIENCE
+            if len(cluster.maps) >= AGREEING > cluster.agreeing or (waited and not cluster.answers):
+                _interpret(crystal, cluster, ended)
+        progress(ended, _note(clusters))
+        spent = max_seconds and time.perf_counter() - began >= max_seconds
+        if spent or any(answer.verdict == 'solved' for cluster in clusters for _, answer in cluster.answers):
+            break
+    for cluster in [cluster for cluster in clusters if not cluster.answers][:MOST_INTERPRETED]:
+        _interpret(crystal, cluster, ended)
+    if not clusters:
+        for reached in sorted(others, key=lambda each: each.rank, reverse=True)[:MOST_INTERPRETED]:
+            clusters.append(Cluster([reached], ended))
+            _interpret(crystal, clusters[-1], ended)
+    seconds = time.perf_counter() - began - (_compiling - compiling)
+    return _answer(crystal, clusters, ended, seconds)
+
+
+def _add_to_cluster(crystal, clusters, reached, ended):
+    for cluster in clusters:
+        if any(agreement(crystal, reached, other) > SAME_MAP for other in cluster.maps):
+            cluster.maps.append(reached)
+            return
+    clusters.append(Cluster([reached], ended))
+
+
+def _interpret(crystal, cluster, ended):
+    """Interprets the best map of a cluster in its group and, where that does not solve it, in others.
+
+    Those are the groups that fit the phases nearly as well, or subgroups: a structure may almost have more symmetry
+    than it has. A group with less symmetry has more parameters: it must explain the data clearly better.
+    """
+    best = cluster.best
+    found = best.found
+    cluster.agreeing = len(cluster.maps)
+
+    def answer(frame, group):
+        evidence = Evidence(
+            starts=ended,
+            agreeing=len(cluster.maps),
+            operations=float(frame.agreements.min()) if len(frame.agreements) > 1 else None,
+            others=found.rejected,
+            jump=best.jump,
+        )
+        return group, interpret_phases(crystal.data, group, *structure_factors(crystal, best, frame), evidence)
+
+    cluster.answers = [answer(found.frame, found.space_group)]
+    if cluster.answers[0][1].verdict == 'solved':
+        return
+    first = cluster.answers[0][1]
+    if len(cluster.maps) < AGREEING or first.r_factor is None:
+        return
+    frames = (found.alternatives or subgroups(crystal, best))[:MOST_ALTERNATIVES]
+    symbols = (found.frame.hm, *(frame.hm for frame in frames))
+    for frame in frames:
+        others = tuple(symbol for symbol in symbols if symbol != frame.hm)
+        group, other = answer(frame, SpaceGroup(frame.number, frame.hm, frame.symops, False, others))
+        if other.verdict == 'solved' or _clearly_better(other, first):
+            cluster.answers.append((group, other))
+        if other.verdict == 'solved':
+            return
+
+
+def _clearly_better(other, first):
+    if other.r_factor is None or first.r_factor is None:
+        return other.r_factor is not None
+    return other.r_factor < CLEARLY_BETTER * first.r_factor
+
+
+def structure_factors(crystal: Crystal, reached: PhasedMap, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+    """Structure factors in the frame of a group and in the cell as given.
+
+    Returns:
+        Indices `(n, 3)`, one for each row of the data that has a phase, and complex structure factors `(n,)`.
+    """
+    factors = in_frame(crystal, reached, frame)
+    _, rows = np.unique(crystal.expanded.source, return_index=True)
+    rows = rows[np.abs(factors[rows]) > ABSENT * np.abs(factors).max()]
+    hkl = crystal.expanded.in_given_cell(crystal.expanded.hkl[rows])
+    return hkl, crystal.amplitudes[rows] * np.exp(1j * np.angle(factors[rows]))
+
+
+def _answer(crystal, clusters, ended, seconds):
+    resolution = 1 / float(np.max(crystal.data.cell.inverse_spacings(crystal.data.hkl)))
+    answers = [answer for cluster in clusters for answer in cluster.answers]
+    if not answers:
+        reasons = ('no start ended within the time',)
+        return CrystalSolution('not solved', reasons, None, (), None, resolution, ended, seconds)
+    group, best = min(answers, key=_order)
+    return CrystalSolution(
+        best.verdict, best.reasons, group, best.atoms, best.r_factor, resolution, ended, seconds, best.density
+    )
+
+
+def _order(answer):
+    _, interpretation = answer
+    r_factor = interpretation.r_factor
+    return VERDICTS.index(interpretation.verdict), np.inf if r_factor is None else r_factor
+
+
+def _note(clusters):
+    if not clusters:
+        return 'no promising map yet'
+    best = max(clusters, key=lambda cluster: len(cluster.maps))
+    r_factors = [
+        answer.r_factor for cluster in clusters for _, answer in cluster.answers if answer.r_factor is not None
+    ]
+    symbol, agreeing = best.best.found.space_group.hm, len(best.maps)
+    note = f'{symbol}, {agreeing} start{"s" if agreeing > 1 else ""} agree{"" if agreeing > 1 else "s"}'
+    return f'{note}, R1 {min(r_factors):.3f}' if r_factors else note
+
+
+def _count_compilation(event: str, duration_secs: float, **_: str | int) -> None:
+    global _compiling
+    if event.startswith('/jax/core/compile/'):
+        _compiling += duration_secs
+
+
+jax.monitoring.register_event_duration_secs_listener(_count_compilation)

@@ -1,0 +1,53 @@
+"""The whole way on small invented crystals, whose grids have the shape of those in test_crystal_phasing.py."""
+
+import dataclasses
+
+import gemmi
+import numpy as np
+import pytest
+from invented import invent
+
+from patterson_jax.errors import InputError
+from patterson_jax.solving.crystal_solver import solve_crystal
+
+CRYSTAL = ('P 1 21/c 1', (7.5, 7.7, 6.9, 90, 104, 90), 5)
+
+
+def test_an_invented_crystal_is_solved_in_its_group():
+    invented = invent(*CRYSTAL, 0.8, noise=0.03)
+    notes = []
+    solution = solve_crystal(invented.data, progress=lambda done, note: notes.append((done, note)))
+    assert solution.space_group.hm == 'P 1 21/c 1'
+    assert solution.space_group.certain
+    assert solution.resolution == pytest.approx(0.8, abs=0.01)
+    assert [done for done, _ in notes] == list(range(1, solution.starts + 1))
+    assert 'P 1 21/c 1' in notes[-1][1]
+    assert len(solution.atoms) == 5
+    assert solution.r_factor < 0.05
+    operators = [gemmi.Op(each) for each in solution.space_group.symops]
+    places = np.array([op.apply_to_xyz(list(site.fract)) for site in solution.atoms for op in operators])
+    # Origins of P 21/c are a half of the edges apart; one of these eight brings the answer onto the truth.
+    halves = np.array(np.meshgrid(*[[0, 0.5]] * 3)).reshape(3, -1).T
+    farthest = []
+    for shift in halves:
+        differences = (places + shift)[:, None] - invented.positions
+        differences -= np.rint(differences)
+        distances = np.linalg.norm(differences @ invented.data.cell.orthogonalization.T, axis=-1)
+        farthest.append(distances.min(axis=0).max())
+    assert min(farthest) < 0.03
+
+
+def test_intensities_without_a_structure_are_not_called_solved():
+    data = invent(*CRYSTAL, 0.8).data
+    shuffled = np.random.default_rng(0).permutation(len(data.hkl))
+    data = dataclasses.replace(data, intensities=data.intensities[shuffled], sigmas=data.sigmas[shuffled])
+    solution = solve_crystal(data, max_starts=1)
+    assert solution.verdict != 'solved'
+    assert solution.reasons
+    assert solution.starts == 1
+
+
+@pytest.mark.parametrize(('name', 'value'), [('max_starts', 0), ('max_seconds', -1)])
+def test_a_wrong_budget_is_named(name, value):
+    with pytest.raises(InputError, match=f'{name} is {value}'):
+        solve_crystal(invent(*CRYSTAL, 1.5).data, **{name: value})
