@@ -1,0 +1,313 @@
+"""Real crystals with known structures, from intensities to atoms: what is found, and whether the verdict knows it.
+
+    python -m benchmarks.crystals DIRECTORY…                      # one folder a crystal
+    python -m benchmarks.crystals DIRECTORY… --resolution=1.0     # reflections beyond 1 Å left out
+
+A folder holds `norm.json` (`name`, `cell`, `wavelength`, `symops`, `spacegroup` and the known `atoms`, each with
+`el`, `xyz` and `occ`; without atoms only the group is compared) and `merged.hkl` (h k l F² σ, blanks between), of the
+Laue class of the operators. The truth enters only when the answer is scored:
+
+- map: the F²-weighted mean cosine of the errors of the phases of the answer's density, for the origin and hand for
+  which it is best; phases at random give 0.1 to 0.3.
+- sites: known atoms, hydrogen and those less than half occupied apart, within 0.5 Å of which there is an atom.
+- extra: atoms of the answer farther than that from every known one, hydrogen included.
+- elements: right ones among the sites found; and among those found where the two differ by more than two in Z.
+- right: map over 0.8, nine sites in ten, at most a tenth too many, and the group that is known or its mirror image.
+
+Printed as Markdown and written to `crystals-DEVICE.json` beside this file, or to `--json`.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+import gemmi
+import jax
+import numpy as np
+import scipy.fft
+
+from patterson_jax.crystal.cell import UnitCell
+from patterson_jax.crystal.preparation import prepare
+from patterson_jax.crystal.reflections import Measurements
+from patterson_jax.crystal.structure import CrystalData, CrystalSolution
+from patterson_jax.errors import InputError, exit_on_errors
+from patterson_jax.files.common import write_json
+from patterson_jax.solving.crystal_solver import MAX_STARTS, solve_crystal
+from patterson_jax.solving.spacegroup import enantiomorph, fine_shape
+
+RIGHT_MAP, RIGHT_SITES, MOST_EXTRA = 0.8, 0.9, 0.1
+NEAR = 0.5  # Å
+SAME_SITE = 0.1  # Å, of images of a known atom
+FULL = 0.5  # occupancy from which a known atom must be found
+TELLING = 2  # difference in atomic number above which elements must be told apart
+KNOWN_U = 0.04  # Å², of atoms of which it is not known
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """A crystal with what is known of it: its data, and the content of `norm.json`."""
+
+    data: CrystalData
+    content: dict
+
+    @property
+    def number(self) -> int:
+        """Of the space group."""
+        return int(self.content['spacegroup'].split('#')[1].rstrip(')'))
+
+    @property
+    def operators(self) -> list[gemmi.Op]:
+        """Of the space group, centring included."""
+        return [gemmi.Op(each) for each in self.content['symops']]
+
+    @property
+    def atoms(self) -> list[dict]:
+        """All that are known, hydrogen included."""
+        return self.content['atoms']
+
+
+def read_folder(folder: Path, resolution: float = 0.0) -> Known:
+    """Reads a folder. Raises InputError.
+
+    Args:
+        folder: with `norm.json` and `merged.hkl`.
+        resolution: Å; finer reflections are left out.
+    """
+    try:
+        content = json.loads((folder / 'norm.json').read_text(encoding='utf-8'))
+        rows = [line.split()[:5] for line in (folder / 'merged.hkl').read_text(encoding='utf-8').splitlines()]
+        values = np.array([row for row in rows if len(row) == 5], float)
+        cell = UnitCell(*content['cell'])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f'{folder}: no folder of a crystal: {error}') from error
+    values = values[np.any(values[:, :3] != 0, axis=1)]
+    hkl = np.rint(values[:, :3]).astype(np.int32)
+    kept = cell.inverse_spacings(hkl) * resolution <= 1
+    contents: dict[str, float] = {}
+    for atom in content['atoms']:
+        contents[atom['el']] = contents.get(atom['el'], 0) + float(_occupied(content, cell, atom)[1].sum())
+    rotations = np.array([gemmi.Op(each).rot for each in content['symops']]) // gemmi.Op.DEN
+    prepared = prepare(
+        Measurements(hkl[kept], values[kept, 3], values[kept, 4]),
+        cell,
+        wavelength=content.get('wavelength'),
+        formula=contents or None,
+        claimed=rotations,
+    )
+    return Known(prepared.data, content)
+
+
+def known_structure_factors(known: Known, hkl: np.ndarray) -> np.ndarray:
+    """F of the known atoms, hydrogen apart, at indices `(n, 3)` in the cell as given; isotropic, without f′."""
+    cell = known.data.cell
+    squared = cell.inverse_spacings(hkl) ** 2
+    total = np.zeros(len(hkl), complex)
+    for atom in known.atoms:
+        if atom['el'] in ('H', 'D'):
+            continue
+        images, occupancies = _occupied(known.content, cell, atom)
+        tensor = atom['U'][1] if atom['U'] else [KNOWN_U]
+        u_iso = float(np.mean(tensor[:3]))
+        coefficients = gemmi.Element(atom['el']).it92
+        scattering = np.array([coefficients.calculate_sf(each) for each in squared / 4])
+        waves = np.exp(2j * np.pi * hkl @ images.T) @ occupancies
+        total += scattering * np.exp(-2 * np.pi**2 * max(u_iso, 0.005) * squared) * waves
+    return total
+
+
+def _occupied(content, cell, atom):
+    """Images of an atom under all operators, `(n, 3)`, and the share of it in each, `(n,)`."""
+    images = np.array([gemmi.Op(each).apply_to_xyz(atom['xyz']) for each in content['symops']])
+    occupancy = float(atom['occ'])
+    if not content['occ_includes_site_multiplicity']:
+        occupancy /= np.sum(_distances(cell, images, images[:1])[:, 0] < SAME_SITE)
+    return images, np.full(len(images), occupancy)
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """How an answer comes onto the truth: map correlation, hand (1 or −1), and shift: x_known = hand · x + shift."""
+
+    correlation: float
+    hand: int
+    shift: np.ndarray
+
+
+def place(hkl: np.ndarray, truth: np.ndarray, answer: np.ndarray) -> Placement:
+    """Finds the origin and the hand for which structure factors `(n,)` of one of each Friedel pair agree best."""
+    shape = fine_shape(hkl)
+    weights = np.abs(truth) ** 2
+    best = Placement(0.0, 1, np.zeros(3))
+    for hand in (1, -1):
+        phases = np.angle(answer) if hand == 1 else -np.angle(answer)
+        products = weights * np.exp(1j * (np.angle(truth) - phases))
+        box = np.zeros(shape, complex)
+        for sign, values in ((1, products), (-1, np.conj(products))):
+            np.add.at(box, tuple((sign * hkl).T), values)
+        values = scipy.fft.fftn(box).real / (2 * weights.sum())
+        highest = np.unravel_index(values.argmax(), shape)
+        if values[highest] > best.correlation:
+            best = Placement(float(values[highest]), hand, np.array(highest) / shape)
+    return best
+
+
+def score(known: Known, solution: CrystalSolution) -> dict:
+    """Compares an answer with what is known."""
+    group = solution.space_group
+    number = None if group is None else group.number
+    group_right = number is not None and known.number in (number, enantiomorph(number))
+    result = {'group': None if group is None else group.hm, 'group_right': group_right}
+    if not known.atoms:
+        return result
+    result |= dict.fromkeys(('map', 'sites', 'extra', 'elements', 'telling_elements'))
+    if solution.density is None:
+        return result | {'right': False}
+    data = known.data
+    hkl = _half_sphere(data)
+    transform = scipy.fft.fftn(solution.density)
+    answer = np.conj(transform[tuple((hkl % solution.density.shape).T)])
+    placement = place(hkl, known_structure_factors(known, hkl), answer)
+    result['map'] = placement.correlation
+    result |= _compare_atoms(known, solution, placement)
+    sites_right = result['sites'] >= RIGHT_SITES and result['extra'] <= MOST_EXTRA
+    return result | {'right': bool(group_right and placement.correlation > RIGHT_MAP and sites_right)}
+
+
+def _compare_atoms(known, solution, placement):
+    cell = known.data.cell
+    operators = [gemmi.Op(each) for each in solution.space_group.symops]
+    places = np.array([op.apply_to_xyz(list(site.fract)) for site in solution.atoms for op in operators])
+    found = placement.hand * places.reshape(-1, 3) + placement.shift
+    owners = np.repeat(np.arange(len(solution.atoms)), len(operators))
+    images = np.array([op.apply_to_xyz(atom['xyz']) for atom in known.atoms for op in known.operators])
+    known_owners = np.repeat(np.arange(len(known.atoms)), len(known.operators))
+    near = _distances(cell, images, found) < NEAR if len(found) else np.zeros((len(images), 0), bool)
+    matched = np.zeros((len(known.atoms), len(solution.atoms)), bool)
+    np.logical_or.at(matched, (known_owners[:, None], owners[None, :]), near)
+    wanted = [atom['el'] not in ('H', 'D') and atom['occ'] >= FULL for atom in known.atoms]
+    wanted = np.array(wanted) | ~np.any(wanted)
+    compared, right, telling = 0, 0, 0
+    for index in np.flatnonzero(wanted & matched.any(axis=1)):
+        site = solution.atoms[int(np.argmax(matched[index]))]
+        numbers = [gemmi.Element(symbol).atomic_number for symbol in (known.atoms[index]['el'], site.element)]
+        compared += 1
+        right += numbers[0] == numbers[1]
+        telling += abs(numbers[0] - numbers[1]) <= TELLING
+    return {
+        'sites': float(matched[wanted].any(axis=1).mean()),
+        'extra': float((~matched.any(axis=0)).sum() / wanted.sum()),
+        'elements': right / max(compared, 1),
+        'telling_elements': telling / max(compared, 1),
+    }
+
+
+def _half_sphere(data):
+    """The reflections of the data and their equivalents, one of each Friedel pair, `(n, 3)`."""
+    every = np.unique(np.concatenate([data.hkl @ rotation for rotation in data.rotations]), axis=0)
+    h, k, l = every.T
+    return every[(l > 0) | (l == 0) & ((k > 0) | (k == 0) & (h > 0))]
+
+
+def _distances(cell, first, second):
+    """Shortest distances `(n, m)` in Å between points of a lattice in fractions of the edges; up to half an edge."""
+    differences = first[:, None] - second[None]
+    differences -= np.rint(differences)
+    return np.linalg.norm(differences @ cell.orthogonalization.T, axis=-1)
+
+
+def measure(folder: Path, options: argparse.Namespace) -> dict:
+    """Solves and scores one crystal; the entry of the JSON file."""
+    known = read_folder(folder, options.resolution)
+    began = time.perf_counter()
+    solution = solve_crystal(known.data, seed=options.seed, max_starts=options.starts, max_seconds=options.seconds)
+    wall = time.perf_counter() - began
+    group = solution.space_group
+    return {
+        'name': known.content['name'],
+        'known_group': known.content['spacegroup'],
+        'reflections': len(known.data.hkl),
+        'verdict': solution.verdict,
+        'reasons': list(solution.reasons),
+        'certain': None if group is None else group.certain,
+        'candidates': [] if group is None else list(group.candidates),
+        'r_factor': solution.r_factor,
+        'resolution': solution.resolution,
+        'starts': solution.starts,
+        'seconds': solution.seconds,
+        'seconds_with_compilation': wall,
+        **score(known, solution),
+    }
+
+
+def table(results: list[dict]) -> str:
+    """The results as Markdown."""
+    lines = [
+        '| crystal | known group | d, Å | group | map | sites | extra | elements | Z > 2 | R1 | verdict | starts | s |',
+        '|---' * 13 + '|',
+    ]
+    for each in results:
+        group = f'{each["group"]}{"" if each["group_right"] else " ✗"}'
+        shares = [each.get(key) for key in ('sites', 'extra', 'elements', 'telling_elements')]
+        figures = [_figure(each.get('map'), '.2f'), *(_figure(share, '.0%') for share in shares)]
+        wrong = ' (wrong)' if each['verdict'] == 'solved' and not each.get('right', each['group_right']) else ''
+        lines.append(
+            f'| {each["name"]} | {each["known_group"]} | {each["resolution"]:.2f} | {group} | {" | ".join(figures)} '
+            f'| {_figure(each["r_factor"], ".3f")} | {each["verdict"]}{wrong} | {each["starts"]} '
+            f'| {each["seconds"]:.1f} |'
+        )
+    scored = [each for each in results if 'right' in each]
+    solved = [each for each in results if each['verdict'] == 'solved']
+    wrong = [each['name'] for each in solved if not each.get('right', each['group_right'])]
+    lines.append(
+        f'\n{sum(each["right"] for each in scored)} of {len(scored)} right, '
+        f'{sum(each["group_right"] for each in results)} of {len(results)} groups, {len(solved)} called solved, '
+        f'{len(wrong)} of these wrong{": " + ", ".join(wrong) if wrong else ""}'
+    )
+    return '\n'.join(lines)
+
+
+def _figure(value, form):
+    return '–' if value is None else format(value, form)
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(prog='python -m benchmarks.crystals', description=__doc__.partition('\n')[0])
+    parser.add_argument('folders', type=Path, nargs='+', help='one a crystal')
+    parser.add_argument('--resolution', type=float, default=0.0, help='Å; finer reflections are left out')
+    parser.add_argument('--seed', type=int, default=0, help='of the starts')
+    parser.add_argument('--starts', type=int, default=MAX_STARTS, help='for a crystal, at most')
+    parser.add_argument('--seconds', type=float, default=0.0, help='for a crystal, at most; 0: no limit')
+    parser.add_argument('--json', type=Path, help='file to write; default crystals-DEVICE.json beside this program')
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace, output: Path) -> list[dict]:
+    """Measures every folder; writes after each, and names on stderr what cannot be read."""
+    results = []
+    for folder in options.folders:
+        try:
+            results.append(measure(folder, options))
+        except InputError as error:
+            print(f'error: {error}', file=sys.stderr)
+            continue
+        print(table(results[-1:]).splitlines()[2], file=sys.stderr, flush=True)
+        write_json(output, {'device': jax.devices()[0].device_kind, 'seed': options.seed, 'crystals': results})
+    return results
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    options = parse_arguments()
+    with exit_on_errors():
+        output = options.json or Path(__file__).with_name(f'crystals-{jax.default_backend()}.json')
+        results = run(options, output)
+        print(table(results))
+        print(f'\n{output}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,115 @@
+"""What the benchmark of real crystals says of answers that are known to be right or wrong."""
+
+import dataclasses
+import json
+
+import gemmi
+import numpy as np
+import pytest
+from invented import invent
+
+from benchmarks import crystals
+from patterson_jax.crystal.structure import CrystalSolution, Site, SpaceGroup
+from patterson_jax.errors import InputError
+
+SHAPE = (24, 24, 24)
+ELEMENTS = ('C', 'N', 'O')
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A folder as the program wants it, and the crystal in it."""
+    folder = tmp_path_factory.mktemp('crystal')
+    crystal = invent('P 21 21 21', (6.9, 7.3, 7.6, 90, 90, 90), 3, 1.0)
+    rows = zip(crystal.data.hkl.tolist(), crystal.data.intensities, crystal.data.sigmas, strict=True)
+    lines = [f'{h} {k} {l} {intensity:.4f} {sigma:.4f}' for (h, k, l), intensity, sigma in rows]
+    (folder / 'merged.hkl').write_text('\n'.join([*lines, '0 0 0 0 0\n']), encoding='utf-8')
+    atoms = [
+        {'el': element, 'xyz': place.tolist(), 'occ': 1.0, 'U': ['iso', [0.03]]}
+        for element, place in zip(ELEMENTS, crystal.positions[::4], strict=True)
+    ]
+    content = {
+        'name': 'invented',
+        'cell': crystal.data.cell.parameters,
+        'wavelength': 0.71073,
+        'spacegroup': 'P 21 21 21 (#19)',
+        'symops': [each.triplet() for each in crystal.setting.operations()],
+        'occ_includes_site_multiplicity': False,
+        'atoms': atoms,
+    }
+    (folder / 'norm.json').write_text(json.dumps(content), encoding='utf-8')
+    return folder
+
+
+def answer(known, atoms, hand=1, shift=(0.0, 0.0, 0.0)):
+    """An answer with these atoms of the truth, moved, and with the density of the true ones, moved likewise."""
+    sites = tuple(
+        Site(f'{atom["el"]}1', atom['el'], tuple(hand * np.array(atom['xyz']) + shift), 0.03, 1.0, 4) for atom in atoms
+    )
+    symops = tuple(each.wrap().triplet() for each in gemmi.SpaceGroup('P 21 21 21').operations())
+    group = SpaceGroup(19, 'P 21 21 21', symops, True)
+    grid = np.stack(np.meshgrid(*[np.arange(size) / size for size in SHAPE], indexing='ij'), axis=-1)
+    density = np.zeros(SHAPE)
+    for atom in known.atoms:
+        for operator in known.operators:
+            place = hand * np.array(operator.apply_to_xyz(atom['xyz'])) + shift
+            differences = grid - place
+            differences -= np.rint(differences)
+            squared = np.sum((differences @ known.data.cell.orthogonalization.T) ** 2, axis=-1)
+            density += gemmi.Element(atom['el']).atomic_number * np.exp(-squared / 0.3)
+    return CrystalSolution('solved', (), group, sites, 0.05, 1.0, 2, 1.0, density)
+
+
+def test_the_folder_is_read_as_it_was_written(folder):
+    known = crystals.read_folder(folder)
+    assert known.number == 19
+    assert (known.data.laue_class, known.data.centring) == ('mmm', 'P')
+    assert known.data.formula == {'C': 4.0, 'N': 4.0, 'O': 4.0}
+    assert len(crystals.read_folder(folder, 1.5).data.hkl) < len(known.data.hkl)
+
+
+@pytest.mark.parametrize(('hand', 'shift'), [(1, (0.5, 0.0, 0.5)), (-1, (0.0, 0.5, 0.0))])
+def test_a_right_answer_is_right_in_any_frame(folder, hand, shift):
+    known = crystals.read_folder(folder)
+    scored = crystals.score(known, answer(known, known.atoms, hand, shift))
+    assert scored['map'] > 0.97
+    assert (scored['sites'], scored['extra'], scored['elements'], scored['group_right']) == (1, 0, 1, True)
+    assert scored['right'] is True
+
+
+def test_missing_wrong_and_further_atoms_are_counted(folder):
+    known = crystals.read_folder(folder)
+    atoms = [dict(atom) for atom in known.atoms]
+    atoms[2]['el'] = 'S'
+    atoms[1]['xyz'] = (np.array(atoms[1]['xyz']) + 0.12).tolist()  # 1.5 Å away, more or less
+    scored = crystals.score(known, answer(known, atoms))
+    assert scored['sites'] == pytest.approx(2 / 3)
+    assert scored['extra'] == pytest.approx(1 / 3)
+    assert (scored['elements'], scored['telling_elements']) == (0.5, 0.5)
+    assert scored['right'] is False
+
+
+def test_wrong_groups_and_answers_without_a_map_are_not_right(folder):
+    known = crystals.read_folder(folder)
+    right = answer(known, known.atoms)
+    other = dataclasses.replace(right, space_group=dataclasses.replace(right.space_group, number=18, hm='P 21 21 2'))
+    assert crystals.score(known, other)['right'] is False
+    nothing = dataclasses.replace(right, density=None, atoms=(), space_group=None)
+    scored = crystals.score(known, nothing)
+    assert (scored['right'], scored['group']) == (False, None)
+
+
+def test_the_table_names_wrong_verdicts(folder):
+    known = crystals.read_folder(folder)
+    entry = {'name': 'invented', 'known_group': 'P 21 21 21 (#19)', 'resolution': 1.0, 'verdict': 'solved'}
+    entry |= {'r_factor': 0.05, 'starts': 2, 'seconds': 1.0}
+    right = entry | crystals.score(known, answer(known, known.atoms))
+    wrong = entry | crystals.score(known, answer(known, known.atoms[:1]))
+    lines = crystals.table([right, wrong]).splitlines()
+    assert '| solved |' in lines[2] and '| solved (wrong) |' in lines[3]
+    assert lines[-1] == '1 of 2 right, 2 of 2 groups, 2 called solved, 1 of these wrong: invented'
+
+
+def test_what_is_no_folder_of_a_crystal_is_named(tmp_path):
+    with pytest.raises(InputError, match='no folder of a crystal'):
+        crystals.read_folder(tmp_path)
