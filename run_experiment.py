@@ -1,5 +1,6 @@
 """Patterson maps to atoms, from a clone of the repository; an installed package has the command `patterson-jax`.
 
+python run_experiment.py --config=configs/crystal.py --mode=solve --input=crystal.hkl --output=solved
 python run_experiment.py --config=configs/quick.py
 python run_experiment.py --config=configs/quick.py --mode=evaluate --config.evaluate.num_cases=1000
 python run_experiment.py --config=configs/quick.py --mode=simulate --input=molecule.xyz --output=maps

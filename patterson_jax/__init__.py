@@ -16,16 +16,20 @@ __version__ = '0.1.0'
 # The public names and their modules, which are imported when a name is first used: JAX alone takes a second.
 _MODULES = {
     'Answer': 'answers',
+    'CrystalSolution': 'crystal.structure',
     'InputError': 'errors',
     'Map': 'files.maps',
     'Network': 'solving.solver',
     'Simulated': 'simulation.molecules',
+    'UnitCell': 'crystal.cell',
     'enable_compilation_cache': 'compilation_cache',
     'load_network': 'weights',
+    'read_crystal': 'files.crystals',
     'read_map': 'files.maps',
     'read_xyz': 'files.structures',
     'simulate': 'simulation.molecules',
     'solve': 'answers',
+    'solve_crystal': 'crystals',
 }
 
 __all__ = ['__version__', *_MODULES]
@@ -34,7 +38,11 @@ if TYPE_CHECKING:
     from patterson_jax.answers import Answer as Answer
     from patterson_jax.answers import solve as solve
     from patterson_jax.compilation_cache import enable_compilation_cache as enable_compilation_cache
+    from patterson_jax.crystal.cell import UnitCell as UnitCell
+    from patterson_jax.crystal.structure import CrystalSolution as CrystalSolution
+    from patterson_jax.crystals import solve_crystal as solve_crystal
     from patterson_jax.errors import InputError as InputError
+    from patterson_jax.files.crystals import read_crystal as read_crystal
     from patterson_jax.files.maps import Map as Map
     from patterson_jax.files.maps import read_map as read_map
     from patterson_jax.files.structures import read_xyz as read_xyz

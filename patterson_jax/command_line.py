@@ -23,8 +23,9 @@ from patterson_jax.errors import InputError, exit_on_errors
 from patterson_jax.learning.parallel import start_distributed
 from patterson_jax.shipped import find_config, find_network, make_configs_importable
 
-EXAMPLES = """Patterson maps to atoms.
+EXAMPLES = """Patterson maps and measured intensities of crystals to atoms.
 
+patterson-jax --config=crystal --mode=solve --input=crystal.hkl --output=solved
 patterson-jax --config=quick
 patterson-jax --config=quick --mode=simulate --input=molecule.xyz --output=maps
 patterson-jax --config=quick --mode=solve --input=maps/molecule_patterson.ccp4 --output=solved
@@ -41,7 +42,9 @@ CHECKPOINT = flags.DEFINE_string(
     None,
     "Directory of a run whose weights to use, or a network that comes with the code; default the workdir's.",
 )
-INPUT = flags.DEFINE_multi_string('input', [], 'File to simulate (.xyz) or solve (.ccp4); may be repeated.')
+INPUT = flags.DEFINE_multi_string(
+    'input', [], 'File to simulate (.xyz) or solve (.ccp4, or .hkl and .cif of crystals); may be repeated.'
+)
 SWEEP = flags.DEFINE_integer('sweep', None, "Which of the changes that the config file's sweep() lists to make.")
 DISTRIBUTED = flags.DEFINE_boolean('distributed', False, 'Work with other processes: one a host, or one a GPU.')
 COMPILATION_CACHE = flags.DEFINE_boolean(

@@ -5,12 +5,14 @@ Three lines tell what was taken for what, a table which symmetries the intensiti
 
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from patterson_jax.crystal.preparation import ClassScore, Prepared
 from patterson_jax.crystal.structure import CrystalSolution
+from patterson_jax.crystals import CrystalSettings, read_and_prepare
 from patterson_jax.errors import InputError
 from patterson_jax.files.common import write_json, write_whole
 from patterson_jax.files.crystal_results import solution_content, write_crystal_cif, write_crystal_res, write_hkl
@@ -18,9 +20,51 @@ from patterson_jax.files.crystals import CrystalFile
 from patterson_jax.files.maps import write_density
 from patterson_jax.files.shelx import hklf_matrix
 from patterson_jax.pictures import crystal_drawing, draw_structure
+from patterson_jax.progress import ProgressReport
+from patterson_jax.solving import crystal_solver
 
 BETWEEN_CENTRES = 0.85  # of ⟨|E² − 1|⟩: 0.97 with a centre of symmetry, 0.74 without
 ENDINGS = ('.json', '.res', '.hkl', '.cif', '.png', '_density.ccp4')  # of what a crystal gives
+
+
+def solve_crystal_file(settings: CrystalSettings, seed: int, output: Path, path: Path) -> None:
+    """Reads a crystal, says what it was taken for, solves it, writes what was found, and says in a line what that is.
+
+    Raises:
+        InputError: the file, and what is wrong with it.
+    """
+    crystal, prepared = read_and_prepare(path, settings)
+    print('\n'.join(describe(crystal, prepared)), flush=True)
+    refuse_to_overwrite(crystal.path, output)
+    try:
+        with ProgressReport('starts', settings.max_starts) as report:
+            solution = crystal_solver.solve_crystal(
+                prepared.data,
+                seed=seed,
+                max_starts=settings.max_starts,
+                max_seconds=settings.max_seconds,
+                progress=report.update,
+            )
+    except InputError as error:
+        raise InputError(f'{path}: {error}') from error
+    written = write_results(crystal, prepared, solution, output, seed)
+    endings = ', '.join(each.name.removeprefix(crystal.path.stem) for each in written)
+    print(f'{summary(crystal.path.stem, solution)}; {output / crystal.path.stem}{endings}')
+
+
+def summary(name: str, solution: CrystalSolution) -> str:
+    """A line on what was found."""
+    group, counts = solution.space_group, Counter(atom.element for atom in solution.atoms)
+    found = ' '.join(f'{element}{count if count > 1 else ""}' for element, count in counts.most_common())
+    parts = [f'{name}: {solution.verdict}']
+    if group is not None:
+        parts.append(f'{group.hm} ({group.number}){"" if group.certain else ", not certain"}')
+    if found:
+        parts.append(f'{found} in the asymmetric unit, hand not determined')
+    if solution.r_factor is not None:
+        parts.append(f'R1 {solution.r_factor:.3f}')
+    parts.append(f'{solution.starts} start{"" if solution.starts == 1 else "s"}, {solution.seconds:.1f} s')
+    return ', '.join(parts) + (f' ({"; ".join(solution.reasons)})' if solution.reasons else '')
 
 
 def describe(crystal: CrystalFile, prepared: Prepared) -> list[str]:

@@ -1,12 +1,19 @@
-"""Crystals as a person gives them: files or arrays with what is known, read and merged."""
+"""Crystals as a person gives them: files or arrays with what is known, read, merged and solved."""
 
 import dataclasses
 import math
 from pathlib import Path
 
+import numpy as np
+
+from patterson_jax.compiler import avoid_wrong_fusion, require_right_results
+from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.crystal.preparation import Prepared, prepare
+from patterson_jax.crystal.structure import CrystalSolution
 from patterson_jax.errors import InputError, require
-from patterson_jax.files.crystals import CrystalFile, read_crystal
+from patterson_jax.files.claims import Columns, measurements_of, parse_formula
+from patterson_jax.files.crystals import CrystalFile, parse_cell, read_crystal
+from patterson_jax.solving import crystal_solver
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,3 +54,49 @@ def read_and_prepare(path: Path, settings: CrystalSettings) -> tuple[CrystalFile
     except InputError as error:
         raise InputError(f'{path}: {error}') from error
     return crystal, prepared
+
+
+def solve_crystal(
+    hkl: np.ndarray,
+    intensities: np.ndarray,
+    sigmas: np.ndarray,
+    cell: UnitCell | tuple[float, float, float, float, float, float],
+    *,
+    wavelength: float | None = None,
+    formula: str | None = None,
+    laue: str | None = None,
+    seed: int = 0,
+) -> CrystalSolution:
+    """Solves a crystal from measured intensities, of which nothing is known but the cell.
+
+    Args:
+        hkl: `(n, 3)` whole numbers; equivalents may be there or merged.
+        intensities: `(n,)`, F² on any scale; may be negative.
+        sigmas: `(n,)`, their standard uncertainties; reflections without a positive one are left out.
+        cell: a, b, c in Å and α, β, γ in degrees.
+        wavelength: Å, for f′.
+        formula: as 'C10H10F2N4'; only the proportions count. None: any elements.
+        laue: symbol of the Laue class, as '2/m'. None: found in the data.
+        seed: fixes the starts.
+
+    Raises:
+        InputError: arrays of other shapes, no reflections, a cell or a class that cannot be.
+    """
+    avoid_wrong_fusion()
+    require_right_results()
+    hkl, intensities, sigmas = np.asarray(hkl), np.asarray(intensities, float), np.asarray(sigmas, float)
+    shapes = (hkl.shape, intensities.shape, sigmas.shape)
+    fitting = len(hkl.shape) == 2 and shapes == ((len(hkl), 3), (len(hkl),), (len(hkl),))
+    require(fitting, 'shapes of hkl, intensities and sigmas', shapes, '(n, 3), (n,) and (n,)')
+    parameters = cell.parameters if isinstance(cell, UnitCell) else cell
+    contents = parse_formula(formula, 'formula') if formula else None
+    measurements, _ = measurements_of(Columns(hkl, intensities, sigmas, 'arrays'), np.eye(3), 'hkl')
+    prepared = prepare(
+        measurements,
+        parse_cell(' '.join(map(str, parameters)), 'cell'),
+        wavelength=wavelength,
+        formula=contents,
+        elements=tuple(contents or ()),
+        laue=laue,
+    )
+    return crystal_solver.solve_crystal(prepared.data, seed=seed)

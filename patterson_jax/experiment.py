@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from patterson_jax.ablations import compare
 from patterson_jax.answers import ENDINGS, Answer, require_replaceable
-from patterson_jax.config import Experiment, validate
+from patterson_jax.config import Experiment, validate, validate_crystal
+from patterson_jax.crystal_runs import solve_crystal_file
 from patterson_jax.errors import InputError, require
 from patterson_jax.figures import draw_example
 from patterson_jax.files.common import make_directory, plain_name
@@ -29,6 +30,7 @@ from patterson_jax.solving.map_solver import solve_map
 from patterson_jax.weights import load_weights, network_with
 
 MODES = ('train', 'evaluate', 'simulate', 'solve', 'inspect', 'publish')
+REFLECTION_ENDINGS = ('.hkl', '.ins', '.res', '.cif', '.fcf')
 
 
 def run(
@@ -63,6 +65,10 @@ def run(
         require(mode == 'train', '--mode', mode, 'train for a comparison of runs')
         with unfinished_on_sigterm():
             compare(config, workdir, overrides or {})
+        return
+    if 'crystal' in config:
+        require(mode == 'solve', '--mode', mode, 'solve for crystals')
+        solve_crystals(config, inputs, output)
         return
     experiment = validate(config)
     if mode == 'train':
@@ -118,6 +124,13 @@ def _simulate_file(experiment, output, path):
         print(target)
 
 
+def solve_crystals(config: ConfigDict, inputs: tuple[Path, ...], output: Path | None) -> None:
+    """Solves crystals from their reflections: `NAME.json`, `.res`, `.hkl`, `.cif`, `.png`, `_density.ccp4`."""
+    seed, settings = validate_crystal(config)
+    output = _prepare_output(inputs, output)
+    _for_each(inputs, functools.partial(solve_crystal_file, settings, seed, output))
+
+
 def solve_files(
     experiment: Experiment,
     config: ConfigDict,
@@ -141,6 +154,8 @@ def solve_files(
 
 
 def _solve_file(experiment, network, output, path):
+    if path.suffix.lower() in REFLECTION_ENDINGS:
+        raise InputError(f'{path}: reflections of a crystal, which --config=crystal solves')
     require_memory(path)
     values, voxel_size = read_map(path)
     require_replaceable(output, plain_name(path))

@@ -1,14 +1,20 @@
-"""Crystals from files to files, but for their solution: what is said of them, what is written, what is refused."""
+"""Crystals from files to files: what is said of them, what is written, what is refused; one that is solved."""
 
+import contextlib
 import dataclasses
+import io
 import json
+from pathlib import Path
 
 import gemmi
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+import patterson_jax as pj
 from configs import crystal as crystal_config
+from configs import quick
+from patterson_jax import experiment
 from patterson_jax.config import validate_crystal
 from patterson_jax.crystal.reflections import sphere
 from patterson_jax.crystal.structure import CrystalSolution, Site, SpaceGroup
@@ -18,6 +24,7 @@ from patterson_jax.errors import InputError
 from patterson_jax.files.crystal_results import calculated_structure_factors
 from patterson_jax.files.crystals import parse_cell, read_crystal
 
+CRYSTALS = Path(__file__).parents[1] / 'docs' / 'crystals'
 CELL = '5.1 6.2 7.3 90 99.5 90'
 GROUP = SpaceGroup(
     14, 'P 1 21/c 1', tuple(each.triplet() for each in gemmi.SpaceGroup('P 1 21/c 1').operations()), True
@@ -134,6 +141,73 @@ def test_the_turn_of_a_reverse_lattice_goes_into_hklf(tmp_path):
     assert 'HKLF 4' in (tmp_path / 'a.res').read_text(encoding='ascii').splitlines()
     read = read_crystal(tmp_path / 'a.hkl').measurements
     np.testing.assert_array_equal(read.hkl, crystal.measurements.hkl * [-1, -1, 1])
+
+
+@pytest.fixture(scope='module')
+def perovskite(tmp_path_factory):
+    """The command on the perovskite that comes with the code, between two inputs that cannot be solved."""
+    directory = tmp_path_factory.mktemp('perovskite')
+    (directory / 'empty.hkl').write_text('', encoding='utf-8')
+    bad = write_input(directory / 'bad', INS.replace('CELL', 'REM'))
+    inputs = (directory / 'empty.hkl', CRYSTALS / 'perovskite.cif', bad)
+    with pytest.raises(InputError) as caught, contextlib.redirect_stdout(io.StringIO()) as printed:
+        experiment.run('solve', crystal_config.get_config(), directory, inputs=inputs, output=directory / 'out')
+    return directory / 'out', printed.getvalue(), str(caught.value).splitlines()
+
+
+def test_the_command_solves_a_measured_crystal(perovskite):
+    output, printed, _ = perovskite
+    report = json.loads((output / 'perovskite.json').read_text(encoding='utf-8'))
+    assert (report['verdict'], report['space_group']['number'], report['starts'] >= 1) == ('solved', 221, True)
+    found = {atom['element']: atom for atom in report['atoms']}
+    assert {element: atom['multiplicity'] for element, atom in found.items()} == {'Cs': 1, 'Sn': 1, 'Cl': 3}
+    difference = np.subtract(found['Cs']['fract'], found['Sn']['fract'])
+    np.testing.assert_allclose(np.abs(difference - np.rint(difference)), 0.5, atol=1e-4)
+    lines = printed.splitlines()
+    assert lines[0].startswith('perovskite.cif: F² and σ(F²) of 759 reflections in fixed columns')
+    assert lines[-1].startswith('perovskite: solved, P m -3 m (221), ')
+    assert lines[-1].endswith('perovskite.json, .res, .hkl, .cif, .png, _density.ccp4')
+    density = np.array(gemmi.read_ccp4_map(str(output / 'perovskite_density.ccp4')).grid)
+    for atom in report['atoms']:
+        place = [round(size * fract) % size for size, fract in zip(density.shape, atom['fract'], strict=True)]
+        assert density[tuple(place)] > 1.5 * density.std()
+
+
+def test_the_reflections_of_a_cif_are_written_as_they_were_embedded(perovskite):
+    text = (CRYSTALS / 'perovskite.cif').read_text(encoding='utf-8')
+    embedded = text.partition('_shelx_hkl_file\n;\n')[2].partition('\n;')[0]
+    assert (perovskite[0] / 'perovskite.hkl').read_text(encoding='utf-8').rstrip('\n') == embedded.rstrip('\n')
+
+
+def test_a_bad_input_does_not_stop_the_others(perovskite):
+    output, _, refused = perovskite
+    assert len(refused) == 2
+    assert refused[0].endswith('empty.hkl: the file is empty')
+    assert 'a.hkl: no cell' in refused[1]
+    assert {path.stem.removesuffix('_density') for path in output.iterdir()} == {'perovskite'}
+
+
+def test_arrays_are_solved_like_files(perovskite):
+    measured = pj.read_crystal(CRYSTALS / 'perovskite.cif').measurements
+    cell = (5.5592, 5.5592, 5.5592, 90, 90, 90)
+    arrays = (measured.hkl, measured.intensities, measured.sigmas)
+    solution = pj.solve_crystal(*arrays, cell, wavelength=0.71073, formula='CsSnCl3')
+    assert (solution.verdict, solution.space_group.number) == ('solved', 221)
+    assert sorted(atom.element for atom in solution.atoms) == ['Cl', 'Cs', 'Sn']
+    with pytest.raises(InputError, match='shapes of hkl, intensities and sigmas is'):
+        pj.solve_crystal(measured.hkl[:, :2], *arrays[1:], cell)
+    with pytest.raises(InputError, match='cell is'):
+        pj.solve_crystal(*arrays, (5, 5, 5, 10, 20, 90))
+    with pytest.raises(InputError, match='hkl: no reflections'):
+        pj.solve_crystal(*(array[:0] for array in arrays), cell)
+
+
+def test_crystals_are_only_solved_and_only_with_their_config(tmp_path):
+    line = refusal(experiment.run, 'train', crystal_config.get_config(), tmp_path)
+    assert line == "--mode is 'train'; it must be solve for crystals"
+    path = write_input(tmp_path / 'in')
+    line = refusal(experiment.run, 'solve', quick.get_config(), tmp_path, None, (path,), tmp_path / 'out')
+    assert line == f'{path}: reflections of a crystal, which --config=crystal solves'
 
 
 def test_the_config_is_checked():
