@@ -89,8 +89,8 @@ def test_the_gradient_is_that_of_the_misfit(reflections):
 
 
 def test_only_the_first_reflections_are_used_if_so_wished(reflections):
-    assert up_to(reflections, 10).count == 1
-    assert up_to(reflections, 10**6).count == reflections.count
+    assert up_to(reflections, 10).used == 1
+    assert up_to(reflections, 10**6).used == reflections.used
 
 
 def test_buckets():

@@ -71,7 +71,7 @@ def test_structure_factors_are_gemmis_special_positions_too(name, cell, sites):
 
 def test_a_positive_lattice_needs_half_of_the_operations():
     operations = group_operations(space_group('C 1 2/c 1'))
-    assert (operations.count, operations.factor, operations.phased) == (2, 4, 0)
+    assert (operations.number, operations.factor, operations.phased) == (2, 4, 0)
     assert group_operations(space_group('F -4 3 m')).phased == 1
 
 

@@ -20,6 +20,7 @@ from patterson_jax.errors import InputError
 from patterson_jax.precision import exact_products
 
 ELECTRONVOLT_ANGSTROM = 12398.42  # energy times wavelength of light
+Numbers = Array | np.ndarray  # on the host before it is given to what is compiled
 MOST_OPERATIONS = 24  # of any space group, without centring and inversion; all are padded to that
 
 
@@ -32,16 +33,16 @@ class Operations(NamedTuple):
     Attributes:
         rotations: `(24, 3, 3)` float32, zeros after the last.
         translations: `(24, 3)` float32.
-        count: how many there are.
+        number: how many there are.
         factor: how often each counts.
         phased: 0 where structure factors are real, of a centre at the origin; else 1.
     """
 
-    rotations: np.ndarray
-    translations: np.ndarray
-    count: np.ndarray
-    factor: np.ndarray
-    phased: np.ndarray
+    rotations: Numbers
+    translations: Numbers
+    number: Numbers
+    factor: Numbers
+    phased: Numbers
 
 
 class AsymmetricUnit(NamedTuple):
@@ -54,10 +55,10 @@ class AsymmetricUnit(NamedTuple):
         elements: `(n,)` int32, rows of the table of form factors.
     """
 
-    positions: Array
-    u_iso: Array
-    occupancies: Array
-    elements: Array
+    positions: Numbers
+    u_iso: Numbers
+    occupancies: Numbers
+    elements: Numbers
 
 
 def form_factors(elements: list[str], inverse_spacings: np.ndarray, wavelength: float | None = None) -> np.ndarray:
@@ -106,9 +107,9 @@ def group_operations(space_group: SpaceGroup) -> Operations:
     return Operations(
         np.pad(np.array([each for each, _ in kept.values()], np.float32), ((0, padding), (0, 0), (0, 0))),
         np.pad(np.array([each for _, each in kept.values()], np.float32), ((0, padding), (0, 0))),
-        np.int32(len(kept)),
-        np.float32(len(rotations) / len(kept)),
-        np.float32(not centred),
+        np.asarray(len(kept), np.int32),
+        np.asarray(len(rotations) / len(kept), np.float32),
+        np.asarray(not centred, np.float32),
     )
 
 
@@ -129,14 +130,14 @@ def structure_factors(unit: AsymmetricUnit, operations: Operations, hkl: Array, 
     return jax.lax.complex(jnp.sum(weights * real, axis=1), jnp.sum(weights * imaginary, axis=1))
 
 
-def atom_amplitudes(unit: AsymmetricUnit, table: Array, spacings: Array) -> Array:
+def atom_amplitudes(unit: AsymmetricUnit, table: Array, spacings: Array) -> Numbers:
     """Occupancy times form factor times exp(-2π²U/d²) of each atom at each reflection, `(n, atoms)`."""
     falloff = jnp.exp(-2 * math.pi**2 * unit.u_iso[None] * spacings[:, None] ** 2)
     return unit.occupancies[None] * table[unit.elements].T * falloff
 
 
 def atom_transforms(
-    positions: Array, operations: Operations, hkl: Array, with_gradients: bool
+    positions: Numbers, operations: Operations, hkl: Array, with_gradients: bool
 ) -> tuple[Array, Array, Array, Array]:
     """Σ cos 2πh·(Rx + t) over the operations and Σ sin, `(n, atoms)` each, and their gradients in x, `(n, atoms, 3)`.
 
@@ -159,6 +160,6 @@ def atom_transforms(
             )
         return real + cosine, imaginary + sine, real_slope, imaginary_slope
 
-    sums = jax.lax.fori_loop(0, operations.count, add_operation, (zeros, zeros, slopes, slopes))
+    sums = jax.lax.fori_loop(0, operations.number, add_operation, (zeros, zeros, slopes, slopes))
     real, imaginary, real_slope, imaginary_slope = (operations.factor * each for each in sums)
     return real, operations.phased * imaginary, real_slope, operations.phased * imaginary_slope

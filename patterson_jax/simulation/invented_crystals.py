@@ -211,8 +211,8 @@ def _grow(recipe, generator):
             free.append((0 if index == 0 else 1) if ring else max(valence - double, 0))
     if wanted:
         return _grow(recipe, generator)
-    places = np.array(places)
-    return tuple(elements), places if recipe.special else places - places.mean(axis=0)
+    together = np.array(places)
+    return tuple(elements), together if recipe.special else together - together.mean(axis=0)
 
 
 def _bond_length(first, second, generator):

@@ -105,7 +105,7 @@ def _interpolated(density, places):
 
 def _one_of_each(positions, cell, operations):
     """Indices of the first of each set of equivalents, in order; nearer than 0.3 Å is the same."""
-    kept = []
+    kept: list[int] = []
     for index, position in enumerate(positions):
         if not kept or nearest_images(position, positions[kept], cell, operations)[0].min() > 0.3:
             kept.append(index)

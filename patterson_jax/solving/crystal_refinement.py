@@ -14,10 +14,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from patterson_jax.crystal.scatterers import (
     AsymmetricUnit,
+    Numbers,
     Operations,
     atom_amplitudes,
     atom_transforms,
@@ -42,15 +42,15 @@ class Observations(NamedTuple):
         table: `(chunks, elements, 512)`, form factors.
         intensities: `(chunks, 512)`.
         sigmas: `(chunks, 512)`; infinite where padded.
-        count: how many chunks hold reflections that are to be used.
+        used: how many chunks hold reflections that are to be used.
     """
 
-    hkl: Array
-    spacings: Array
-    table: Array
-    intensities: Array
-    sigmas: Array
-    count: Array
+    hkl: Numbers
+    spacings: Numbers
+    table: Numbers
+    intensities: Numbers
+    sigmas: Numbers
+    used: Numbers
 
 
 class Fit(NamedTuple):
@@ -65,10 +65,10 @@ class Fit(NamedTuple):
     """
 
     unit: AsymmetricUnit
-    scale: Array
-    structure_factors: Array
-    normal: Array
-    misfit: Array
+    scale: Numbers
+    structure_factors: Numbers
+    normal: Numbers
+    misfit: Numbers
 
 
 def bucket(size: int, least: int) -> int:
@@ -106,13 +106,13 @@ def observations(
         np.moveaxis(padded(table.T), 2, 1),
         padded(intensities),
         padded(sigmas, np.inf),
-        np.int32(-(-len(hkl) // CHUNK)),
+        np.asarray(-(-len(hkl) // CHUNK), np.int32),
     )
 
 
 def up_to(reflections: Observations, number: int) -> Observations:
     """The first chunks only, of at least so many reflections if there are as many."""
-    return reflections._replace(count=np.int32(min(-(-number // CHUNK), int(reflections.count))))
+    return reflections._replace(used=np.asarray(min(-(-number // CHUNK), int(reflections.used)), np.int32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +185,7 @@ def _refine(unit, scale, projectors, free, operations, reflections, cycles):
     size = len(unit.occupancies)
     chunks = jnp.arange(reflections.hkl.shape[0])
     start = _calculate(unit, operations, reflections)
-    used = jnp.where(chunks[:, None] < reflections.count, 1 / reflections.sigmas, 0) > 0
+    used = jnp.where(chunks[:, None] < reflections.used, 1 / reflections.sigmas, 0) > 0
     scale = jnp.where(scale > 0, scale, _fitting_scale(start, used, reflections))
     expected = (jnp.maximum(reflections.intensities, 0) + 2 * (scale * jnp.abs(start)) ** 2) / 3
     weights = jnp.where(used, 1 / (reflections.sigmas**2 + (MODEL_ERROR * expected) ** 2), 0)
@@ -278,4 +278,4 @@ def _normal_equations(parameters, unit, free, operations, reflections, weights):
         )
 
     zeros = jnp.zeros((len(parameters), len(parameters))), jnp.zeros(len(parameters)), jnp.float32(0)
-    return jax.lax.fori_loop(0, reflections.count, add_chunk, zeros)
+    return jax.lax.fori_loop(0, reflections.used, add_chunk, zeros)

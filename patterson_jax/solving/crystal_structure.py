@@ -121,7 +121,7 @@ class _Model:
     def after(self, fit):
         """As a fit left them."""
         return dataclasses.replace(
-            self, positions=np.float64(fit.unit.positions), u_iso=fit.unit.u_iso, scale=float(fit.scale)
+            self, positions=np.asarray(fit.unit.positions, float), u_iso=fit.unit.u_iso, scale=float(fit.scale)
         )
 
     @property
@@ -252,7 +252,8 @@ def _first_model(crystal, structure_factors):
 
 def _distinct(crystal, positions, strengths, others):
     """Sites settled on special positions, strongest first, none too near to a stronger one or to others."""
-    kept, kept_strengths = [], []
+    kept: list[np.ndarray] = []
+    kept_strengths: list[float] = []
     for index in np.argsort(-strengths, kind='stable'):
         site, _ = maps.settle(positions[index], crystal.data.cell, crystal.operations, SAME_ATOM)
         before = np.concatenate([np.reshape(others, (-1, 3)), np.reshape(kept, (-1, 3))])
@@ -273,7 +274,7 @@ def _multiplicities(crystal, positions):
     )
 
 
-def _refined(crystal, model, reflections, freedom) -> Fit:
+def _refined(crystal: _Crystal, model: _Model, reflections: Observations, freedom: Freedom) -> Fit:
     """A fit of the model."""
     settled = [maps.settle(each, crystal.data.cell, crystal.operations, 0.05) for each in model.positions]
     positions = np.array([each for each, _ in settled])
@@ -286,7 +287,7 @@ def _refined(crystal, model, reflections, freedom) -> Fit:
     return fit._replace(unit=fit.unit._replace(occupancies=fit.unit.occupancies * orders))
 
 
-def _observations(crystal, model) -> Observations:
+def _observations(crystal: _Crystal, model: _Model) -> Observations:
     palette = sorted(set(model.elements))
     table = form_factors(palette, crystal.spacings, crystal.data.wavelength)
     return observations(crystal.hkl, crystal.spacings, table, crystal.intensities, crystal.sigmas)
@@ -376,7 +377,7 @@ def _finished(crystal, model, evidence):
     model, fit, sureness = _with_best_elements(crystal, model)
     density = crystal.map(_observed(crystal, fit))
     multiplicities = _multiplicities(crystal, model.positions)
-    findings = examine(crystal, model, fit, density, multiplicities)
+    findings = _examined(crystal, model, fit, density, multiplicities)
     verdict, reasons = judge_crystal(findings, evidence)
     atoms = _sites(crystal, model, multiplicities, sureness)
     return Interpretation(atoms, findings.r_factor, verdict, reasons, density, findings)
@@ -422,7 +423,9 @@ def _with_best_elements(crystal, model):
     r_factors = {each: _fitted_r_factor(crystal, fit) for each, fit in fits.items()}
     rivals = [each for each in fits if r_factors[each] < AS_GOOD * r_factors[chosen]]
     agreeing = np.mean([[a == b for a, b in zip(each, chosen, strict=True)] for each in rivals], axis=0)
-    sureness = confidences(*powers_of(chosen), chosen, possible_elements(data.formula, data.elements)) * agreeing
+    powers, uncertainties = powers_of(chosen)
+    possible = possible_elements(data.formula, data.elements)
+    sureness = confidences(powers, uncertainties, chosen, possible) * agreeing
     return dataclasses.replace(model, elements=chosen).after(fits[chosen]), fits[chosen], sureness
 
 
@@ -433,12 +436,13 @@ def _sites(crystal, model, multiplicities, sureness):
     atoms = []
     for index in np.lexsort((np.arange(len(places)), -model.numbers)):
         element = model.elements[index]
+        x, y, z = (float(each) for each in places[index])
         counters[element] = counters.get(element, 0) + 1
         atoms.append(
             Site(
                 f'{element}{counters[element]}',
                 element,
-                tuple(float(each) for each in places[index]),
+                (x, y, z),
                 float(model.u_iso[index]),
                 1.0,
                 int(multiplicities[index]),
@@ -460,7 +464,7 @@ def _powers(crystal, model, reflections):
     return fit.unit.occupancies * model.powers, np.sqrt(np.maximum(variances, 0)) * model.powers
 
 
-def examine(crystal, model, fit, density, multiplicities) -> Findings:
+def _examined(crystal: _Crystal, model: _Model, fit: Fit, density: np.ndarray, multiplicities: np.ndarray) -> Findings:
     """All that the verdict is from."""
     data = crystal.data
     calculated = np.abs(_calculated(crystal, fit))
