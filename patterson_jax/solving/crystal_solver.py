@@ -1,7 +1,8 @@
 """A crystal from its measured intensities: phases, space group, atoms and a verdict.
 
-Starts go on until a map is called solved or the budget is spent. A promising map waits for another start that comes to
-the same map, for a while; then it is interpreted in its space group, and, where that is not certain, in others.
+Starts go on until a map is called solved, the budget is spent, or so many have come to one map that no other is to be
+expected. A promising map waits for another start that comes to the same map, for a while; then it is interpreted in its
+space group, and, where that is not certain, in others.
 """
 
 import dataclasses
@@ -33,6 +34,8 @@ PATIENCE = 6  # starts that a promising map waits for one that agrees
 MOST_INTERPRETED = 4  # maps without promise, or without a second start, at the end
 MOST_ALTERNATIVES = 2  # groups beside the one that was found
 ABSENT = 1e-6  # of the largest structure factor: the group extinguishes it
+SETTLED = 8  # starts that agree, half of all or more: others will come to the same
+WELL_OBEYED = 0.85  # least agreement of phases with a group that is certain, of which no subgroup need be tried
 CLEARLY_BETTER = 0.8  # R1 of a subgroup, in parts of the R1 of the group
 VERDICTS = ('solved', 'uncertain', 'not solved')
 
@@ -97,7 +100,8 @@ def solve_crystal(
                 _interpret(crystal, cluster, ended)
         progress(ended, _note(clusters))
         spent = max_seconds and time.perf_counter() - began >= max_seconds
-        if spent or any(answer.verdict == 'solved' for cluster in clusters for _, answer in cluster.answers):
+        settled = any(len(cluster.maps) >= max(SETTLED, ended / 2) and cluster.answers for cluster in clusters)
+        if spent or settled or any(answer.verdict == 'solved' for cluster in clusters for _, answer in cluster.answers):
             break
     for cluster in [cluster for cluster in clusters if not cluster.answers][:MOST_INTERPRETED]:
         _interpret(crystal, cluster, ended)
@@ -141,7 +145,8 @@ def _interpret(crystal, cluster, ended):
     if cluster.answers[0][1].verdict == 'solved':
         return
     first = cluster.answers[0][1]
-    if len(cluster.maps) < AGREEING or first.r_factor is None:
+    obeyed = found.space_group.certain and found.kept > WELL_OBEYED
+    if obeyed or len(cluster.maps) < AGREEING or first.r_factor is None:
         return
     frames = (found.alternatives or subgroups(crystal, best))[:MOST_ALTERNATIVES]
     symbols = (found.frame.hm, *(frame.hm for frame in frames))
