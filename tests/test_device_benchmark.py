@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from tiny import SETTINGS, assert_same_run, saved_steps, shared_environment, tiny_config
+from tiny import SETTINGS, assert_same_run, saved_steps, tiny_config
 
 from benchmarks import device, device_cells, speed
 from configs import unrolled
@@ -32,7 +32,7 @@ SMALLEST = (
 
 def command(*flags):
     line = [sys.executable, '-m', 'benchmarks.device', *map(str, flags)]
-    return subprocess.run(line, cwd=REPOSITORY, env=shared_environment(), capture_output=True, text=True)
+    return subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True)
 
 
 @pytest.fixture(scope='module')
