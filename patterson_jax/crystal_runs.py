@@ -35,7 +35,7 @@ def solve_crystal_file(settings: CrystalSettings, seed: int, output: Path, path:
     """
     crystal, prepared = read_and_prepare(path, settings)
     print('\n'.join(describe(crystal, prepared)), flush=True)
-    refuse_to_overwrite(crystal.path, output)
+    refuse_to_overwrite(crystal, output)
     try:
         with ProgressReport('starts', settings.max_starts) as report:
             solution = crystal_solver.solve_crystal(
@@ -125,7 +125,7 @@ def write_results(
     """
     name, data = crystal.path.stem, prepared.data
     files = _result_files(crystal.path, output)
-    refuse_to_overwrite(crystal.path, output)
+    refuse_to_overwrite(crystal, output)
     group = solution.space_group
     for ending in ENDINGS[1:]:
         if files[ending].exists() and not _same_file(files[ending], crystal.path):
@@ -188,11 +188,17 @@ def _write_reflections(crystal, change, path):
     return f'HKLF {number} {scale} {" ".join(f"{value:g}" for value in (change @ matrix).ravel())}', 1.0
 
 
-def refuse_to_overwrite(source: Path, output: Path) -> None:
-    """Raises InputError if a file stands where a result is to be, and is neither an earlier result nor the input."""
-    files = _result_files(source, output)
-    for file in files.values():
-        if file.exists() and not _same_file(file, source) and not _is_result(files['.json']):
+def refuse_to_overwrite(crystal: CrystalFile, output: Path) -> None:
+    """Raises InputError if a file stands where a result is to be, and is no earlier result.
+
+    The input may stand there only if it is the .hkl file that would be written, byte for byte.
+    """
+    files = _result_files(crystal.path, output)
+    for ending, file in files.items():
+        if _same_file(file, crystal.path):
+            if ending != '.hkl' or crystal.hkl_bytes != crystal.path.read_bytes():
+                raise InputError(f'{file} is the input, which a result would overwrite; name another --output')
+        elif file.exists() and not _is_result(files['.json']):
             raise InputError(f'{file} exists and is no earlier result; name another --output')
 
 

@@ -18,7 +18,7 @@ from patterson_jax import experiment
 from patterson_jax.config import validate_crystal
 from patterson_jax.crystal.reflections import sphere
 from patterson_jax.crystal.structure import CrystalSolution, Site, SpaceGroup
-from patterson_jax.crystal_runs import describe, write_results
+from patterson_jax.crystal_runs import describe, solve_crystal_file, write_results
 from patterson_jax.crystals import read_and_prepare
 from patterson_jax.errors import InputError
 from patterson_jax.files.crystal_results import calculated_structure_factors
@@ -129,6 +129,31 @@ def test_results_may_stand_beside_their_input_which_is_left_alone(tmp_path):
     write_results(*read_and_prepare(path, settings()), SOLUTION, tmp_path, 0)
     assert path.read_bytes() == content
     assert (tmp_path / 'a.ins').read_text(encoding='utf-8') == INS
+
+
+def test_an_input_that_a_result_would_overwrite_is_left_alone_and_refused_before_it_is_solved(tmp_path):
+    kept = write_input(tmp_path).read_text(encoding='utf-8').splitlines()
+    records = [line for line in kept if line.strip('0 ')]
+    free = [' '.join((line[:4], line[4:8], line[8:12], line[12:20], line[20:28])) for line in records]
+    cell = ''.join(
+        f'_cell_{tag} {value}\n'
+        for tag, value in zip(
+            ('length_a', 'length_b', 'length_c', 'angle_alpha', 'angle_beta', 'angle_gamma'), CELL.split(), strict=True
+        )
+    )
+    embedded = '\n'.join(['data_a', cell, '_shelx_hkl_file', ';', *records, ';', ''])
+    inputs = {'free/a.hkl': '\n'.join(free), 'cif/a.cif': embedded, 'cif_called_hkl/a.hkl': embedded}
+    for name, content in inputs.items():
+        path = tmp_path / name
+        path.parent.mkdir()
+        path.write_text(content, encoding='utf-8')
+        crystal, prepared = read_and_prepare(path, settings(cell=CELL))
+        message = f'{path} is the input, which a result would overwrite; name another --output'
+        assert refusal(write_results, crystal, prepared, SOLUTION, path.parent, 0) == message
+        assert refusal(solve_crystal_file, settings(cell=CELL), 0, path.parent, path) == message
+        assert [(each.name, each.read_text(encoding='utf-8')) for each in path.parent.iterdir()] == [
+            (path.name, content)
+        ]
 
 
 def test_the_turn_of_a_reverse_lattice_goes_into_hklf(tmp_path):
