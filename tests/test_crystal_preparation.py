@@ -9,7 +9,14 @@ import pytest
 from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.crystal.preparation import prepare
 from patterson_jax.crystal.reflections import Measurements, equivalent_keys, index_keys, sphere
-from patterson_jax.crystal.symmetry import CENTRINGS, REVERSE, absent_by_centring, laue_classes, with_inversion
+from patterson_jax.crystal.symmetry import (
+    CENTRINGS,
+    REVERSE,
+    absent_by_centring,
+    laue_classes,
+    rotation_set,
+    with_inversion,
+)
 from patterson_jax.errors import InputError
 
 TETRAGONAL = UnitCell(7.0, 7.02, 9.0, 90.0, 90.05, 90.0)  # as measured, not quite what it should be
@@ -132,7 +139,12 @@ def test_a_class_that_is_asked_for_is_taken_and_one_that_cannot_be_is_refused():
     prepared = prepare(data, TETRAGONAL, laue='2/m')
     assert prepared.data.laue_class == '2/m'
     np.testing.assert_array_equal(np.sort(prepared.data.rotations[:, 2, 2]), [-1, -1, 1, 1])  # about c, which fits
-    assert not prepared.data.warnings
+    (warning,) = prepared.data.warnings
+    assert warning.startswith('the Laue class 2/m was asked for; the data show 4/m (R_int 0.0')
+    assert rotation_set(prepared.data.possible) == rotation_set(rotations_of('P 4/m'))
+    shown = prepare(data, TETRAGONAL, laue='4/m').data
+    assert not shown.warnings
+    assert rotation_set(shown.possible) == rotation_set(shown.rotations)
     assert 'contradict' in prepare(data, TETRAGONAL, laue='4/mmm').data.warnings[0]
     with pytest.raises(InputError, match=r"laue is 'm-3'; it must be one that the lattice allows: -1, 2/m, mmm"):
         prepare(data, TETRAGONAL, laue='m-3')

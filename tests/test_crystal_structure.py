@@ -4,11 +4,13 @@ import gemmi
 import numpy as np
 import pytest
 
+from patterson_jax.crystal.preparation import prepare
+from patterson_jax.crystal.reflections import Measurements
 from patterson_jax.crystal.structure import SpaceGroup
 from patterson_jax.simulation.invented_crystals import Recipe, invent
 from patterson_jax.solving.crystal_maps import nearest_images
 from patterson_jax.solving.crystal_molecule import bonds
-from patterson_jax.solving.crystal_structure import further_symmetry, interpret_phases
+from patterson_jax.solving.crystal_structure import further_symmetry, interpret_phases, judge_atoms
 from patterson_jax.solving.crystal_verdict import Evidence
 
 
@@ -86,6 +88,26 @@ def test_a_group_with_too_few_operations_is_noticed(complex_on_a_centre):
     result = interpret_phases(crystal.data, group, crystal.data.hkl, phased(crystal), Evidence(agreeing=3))
     assert result.findings.further_symmetry
     assert result.verdict == 'uncertain'
+
+
+def test_a_laue_class_that_is_too_low_is_noticed(organic):
+    """P 21/c taken for P -1, because the class -1 was asked for; its atoms are all those of half of the operations."""
+    true, data = organic.space_group, organic.data
+    turns, shifts = true.operations
+    hkl, first = np.unique(np.concatenate([data.hkl @ turn for turn in turns]), axis=0, return_index=True)
+    measured = Measurements(hkl, np.tile(data.intensities, 4)[first], np.tile(data.sigmas, 4)[first])
+    low = prepare(measured, data.cell, formula=data.formula, wavelength=data.wavelength, laue='-1').data
+    assert low.laue_class == '-1'
+    group = SpaceGroup(2, 'P -1', ('x,y,z', '-x,-y,-z'), certain=True)
+    axis = next(index for index, turn in enumerate(turns) if np.array_equal(turn, np.diag([-1, 1, -1])))
+    heavy = np.array([element != 'H' for element in organic.elements])
+    positions = np.concatenate([organic.positions, organic.positions @ turns[axis].T + shifts[axis]])[np.tile(heavy, 2)]
+    elements = tuple(np.array(organic.elements)[heavy]) * 2
+    result = judge_atoms(low, group, positions, elements, Evidence(agreeing=3))
+    assert result.findings.further_symmetry
+    assert (result.verdict, result.reasons) == ('uncertain', ('the atoms have symmetry that the space group lacks',))
+    blind = dataclasses.replace(low, possible=None)
+    assert judge_atoms(blind, group, positions, elements, Evidence(agreeing=3)).verdict == 'solved'
 
 
 def test_permuted_intensities_are_never_solved(complex_on_a_centre):

@@ -191,6 +191,7 @@ def prepare(
         formula=formula,
         elements=elements,
         merged_by_us=chosen.agrees,
+        possible=_possible_rotations(classes, chosen),
         warnings=tuple(warnings),
     )
     return Prepared(
@@ -348,6 +349,14 @@ def _preference(score):
     return score.laue.order, bool(score.laue.setting), score.completeness, -(score.misfit or 0)
 
 
+def _possible_rotations(classes, chosen):
+    """Rotations `(k, 3, 3)` of the class and of all above it that the data do not contradict."""
+    above = [each for each in classes if chosen.laue.members < each.laue.members]
+    contradicted = [each.laue.members for each in above if each.contradicted]
+    possible = [each.laue for each in above if not any(other <= each.laue.members for other in contradicted)]
+    return np.unique(np.concatenate([chosen.laue.rotations, *(each.rotations for each in possible)]), axis=0)
+
+
 def _asked_class(classes, symbol, warnings):
     require(symbol in LAUE_SYMBOLS.values(), 'laue', symbol, f'one of {", ".join(LAUE_SYMBOLS.values())}')
     of_symbol = [each for each in classes if each.laue.symbol == symbol]
@@ -356,6 +365,12 @@ def _asked_class(classes, symbol, warnings):
     chosen = min(of_symbol, key=lambda each: (each.misfit is not None and not each.agrees, *_preference(each)[1:]))
     if chosen.contradicted:
         warnings.append(f'the Laue class {symbol} was asked for; the data contradict it (R_int {chosen.r_int:.3f})')
+    higher = [each for each in classes if each.agrees and chosen.laue.members < each.laue.members]
+    if higher:
+        shown = max(higher, key=_preference)
+        warnings.append(
+            f'the Laue class {symbol} was asked for; the data show {shown.laue.symbol} (R_int {shown.r_int:.3f})'
+        )
     return chosen
 
 

@@ -30,6 +30,8 @@ class CrystalData:
         formula: element → number of atoms in the cell, or in any unit of it; only the proportions count. None: any.
         elements: chemical symbols that may occur, where numbers are not known; empty: those of the formula, or any.
         merged_by_us: whether equivalents were there to be compared.
+        possible: `(k, 3, 3)` int, rotations of the lattice that the intensities may have, those of the Laue class among
+            them: atoms that obey another one show that the class is too low. None: no others.
         warnings: what a person should know of the data, a line each.
     """
 
@@ -44,6 +46,7 @@ class CrystalData:
     formula: dict[str, float] | None = None
     elements: tuple[str, ...] = ()
     merged_by_us: bool = False
+    possible: np.ndarray | None = None
     warnings: tuple[str, ...] = ()
 
 

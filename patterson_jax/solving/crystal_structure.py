@@ -600,13 +600,14 @@ def _follows(elements, multiplicities, formula):
 
 
 def further_symmetry(positions: np.ndarray, numbers: np.ndarray, space_group: SpaceGroup, data: CrystalData) -> bool:
-    """Whether the atoms obey an operation that the group lacks: of the Laue class, the inversion, or a translation.
+    """Whether the atoms obey an operation that the group lacks: its rotation is of the Laue class or another that the
+    intensities may have, or it is the inversion or a translation.
 
     Args:
         positions: `(n, 3)`, of the asymmetric unit.
         numbers: `(n,)`, their atomic numbers.
         space_group: of the crystal.
-        data: of which the Laue class and the cell are used.
+        data: of which the rotations and the cell are used.
     """
     operations = space_group.operations
     images = maps.images_of(positions, operations) % 1.0
@@ -617,7 +618,8 @@ def further_symmetry(positions: np.ndarray, numbers: np.ndarray, space_group: Sp
     alike = np.abs(cell_numbers[:, None] - cell_numbers[None]) <= ALIKE
     first = int(np.lexsort((-cell_numbers, alike.sum(axis=1)))[0])
     anchors = sites[alike[first]]
-    candidates = np.unique(np.concatenate([data.rotations, np.stack([np.eye(3), -np.eye(3)])]).astype(int), axis=0)
+    rotations = data.rotations if data.possible is None else data.possible
+    candidates = np.unique(np.concatenate([rotations, np.stack([np.eye(3), -np.eye(3)])]).astype(int), axis=0)
     probes = np.linspace(0, len(sites) - 1, min(len(sites), PROBES)).astype(int)
     for rotation in candidates:
         known = operations[1][(operations[0] == rotation).all(axis=(1, 2))]
