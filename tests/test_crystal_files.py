@@ -326,6 +326,11 @@ def test_an_ins_file_that_cannot_be_used_is_refused_in_a_line(tmp_path, change, 
 
 def test_negative_batch_numbers_are_those_of_twin_components(tmp_path):
     assert 'HKLF 5' in refusal(crystal, tmp_path, as_text([*fixed(tail='  -2'), *fixed(tail='   1')]))
+    words = [' '.join(map(str, record)) for record in RECORDS]
+    twins = as_text([f'{words[0]} -2', *(f'{line} 1' for line in words)])
+    assert 'HKLF 5' in refusal(crystal, tmp_path, twins)
+    assert crystal(tmp_path, twins.replace('-2', '2', 1)).records == 5
+    assert crystal(tmp_path, twins.replace('-2', '-0.2', 1)).records == 5  # a direction cosine
 
 
 def test_files_beside_are_found_whatever_their_letters_and_the_first_leads(tmp_path):

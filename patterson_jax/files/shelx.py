@@ -117,7 +117,7 @@ def _columns(records, name, notes):
         )
     by_columns = all_columns and not differing
     numbers = np.array([line.by_columns if by_columns else line.by_words for line in records], float)
-    if by_columns and any(line.text[28:32].strip().startswith('-') for line in records):
+    if any(_batch(line, by_columns).startswith('-') for line in records):
         raise InputError(f'{name}: negative batch numbers, as in HKLF 5, of twin components; it must be HKLF 4 or 3')
     fields = [line.text[12:20] if by_columns else line.text.split()[3] for line in records]
     without_point = sum(field.strip().isdigit() for field in fields)
@@ -130,6 +130,14 @@ def _columns(records, name, notes):
         format=FIXED if by_columns else WORDS,
         notes=tuple(notes),
     )
+
+
+def _batch(line, by_columns):
+    """What stands where a batch number may be; a word is one only if it is whole."""
+    if by_columns:
+        return line.text[28:32].strip()
+    word = [*line.text.split(), *[''] * 6][5]
+    return word if re.fullmatch(r'[+-]?\d+', word) else ''
 
 
 def _read_line(number, text):
