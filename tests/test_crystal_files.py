@@ -348,6 +348,25 @@ def test_a_copy_of_the_ins_after_the_reflections_serves_where_none_is_beside(tmp
     assert (claims.cell.b, claims.contents['C']) == (6.0, 8)
 
 
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (('SFAC', 'NEUT\nSFAC'), 'NEUT, neutron data'),
+        (('HKLF 4', 'HKLF 5'), 'HKLF 5'),
+        (('HKLF 4', 'HKLF 6'), 'HKLF 6'),
+    ],
+)
+def test_a_copy_of_the_ins_that_tells_of_data_that_cannot_be_solved_is_heeded(tmp_path, change, message):
+    def lines(ins):
+        return as_text([*fixed(), END, *ins.splitlines()])
+
+    given = {'cell': '5 6 7 90 98.5 90'}
+    assert message in refusal(crystal, tmp_path, lines(INS.replace(*change)), None, **given)
+    broken = INS.replace(CELL, 'CELL what')
+    assert message in refusal(crystal, tmp_path, lines(broken.replace(*change)), None, **given)
+    assert crystal(tmp_path, lines(broken), None, **given).records == len(RECORDS)
+
+
 def test_what_is_given_leads(tmp_path):
     given = {'cell': '5.1, 6.1, 7.1, 90 99 90', 'formula': 'C2 H2NO', 'wavelength': 1.5418}
     claims = crystal(tmp_path, as_text(fixed()), **given).claims

@@ -26,6 +26,10 @@ FIXED, WORDS = 'fixed columns 3I4,2F8', 'words between blanks'
 UNREAD_HKLF = {1: 'condensed data', 2: 'Laue data', 5: 'of twin components', 6: 'of groups of twin components'}
 
 
+class UnsolvableDataError(InputError):
+    """What is said is clear, and such data cannot be solved: neutron data, or HKLF of another kind than 3 and 4."""
+
+
 class _Line(NamedTuple):
     """A line, its (h, k, l, value, σ) if read by columns and if read by words; None where it cannot be."""
 
@@ -201,7 +205,11 @@ def read_instructions(text: str, name: str) -> Claims:
             if keyword in ('HKLF', 'END'):
                 break
     if 'NEUT' in found:
-        raise InputError(f'{name}: NEUT, neutron data; only X-ray data can be solved')
+        raise UnsolvableDataError(f'{name}: NEUT, neutron data; only X-ray data can be solved')
+    hklf = ''
+    if 'HKLF' in found:
+        hklf = ' '.join(['HKLF', *found['HKLF'][0]])
+        hklf_matrix(hklf, name)
     cell, wavelength, cell_sigmas, formula_units = None, None, None, None
     if 'CELL' in found:
         wavelength, *parameters = _floats(name, 'CELL', found['CELL'][0], 7)
@@ -210,10 +218,6 @@ def read_instructions(text: str, name: str) -> Claims:
         formula_units, *sigmas = _floats(name, 'ZERR', found['ZERR'][0], 7)
         cell_sigmas = tuple(sigmas)
     contents, elements, notes = _contents(found)
-    hklf = ''
-    if 'HKLF' in found:
-        hklf = ' '.join(['HKLF', *found['HKLF'][0]])
-        hklf_matrix(hklf, name)
     for keyword in ('TWIN', 'BASF'):
         if keyword in found:
             notes.append(f'{keyword} {" ".join(found[keyword][0])}: a twin, solved as if it were a single crystal')
@@ -233,9 +237,15 @@ def read_instructions(text: str, name: str) -> Claims:
 
 
 def read_trailing_instructions(text: str, name: str) -> Claims:
-    """What a copy of the .ins that follows the reflections of an .hkl file says; nothing where that is not sensible."""
+    """What a copy of the .ins that follows the reflections of an .hkl file says; nothing where that is not sensible.
+
+    Raises:
+        UnsolvableDataError: neutron data; HKLF that we do not read.
+    """
     try:
         return read_instructions(text, name)
+    except UnsolvableDataError:
+        raise
     except InputError:
         return Claims()
 
@@ -252,9 +262,10 @@ def hklf_matrix(hklf: str, name: str) -> tuple[int, np.ndarray]:
         number = abs(int(values[0])) if values else 4
     except ValueError as error:
         raise InputError(f'{name}: {shortened(hklf)!r}; HKLF must be followed by numbers') from error
+    if number in UNREAD_HKLF:
+        raise UnsolvableDataError(f'{name}: HKLF {number}, {UNREAD_HKLF[number]}; it must be HKLF 4 or 3')
     if number not in (3, 4):
-        kind = UNREAD_HKLF.get(number, 'unknown')
-        raise InputError(f'{name}: HKLF {number}, {kind}; it must be HKLF 4 or 3')
+        raise InputError(f'{name}: HKLF {number}, unknown; it must be HKLF 4 or 3')
     matrix = np.reshape(values[2:11], (3, 3)) if len(values) >= 11 else np.eye(3)
     if not (np.all(np.isfinite(matrix)) and abs(np.linalg.det(matrix)) > 1e-3):
         raise InputError(f'{name}: {shortened(hklf)!r}; its matrix makes all indices lie in a plane')
