@@ -28,6 +28,17 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 
 
+# They take minutes; begun last, one of them would keep a single core busy at the end.
+LONGEST = ('experiment', 'training', 'solver', 'distributed', 'stopping', 'survival', 'crystal_solver', 'golden')
+LONGEST += ('device_benchmark', 'publishing', 'unrolled', 'evaluation', 'inspection', 'benchmarks', 'runs')
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest come first; within a file the order stays."""
+    names = [f'test_{name}' for name in LONGEST]
+    items.sort(key=lambda item: names.index(item.path.stem) if item.path.stem in names else len(names))
+
+
 # A compiled program takes hundreds of memory mappings. Linux allows a process 65,530; beyond, LLVM crashes.
 MOST_MAPPINGS = 30_000
 
