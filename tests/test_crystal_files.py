@@ -405,6 +405,29 @@ def test_the_hkl_file_is_kept_byte_for_byte_where_shelxl_can_read_it(tmp_path):
     assert (free.hkl_bytes, free.claims.hklf) == (None, 'HKLF 4')
 
 
+@pytest.mark.parametrize('after', [[], [END], ['   0   0   0'], [''], [END, *INS.splitlines()]])
+def test_what_follows_the_end_of_the_list_is_kept(tmp_path, after):
+    content = as_text([*fixed(), *after])
+    assert crystal(tmp_path, content).hkl_bytes == content.encode()
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        as_text(['a header', *fixed()]),
+        as_text(['', *fixed()]),
+        as_text([*fixed()[:2], '', *fixed()[2:]]),
+        as_text([*fixed()[:2], *fixed([(0, 0, 0, 5.0, 1.0)]), *fixed()[2:]]),
+        as_text(fixed(), '\r'),
+        '\ufeff' + as_text(fixed()),
+        as_text([*fixed(), *INS.splitlines()]),
+    ],
+)
+def test_an_hkl_file_in_columns_that_shelxl_reads_otherwise_is_written_anew(tmp_path, content):
+    read = crystal(tmp_path, content.encode())
+    assert (read.format, read.hkl_bytes, read.records) == (FIXED, None, len(RECORDS))
+
+
 OTHER_FILES = [(b'\x1f\x8b\x08abc', 'gzip'), (b'MTZ \0\0\0\1', 'not a text file'), (b'\xff\xfe1\0 \0', 'not a text')]
 
 
@@ -458,7 +481,9 @@ def test_an_embedded_hkl_file_and_what_a_cif_says(tmp_path):
     np.testing.assert_allclose(claims.cell_sigmas, (0.02, 0, 0.003, 0, 0.1, 0))
     assert claims.contents == {'C': 8, 'H': 8, 'N': 4, 'O': 4}
     assert (claims.wavelength, claims.title, claims.hklf, len(claims.symops)) == (0.71073, 'first', 'HKLF 4', 4)
-    assert read.hkl_bytes.decode().splitlines() == hkl
+    assert read.hkl_bytes is None  # SHELXL would end at the empty line before the first reflection
+    kept = crystal(tmp_path, CIF + res + embedded(hkl[1:]), None, 'a.cif').hkl_bytes
+    assert kept.decode().splitlines() == hkl[1:]
     assert 'HKLF 5' in refusal(crystal, tmp_path, CIF + res.replace('HKLF 4', 'HKLF 5') + embedded(hkl), None, 'b.cif')
 
 

@@ -22,6 +22,7 @@ from patterson_jax.files.shelx import (
     read_hkl,
     read_instructions,
     read_trailing_instructions,
+    shelxl_reads,
 )
 
 INSTRUCTIONS, MODELS = ('.ins', '.res'), ('.cif', '.cif_od')  # files beside an .hkl; the first that has a cell leads
@@ -98,7 +99,7 @@ def read_crystal(
         number, matrix = 3 if columns.of_amplitudes else 4, np.eye(3)
     columns = dataclasses.replace(columns, of_amplitudes=number == 3)
     measurements, notes = measurements_of(columns, matrix, str(path))
-    as_it_was = hkl_bytes is not None and columns.format == FIXED
+    as_it_was = hkl_bytes is not None and columns.format == FIXED and shelxl_reads(hkl_bytes, len(columns.values))
     return CrystalFile(
         path=path,
         measurements=measurements,

@@ -101,6 +101,21 @@ def read_hkl(text: str, name: str) -> tuple[Columns, str]:
     return _columns(records, name, notes), rest
 
 
+def shelxl_reads(content: bytes, number: int) -> bool:
+    """Whether SHELXL reads an .hkl file as so many reflections.
+
+    They must begin it, without a byte order mark or a header, in fixed columns, none blank or with h = k = l = 0, at
+    which the list ends; after them it must end so, or the file must. Lines end with LF or CRLF.
+    """
+    text = content.decode('latin-1').replace('\r\n', '\n')
+    if '\r' in text:
+        return False
+    lines = [_read_line(index, line) for index, line in enumerate(text.split('\n')[: number + 1], start=1)]
+    reflections, after = lines[:number], lines[number:]
+    listed = all(line.by_columns and not line.is_origin for line in reflections)
+    return listed and all(line.is_origin or not line.text.strip() for line in after)
+
+
 def _columns(records, name, notes):
     """The numbers of reflections in the one format that all of them have."""
     read_twice = [line for line in records if line.by_columns and line.by_words]
