@@ -46,6 +46,7 @@ MOST_SHELLS_OF_UNRELATED = 8  # wide ones, in which equivalents, being at the sa
 MOST_POSSIBLE, FEWEST_TO_DOUBT = 1000, 100_000  # reflections for each measured one, and in all
 LEAST_CONTRAST = 0.05  # between the merging R of unrelated intensities and what the σ explain
 LEAST_EXPECTED = 20  # equivalents among as many reflections at random; where none is there, they were merged
+ABOUT_HALF, NEARLY_COMPLETE = 0.65, 0.9  # complete in the claimed class, and in the one in which data look merged
 TWIN_STATISTIC = 0.6  # of |E² − 1|, which is 0.736 without a centre and 0.541 in a perfect merohedral twin of it
 
 
@@ -328,6 +329,7 @@ def _choose(classes, laue, claimed, warnings):
             f'{best.laue.symbol} is taken'
         )
     else:
+        _warn_of_merged(claims, possible, warnings)
         higher = [each for each in possible if each.agrees and members < each.laue.members]
         if higher:
             best = max(higher, key=_preference)
@@ -342,6 +344,22 @@ def _choose(classes, laue, claimed, warnings):
             return claims, 'as the file claims, for it has no equivalents of its own to compare'
         return claims, 'as the file claims, and the equivalents show' if claims.agrees else 'as the file claims'
     return best, 'which the equivalents show' if best.agrees else 'against the claim of the file'
+
+
+def _warn_of_merged(claims, possible, warnings):
+    """Warns where data merged in a higher class than the claimed one are what is there."""
+    higher = [
+        each
+        for each in possible
+        if each.representative and each.completeness > NEARLY_COMPLETE and claims.laue.members < each.laue.members
+    ]
+    if claims.completeness < ABOUT_HALF and higher:
+        best = max(higher, key=_preference)
+        warnings.append(
+            f'the file claims the Laue class {claims.laue.symbol}, in which the reflections are complete to '
+            f'{claims.completeness:.0%} only; they look merged in {best.laue.symbol}, in which they are to '
+            f'{best.completeness:.0%}'
+        )
 
 
 def _preference(score):
