@@ -49,11 +49,18 @@ def test_the_resolution_that_is_given_is_the_one_that_is_solved_to():
     )
 
 
-def test_a_network_of_another_grid_is_refused_or_gone_without():
+@pytest.mark.parametrize(
+    ('change', 'fault'),
+    [
+        ({'grid_size': 20}, '16 voxels along each edge, and the network was trained on 20'),
+        ({'atom_radius': 1.2}, 'atom_radius is 1 voxels, and the network was trained on 1.2'),
+    ],
+)
+def test_a_network_of_another_grid_or_atom_is_refused_or_gone_without(change, fault):
     (values,) = maps(SMALL, 1)
-    network = Network(lambda params, inputs: inputs, {}, dataclasses.replace(SMALL, grid_size=20))
+    network = Network(lambda params, inputs: inputs, {}, dataclasses.replace(SMALL, **change))
     separation = SeparationSettings(num_peaks=8)
-    with pytest.raises(InputError, match='16 voxels along each edge, and the network was trained on 20'):
+    with pytest.raises(InputError, match=fault):
         solve_map(values, SMALL, SolveSettings('network', 1), separation, 0, network)
     solved = solve_map(values, SMALL, SolveSettings('auto', 1), separation, 0, network)
     assert solved.solution.method == 'least_squares'

@@ -62,7 +62,7 @@ def solve_map(
         settings: method, budget, and what is known.
         separation: how sets are taken from maps.
         seed: fixes the starts.
-        network: for the methods `network` and `auto`; on another grid than that of its training `auto` goes without.
+        network: for the methods `network` and `auto`; for another grid or atom than its own `auto` goes without.
 
     Raises:
         InputError: it is no Patterson map that can be solved, or not by the network; the message says what to mend.
@@ -71,17 +71,29 @@ def solve_map(
     expected = problem if settings.num_atoms_known else dataclasses.replace(problem, num_atoms=1)
     fitted = fit_problem(patterson, expected, settings.resolution)
     values = restore_origin_term(cut_map(patterson, fitted), fitted)
-    if network is not None and network.trained_on is not None and network.trained_on.grid_size != len(values):
-        if settings.method == 'network':
-            trained = network.trained_on.grid_size
-            raise InputError(f'{len(values)} voxels along each edge, and the network was trained on {trained}')
-        network = None
+    unfit = network is not None and _unfit(network, fitted)
+    if unfit and settings.method == 'network':
+        raise InputError(unfit)
+    network = None if unfit else network
     key = example_key(stream_key(seed, 'separation'), 0, 0)
     if settings.num_atoms_known:
         solution = solve_maps(key[None], values[None], fitted, settings, separation, network)[0]
     else:
         solution = solve_unknown_number(key, values, fitted, settings, separation, network)
     return SolvedMap(solution, values, dataclasses.replace(fitted, num_atoms=len(solution.positions)))
+
+
+def _unfit(network, problem):
+    """What the network was trained on and the problem is not, in words; None: nothing."""
+    trained = network.trained_on
+    if trained is None:
+        return None
+    if trained.grid_size != problem.grid_size:
+        return f'{problem.grid_size} voxels along each edge, and the network was trained on {trained.grid_size}'
+    if trained.atom_radius != problem.atom_radius:
+        radii = f'{problem.atom_radius:g} voxels, and the network was trained on {trained.atom_radius:g}'
+        return f'atom_radius is {radii}'
+    return None
 
 
 def solve_unknown_number(
