@@ -95,7 +95,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.solve = ml_collections.ConfigDict()
     config.solve.method = solve.method  # 'network', 'least_squares', 'phase_retrieval', 'minimum_function' or 'auto'
     config.solve.max_attempts = solve.max_attempts  # at a map, each begins differently, until the verdict is solved
-    config.solve.max_seconds = solve.max_seconds  # for a map; no attempt begins that might end later. 0: no limit
+    # For a map, compilation apart; no attempt begins that might end later. 0: no limit.
+    config.solve.max_seconds = solve.max_seconds
     config.solve.resolution = config_dict.placeholder(float)  # |h| of a file's map; None: found in it
     config.solve.orientations = solve.orientations  # in which the network is shown a map; 24 is all
     config.solve.num_atoms_known = solve.num_atoms_known  # False: other numbers are tried on a file's map

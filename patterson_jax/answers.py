@@ -218,9 +218,10 @@ def solve(
         noise: of the measured amplitudes |F|, as a part of them; the verdict needs to know it.
         resolution: |h| up to which amplitudes were measured; None: it is found in the map.
         method: 'auto', 'network', 'least_squares', 'phase_retrieval' or 'minimum_function'.
-        network: from `load_network`, for the methods 'network' and 'auto'; only for maps on the grid of its training.
+        network: from `load_network`, for the methods 'network' and 'auto'; only for the grid and atom of its training.
         max_attempts: most attempts; they end when the verdict is 'solved'.
-        max_seconds: no attempt begins that might end later; 0: no limit, and the answer does not vary.
+        max_seconds: compilation apart; no attempt begins that might end later; 0: no limit, and the answer does not
+            vary.
         orientations: of the cell in which the network is shown the map.
         seed: of the starts.
 

@@ -80,7 +80,8 @@ class Search:
     Attributes:
         method: 'network', 'least_squares', 'phase_retrieval', 'minimum_function', or 'auto', all in turn.
         max_attempts: at a map, each begins differently; they end when the verdict is `solved`.
-        max_seconds: for a map; no attempt begins that might end later. 0: no limit, and results do not vary.
+        max_seconds: for a map, compilation apart; no attempt begins that might end later. 0: no limit, and results do
+            not vary.
         orientations: of the cell in which the network is shown a map; its maps are averaged; 24 is all.
     """
 
@@ -230,8 +231,9 @@ def solve_maps(
                 method, number > 0, _noiseless(problem), separation, predictor, size, search.orientations
             )
             index = np.array(chunk + chunk[-1:] * (size - len(chunk)))
+            chunk_keys = keys[index]
             began = time.perf_counter()
-            result = jax.device_get(run(keys[index], np.int32(number), np.asarray(pattersons[index], np.float32)))
+            result = jax.device_get(run(chunk_keys, np.int32(number), np.asarray(pattersons[index], np.float32)))
             seconds = (time.perf_counter() - began) / len(chunk)
             for place, each in enumerate(chunk):
                 cases[each].add(jax.tree.map(operator.itemgetter(place), result), method, seconds)
@@ -469,10 +471,15 @@ class Case:
             return
         began = time.perf_counter()
         partners = homometric_partners(self.found[0].positions, SAME)
+        self.seconds += time.perf_counter() - began
         self.complete = partners.complete
+        if not partners.sets:
+            return
+        run = compiled_finish(_noiseless(self.problem))
+        began = time.perf_counter()
         for partner in partners.sets:
             centred = np.asarray(partner - np.mean(partner, axis=0), np.float32)
-            finished = jax.device_get(_finish(centred, np.asarray(patterson, np.float32), _noiseless(self.problem)))
+            finished = jax.device_get(run(centred, np.asarray(patterson, np.float32)))
             if finished.r_factor <= self._as_good():
                 self.partners.append(finished.positions)
         self.seconds += time.perf_counter() - began
@@ -522,9 +529,16 @@ class Case:
         )
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _finish(positions, patterson, problem):
-    return finish(positions, observed_amplitudes(absolute_scale(patterson, problem), problem), problem)
+@functools.lru_cache(maxsize=16)
+def compiled_finish(problem: Problem) -> Callable[[np.ndarray, np.ndarray], Finished]:
+    """`finish` for positions `(num_atoms, 3)` and their map, compiled, for no use to take longer."""
+
+    def run(positions, patterson):
+        return finish(positions, observed_amplitudes(absolute_scale(patterson, problem), problem), problem)
+
+    positions = jax.ShapeDtypeStruct((problem.num_atoms, 3), np.float32)
+    patterson = jax.ShapeDtypeStruct((problem.grid_size,) * 3, np.float32)
+    return jax.jit(run).lower(positions, patterson).compile()
 
 
 def _noiseless(problem):
