@@ -19,9 +19,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from patterson_jax.compiler import avoid_wrong_fusion, require_right_results
-from patterson_jax.errors import InputError, require
+from patterson_jax.errors import InputError, is_real, is_whole, require
 from patterson_jax.files.common import make_directory, write_json
-from patterson_jax.files.maps import write_map
+from patterson_jax.files.maps import Map, write_map
 from patterson_jax.files.structures import file_positions, is_element, write_pdb, write_res, write_xyz
 from patterson_jax.files.viewers import write_chimerax
 from patterson_jax.simulation.density import render
@@ -171,6 +171,8 @@ class Answer:
 
         directory = Path(directory)
         require(is_element(self.element), 'element', self.element, "a chemical symbol, or 'X'")
+        plain = isinstance(name, str) and Path(name).name == name and name not in ('', '.', '..') and '\\' not in name
+        require(plain, 'name', name, 'a plain file name, without a directory')
         make_directory(directory, 'the directory')
         require_replaceable(directory, name)
         target = {ending: directory / f'{name}{ending}' for ending in ENDINGS}
@@ -230,13 +232,21 @@ def solve(
     """
     avoid_wrong_fusion()
     require_right_results()
+    if isinstance(patterson, Map):
+        raise InputError('patterson is a Map; it must be an array: its .values')
     patterson = np.asarray(patterson)
-    require(math.isfinite(voxel_size) and voxel_size > 0, 'voxel_size', voxel_size, 'a positive number of Å')
-    require(num_atoms is None or num_atoms >= 1, 'num_atoms', num_atoms, '1 or more, or None to find it')
+    require(is_real(voxel_size) and voxel_size > 0, 'voxel_size', voxel_size, 'a positive number of Å')
+    whole = num_atoms is None or (is_whole(num_atoms) and num_atoms >= 1)
+    require(whole, 'num_atoms', num_atoms, 'a whole number, 1 or more, or None to find it')
+    require(is_whole(seed) and 0 <= seed < 2**32, 'seed', seed, f'a whole number from 0 to {2**32 - 1}')
+    known = network is None or isinstance(network, Network)
+    require(known, 'network', network, "what load_network gives, as load_network('unrolled')")
+    require(box_edge is None or is_real(box_edge), 'box_edge', box_edge, 'a number of voxels, or None')
+    require(is_real(noise), 'noise', noise, 'a number from 0 to 1')
     require(method != 'network' or network is not None, 'network', network, "a network for the method 'network'")
     check_patterson(patterson)
     size = len(patterson)
-    fits = 0 < atom_radius < size / 4
+    fits = is_real(atom_radius) and 0 < atom_radius < size / 4
     require(fits, 'atom_radius', atom_radius, f'more than 0 and less than a quarter of the cell, {size / 4:g} voxels')
     settings = SolveSettings(method, max_attempts, max_seconds, orientations, resolution, num_atoms is not None)
     trained = Problem() if network is None or network.trained_on is None else network.trained_on

@@ -1,6 +1,7 @@
 """A user's mistake, as an exception of its own: the command line shows it as one line, without a traceback."""
 
 import contextlib
+import numbers
 import os
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,16 @@ def require(condition: bool, name: str, received: object, allowed: str) -> None:
     """
     if not condition:
         raise InputError(f'{name} is {received!r}; it must be {allowed}')
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number by its type: 3, not 3.0."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_real(value: object) -> bool:
+    """Whether a value is a finite real number."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 class NonFiniteError(ArithmeticError):

@@ -60,6 +60,12 @@ def test_an_answer_writes_files_that_other_programs_read(answer, tmp_path):
         answer.write(tmp_path / 'results', 'other')
 
 
+@pytest.mark.parametrize('name', ['x/y', '../esc', '', '..'])
+def test_the_name_of_files_is_a_plain_one(answer, tmp_path, name):
+    with pytest.raises(pj.InputError, match='a plain file name'):
+        answer.write(tmp_path, name)
+
+
 def test_the_number_of_atoms_need_not_be_known(patterson):
     found = pj.solve(patterson, method='phase_retrieval', max_attempts=2)
     assert len(found.positions) == 3 and found.verdict == 'solved'
@@ -78,6 +84,8 @@ def test_the_number_of_atoms_need_not_be_known(patterson):
         (lambda values: np.zeros_like(values), 'the same everywhere'),
         (lambda values: np.full_like(values, np.nan), 'NaN'),
         (lambda values: np.array([[['a']]]), 'real numbers'),
+        (lambda values: np.zeros((0, 0, 0)), 'it is empty'),
+        (lambda values: pj.Map(values, 0.8), r'its \.values'),
     ],
 )
 def test_what_is_no_patterson_map_is_refused_in_words(patterson, change, fault):
@@ -105,6 +113,18 @@ def test_a_map_whose_mean_was_taken_out_gets_it_back(patterson, answer):
         ({'resolution': 0.5}, 'resolution is 0.5'),
         ({'noise': 2.0}, 'noise is 2.0'),
         ({'orientations': 25}, 'orientations is 25'),
+        ({'orientations': 2.5}, 'orientations is 2.5'),
+        ({'num_atoms': 3.0}, 'num_atoms is 3.0'),
+        ({'num_atoms': '3'}, "num_atoms is '3'"),
+        ({'seed': 1.5}, 'seed is 1.5'),
+        ({'seed': 2**32}, 'seed is 4294967296'),
+        ({'max_attempts': None}, 'max_attempts is None'),
+        ({'max_attempts': 2.5}, 'max_attempts is 2.5'),
+        ({'max_seconds': None}, 'max_seconds is None'),
+        ({'voxel_size': None}, 'voxel_size is None'),
+        ({'atom_radius': '1'}, "atom_radius is '1'"),
+        ({'box_edge': 'x'}, "box_edge is 'x'"),
+        ({'network': 'unrolled'}, r"network is 'unrolled'.*load_network\('unrolled'\)"),
     ],
 )
 def test_arguments_are_checked(patterson, settings, fault):

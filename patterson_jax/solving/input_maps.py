@@ -24,6 +24,8 @@ def check_patterson(patterson: np.ndarray) -> None:
 
     if patterson.ndim != 3 or len(set(patterson.shape)) > 1:
         refuse(f'its shape is {patterson.shape}; it must have three axes of the same length')
+    if patterson.size == 0:
+        refuse('it is empty')
     if not np.issubdtype(patterson.dtype, np.floating) and not np.issubdtype(patterson.dtype, np.integer):
         refuse(f'its values are of the type {patterson.dtype}; they must be real numbers')
     if not np.all(np.isfinite(patterson)):

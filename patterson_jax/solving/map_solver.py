@@ -1,12 +1,11 @@
 """One Patterson map that a person hands over: checked, cut, completed, its number of atoms found, and solved."""
 
 import dataclasses
-import math
 
 import numpy as np
 from jax import Array
 
-from patterson_jax.errors import InputError, require
+from patterson_jax.errors import InputError, is_real, require
 from patterson_jax.simulation.examples import example_key, stream_key
 from patterson_jax.simulation.patterson import frequencies, measured_frequencies, sphere_factor
 from patterson_jax.simulation.problem import Problem
@@ -33,7 +32,7 @@ class SolveSettings(Search):
 
     def __post_init__(self):
         super().__post_init__()
-        measured = self.resolution is None or 1 <= self.resolution < math.inf
+        measured = self.resolution is None or (is_real(self.resolution) and self.resolution >= 1)
         require(measured, 'resolution', self.resolution, 'a number, 1 or more, or None to find it in the map')
 
 

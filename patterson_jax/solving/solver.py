@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from patterson_jax.errors import InputError, require
+from patterson_jax.errors import InputError, is_real, is_whole, require
 from patterson_jax.precision import exact_products
 from patterson_jax.simulation.examples import network_input
 from patterson_jax.simulation.homometry import homometric_partners
@@ -92,11 +92,13 @@ class Search:
 
     def __post_init__(self):
         require(self.method in METHODS, 'method', self.method, f'one of {", ".join(METHODS)}')
-        require(self.max_attempts >= 1, 'max_attempts', self.max_attempts, '1 or more')
-        limit = math.isfinite(self.max_seconds) and self.max_seconds >= 0
+        several = is_whole(self.max_attempts) and self.max_attempts >= 1
+        require(several, 'max_attempts', self.max_attempts, 'a whole number, 1 or more')
+        limit = is_real(self.max_seconds) and self.max_seconds >= 0
         require(limit, 'max_seconds', self.max_seconds, 'a number of seconds, or 0 for no limit')
         most = len(ORIENTATIONS)
-        require(1 <= self.orientations <= most, 'orientations', self.orientations, f'from 1 to {most}')
+        fits = is_whole(self.orientations) and 1 <= self.orientations <= most
+        require(fits, 'orientations', self.orientations, f'a whole number from 1 to {most}')
 
 
 class Network(NamedTuple):
