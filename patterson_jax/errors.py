@@ -5,6 +5,7 @@ import numbers
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 
 class InputError(ValueError):
@@ -31,7 +32,10 @@ def is_whole(value: object) -> bool:
 
 def is_real(value: object) -> bool:
     """Whether a value is a finite real number."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    largest: Any = abs(value)  # a NaN is no more than anything
+    return bool(largest <= sys.float_info.max)
 
 
 class NonFiniteError(ArithmeticError):
