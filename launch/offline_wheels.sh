@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Makes a folder of wheels for a machine that is lent for minutes and has no network:
+# Makes a folder of wheels for a machine that is at hand for minutes and has no network:
 #
 #     launch/offline_wheels.sh wheels
 #
-# The machine is taken to have Python 3.12 on x86-64 Linux and what is large: JAX, flax, optax, orbax, NumPy, PyTorch.
+# The machine is taken to have Python 3.12 on x86-64 Linux and what is large: JAX, flax, optax, orbax, NumPy, SciPy, PyTorch.
 # The folder has the rest of what setup.cfg asks for, with all that it needs, in less than 50 MB. There, in the
 # repository and with the folder in it, this installs what is missing and leaves alone what there is, and then measures:
 #
@@ -14,7 +14,7 @@ folder=${1:?the folder to make is missing, as in: launch/offline_wheels.sh wheel
 python=${PYTHON:-python3}
 cd "$(dirname "$0")/.."
 
-there='jax jaxlib flax optax orbax-checkpoint numpy'
+there='jax jaxlib flax optax orbax-checkpoint numpy scipy'
 mkdir -p "$folder"
 "$python" - "$there" >"$folder/missing.txt" <<'EOF'
 import configparser
