@@ -4,7 +4,7 @@
     python -m benchmarks.device --collect=DIR                                    # afterwards, on any machine
     python -m benchmarks.device --tiny --allow-cpu --output=DIR                  # to see that all of it runs
 
-For machines that are at hand for minutes, without a network, and from which little can be brought back. Tasks, in order:
+For machines at hand for minutes, without a network, and from which little can be brought back. Tasks, in order:
 
     probe     operations that some release of JAX got wrong on some device, derivatives, against float64 on the host
     truth     R1 at the true positions of the paper's problem and verdicts of least squares, by precision of products

@@ -42,7 +42,7 @@ def test_a_cell_is_measured_once_and_again_when_the_settings_change(output, caps
     assert output.read_bytes() == before and '|' not in capsys.readouterr().err
     (again,) = solvers.run(options(output, '--cases=1'), output)
     assert again['cases'] == 1
-    with pytest.raises(InputError, match='orientations is 25; it must be from 1 to 24'):
+    with pytest.raises(InputError, match='orientations is 25; it must be a whole number from 1 to 24'):
         solvers.run(options(output, '--orientations=25', '--noises=0.1'), output)
 
 
