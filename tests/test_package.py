@@ -188,6 +188,18 @@ def test_every_folder_is_a_wing_of_known_direction():
     assert {path.name for path in PACKAGE.iterdir() if (path / '__init__.py').exists()} <= WINGS.keys()
 
 
+def test_the_readme_tells_what_each_module_is_for():
+    _, _, rest = (ROOT / 'README.md').read_text(encoding='utf-8').partition('\npatterson_jax/\n')
+    folder, told = (), set()
+    for line in rest.partition('```')[0].splitlines():
+        name = line.split()[0]
+        inside = line.startswith('    ')
+        folder = folder if inside else (name.rstrip('/'),) if name.endswith('/') else ()
+        if name.endswith('.py'):
+            told.add((*(folder if inside else ()), name))
+    assert told == {path.relative_to(PACKAGE).parts for path in MODULES if path.name != '__init__.py'}
+
+
 def test_modules_do_not_import_one_another_in_circles():
     names = {path.relative_to(PACKAGE).with_suffix('').parts: path for path in MODULES if path.name != '__init__.py'}
     uses = {
