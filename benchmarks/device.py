@@ -297,9 +297,12 @@ def load_config(name: str) -> ConfigDict:
         path = find_config(file)
         make_configs_importable(path)
         get_config = runpy.run_path(str(path))['get_config']
-        return get_config(variant) if variant else get_config()
+        config = get_config(variant) if variant else get_config()
     except (OSError, KeyError, ValueError, SyntaxError) as error:
         raise InputError(f'--train is {name!r}: {error}') from error
+    if 'model' not in config:
+        raise InputError(f'--train is {name!r}, a config without a network to train')
+    return config
 
 
 def prepared(config: ConfigDict, options: Options) -> ConfigDict:

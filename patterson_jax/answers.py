@@ -19,14 +19,14 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from patterson_jax.compiler import avoid_wrong_fusion, require_right_results
-from patterson_jax.errors import InputError, is_real, is_whole, require
+from patterson_jax.errors import InputError, is_real, is_whole, real_array, require
 from patterson_jax.files.common import make_directory, write_json
 from patterson_jax.files.maps import Map, write_map
 from patterson_jax.files.structures import file_positions, is_element, write_pdb, write_res, write_xyz
 from patterson_jax.files.viewers import write_chimerax
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.problem import Problem
-from patterson_jax.solving.input_maps import check_patterson
+from patterson_jax.solving.input_maps import checked_patterson
 from patterson_jax.solving.interpretation import patterson_correlation
 from patterson_jax.solving.map_solver import SolvedMap, SolveSettings, solve_map
 from patterson_jax.solving.reflections import absolute_scale
@@ -234,7 +234,7 @@ def solve(
     require_right_results()
     if isinstance(patterson, Map):
         raise InputError('patterson is a Map; it must be an array: its .values')
-    patterson = np.asarray(patterson)
+    patterson = real_array(patterson, 'patterson', 'an array of real numbers, (grid, grid, grid)')
     require(is_real(voxel_size) and voxel_size > 0, 'voxel_size', voxel_size, 'a positive number of Å')
     whole = num_atoms is None or (is_whole(num_atoms) and num_atoms >= 1)
     require(whole, 'num_atoms', num_atoms, 'a whole number, 1 or more, or None to find it')
@@ -244,7 +244,7 @@ def solve(
     require(box_edge is None or is_real(box_edge), 'box_edge', box_edge, 'a number of voxels, or None')
     require(is_real(noise), 'noise', noise, 'a number from 0 to 1')
     require(method != 'network' or network is not None, 'network', network, "a network for the method 'network'")
-    check_patterson(patterson)
+    patterson = checked_patterson(patterson)
     size = len(patterson)
     fits = is_real(atom_radius) and 0 < atom_radius < size / 4
     require(fits, 'atom_radius', atom_radius, f'more than 0 and less than a quarter of the cell, {size / 4:g} voxels')

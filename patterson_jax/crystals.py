@@ -10,7 +10,7 @@ from patterson_jax.compiler import avoid_wrong_fusion, require_right_results
 from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.crystal.preparation import Prepared, prepare
 from patterson_jax.crystal.structure import CrystalSolution
-from patterson_jax.errors import InputError, require
+from patterson_jax.errors import InputError, is_real, is_whole, real_array, require
 from patterson_jax.files.claims import Columns, measurements_of, parse_formula
 from patterson_jax.files.crystals import CrystalFile, parse_cell, read_crystal
 from patterson_jax.solving import crystal_solver
@@ -84,10 +84,17 @@ def solve_crystal(
     """
     avoid_wrong_fusion()
     require_right_results()
-    hkl, intensities, sigmas = np.asarray(hkl), np.asarray(intensities, float), np.asarray(sigmas, float)
+    hkl = real_array(hkl, 'hkl', 'whole numbers, (n, 3)')
+    intensities = real_array(intensities, 'intensities', 'real numbers, (n,)').astype(float)
+    sigmas = real_array(sigmas, 'sigmas', 'real numbers, (n,)').astype(float)
     shapes = (hkl.shape, intensities.shape, sigmas.shape)
     fitting = len(hkl.shape) == 2 and shapes == ((len(hkl), 3), (len(hkl),), (len(hkl),))
     require(fitting, 'shapes of hkl, intensities and sigmas', shapes, '(n, 3), (n,) and (n,)')
+    six = 'six numbers, a b c in Å and α β γ in degrees'
+    require(isinstance(cell, UnitCell) or np.iterable(cell), 'cell', cell, six)
+    require(wavelength is None or is_real(wavelength), 'wavelength', wavelength, 'a number of Å, or None')
+    require(formula is None or isinstance(formula, str), 'formula', formula, "text as 'C10H10F2N4', or None")
+    require(is_whole(seed) and 0 <= seed < 2**32, 'seed', seed, f'a whole number from 0 to {2**32 - 1}')
     parameters = cell.parameters if isinstance(cell, UnitCell) else cell
     contents = parse_formula(formula, 'formula') if formula else None
     measurements, _ = measurements_of(Columns(hkl, intensities, sigmas, 'arrays'), np.eye(3), 'hkl')

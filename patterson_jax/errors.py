@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 
 class InputError(ValueError):
     """Something that the user gave is wrong; the message names it, what was received and what is allowed."""
@@ -36,6 +38,27 @@ def is_real(value: object) -> bool:
         return False
     largest: Any = abs(value)  # a NaN is no more than anything
     return bool(largest <= sys.float_info.max)
+
+
+def real_array(values: Any, name: str, allowed: str) -> np.ndarray:
+    """What a person gave for an array of real numbers, as one.
+
+    Args:
+        values: an array, or lists in lists.
+        name: of the thing, as the user knows it.
+        allowed: completes the sentence "it must be …".
+
+    Raises:
+        InputError: it is something else, as lists of different lengths, text or complex numbers.
+    """
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise InputError(f'{name} has parts of different lengths; it must be {allowed}') from error
+    if array.dtype.kind not in 'fiu':
+        kind = f'{type(values).__name__} {values!r}' if array.ndim == 0 else f'an array of {array.dtype}'
+        raise InputError(f'{name} is {kind}; it must be {allowed}')
+    return array
 
 
 class NonFiniteError(ArithmeticError):

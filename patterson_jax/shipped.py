@@ -8,7 +8,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from patterson_jax.errors import InputError
+from patterson_jax.errors import InputError, require
 
 PACKAGE = Path(__file__).parent
 
@@ -50,6 +50,7 @@ def find_network(name: str | Path) -> Path:
     Raises:
         InputError: there is neither.
     """
+    require(isinstance(name, (str, Path)), 'the network', name, 'the name of one, or the directory of a run')
     if Path(name).is_dir():
         return Path(name)
     if str(name) in network_names():

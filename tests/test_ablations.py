@@ -148,7 +148,7 @@ def test_an_unknown_run_is_refused_with_those_there_are():
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'problem': {'num_atoms': 0}}, 'problem.num_atoms is 0; it must be 1 or more'),
+        ({'problem': {'num_atoms': 0}}, 'problem.num_atoms is 0; it must be a whole number, 1 or more'),
         ({'problem': {'num_atms': 2}}, 'problem has no field num_atms; did you mean num_atoms?'),
         ({'sed': 2}, 'config has no field sed; did you mean seed?'),
         ({'train': {'num_steps': 'many'}}, "Could not override field 'num_steps'"),

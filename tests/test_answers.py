@@ -79,12 +79,14 @@ def test_the_number_of_atoms_need_not_be_known(patterson):
         (lambda values: np.fft.fftshift(values), 'its origin is in the centre of the cell'),
         (lambda values: values - np.mean(values) - 1, 'F\\(000\\)² is missing, and where no vector'),
         (lambda values: np.where(values == np.max(values), np.nan, values), '1 of its values are NaN or infinite'),
-        (lambda values: values.astype(complex), 'they must be real numbers'),
+        (lambda values: values.astype(complex), 'is an array of complex128; it must be an array of real numbers'),
         (lambda values: values + np.arange(GRID), 'not its own inverse'),
         (lambda values: np.zeros_like(values), 'the same everywhere'),
         (lambda values: np.full_like(values, np.nan), 'NaN'),
         (lambda values: np.array([[['a']]]), 'real numbers'),
         (lambda values: np.zeros((0, 0, 0)), 'it is empty'),
+        (lambda values: [[[1.0, 2.0], [3.0]]], 'patterson has parts of different lengths'),
+        (lambda values: 'map.ccp4', "patterson is str 'map.ccp4'"),
         (lambda values: pj.Map(values, 0.8), r'its \.values'),
     ],
 )
@@ -130,3 +132,9 @@ def test_a_map_whose_mean_was_taken_out_gets_it_back(patterson, answer):
 def test_arguments_are_checked(patterson, settings, fault):
     with pytest.raises(pj.InputError, match=fault):
         pj.solve(patterson, **({'num_atoms': 3} | settings))
+
+
+@pytest.mark.parametrize('name', [None, 3, 'none such'])
+def test_what_is_no_network_is_refused_by_name(name):
+    with pytest.raises(pj.InputError, match=f'{name}'):
+        pj.load_network(name)

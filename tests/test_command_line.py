@@ -192,7 +192,7 @@ MISTAKES = {
     ),
     'no atoms': (
         [QUICK, '--mode=solve', '--input=map.ccp4', '--output=new', '--config.problem.num_atoms=0'],
-        'problem.num_atoms is 0; it must be 1 or more',
+        'problem.num_atoms is 0; it must be a whole number, 1 or more',
     ),
     'out of range': ([QUICK, '--config.train.batch_size=0'], 'train.batch_size is 0; it must be 1 or more'),
     'not a number': ([QUICK, '--config.train.learning_rate=nan'], 'train.learning_rate is nan', 'positive number'),

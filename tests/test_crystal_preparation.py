@@ -229,6 +229,7 @@ def test_what_cannot_be_is_refused_in_a_line():
         ({'hkl': good.hkl[:0], 'intensities': good.intensities[:0], 'sigmas': good.sigmas[:0]}, 'no reflections'),
         ({'intensities': np.zeros(2)}, 'all of 2 intensities are zero'),
         ({'intensities': -np.ones(2)}, 'none of 2 intensities is positive'),
+        ({}, '2 different reflections; it takes 10 at the very least'),
     ):
         with pytest.raises(InputError, match=message):
             prepare(dataclasses.replace(good, **changes), CUBIC)

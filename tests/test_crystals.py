@@ -223,6 +223,16 @@ def test_arrays_are_solved_like_files(perovskite):
         pj.solve_crystal(measured.hkl[:, :2], *arrays[1:], cell)
     with pytest.raises(InputError, match='cell is'):
         pj.solve_crystal(*arrays, (5, 5, 5, 10, 20, 90))
+    with pytest.raises(InputError, match='3 different reflections; it takes 10'):
+        pj.solve_crystal(*(array[:3] for array in arrays), cell)
+    mistakes = {'wavelength': 'Mo', 'formula': 3, 'seed': 1.5, 'laue': 3}
+    for name, value in mistakes.items():
+        with pytest.raises(InputError, match=f'{name} is {value!r}'):
+            pj.solve_crystal(*arrays, cell, **{name: value})
+    with pytest.raises(InputError, match='cell is None'):
+        pj.solve_crystal(*arrays, None)
+    with pytest.raises(InputError, match='sigmas is NoneType None'):
+        pj.solve_crystal(*arrays[:2], None, cell)
     with pytest.raises(InputError, match='hkl: no reflections'):
         pj.solve_crystal(*(array[:0] for array in arrays), cell)
 

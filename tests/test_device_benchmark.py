@@ -256,6 +256,7 @@ def test_a_tar_file_has_no_path_of_this_machine(output):
             ('--train=configs/none.py',),
             "--train is 'configs/none.py': there is no such file, nor a config of that name",
         ),
+        (('--train=configs/crystal.py',), "--train is 'configs/crystal.py', a config without a network to train"),
         (('--set=train.steps=1',), 'train has no field steps; did you mean num_steps'),
         (('--set=seed',), "--set is 'seed'; it must be a field and its value"),
     ],

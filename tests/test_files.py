@@ -29,7 +29,7 @@ from patterson_jax.files.viewers import write_chimerax
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.patterson import patterson_map
 from patterson_jax.simulation.problem import Problem
-from patterson_jax.solving.input_maps import check_patterson, restore_origin_term
+from patterson_jax.solving.input_maps import checked_patterson, restore_origin_term
 from patterson_jax.solving.interpretation import origin_distances
 
 draw = jax.jit(render, static_argnums=(1, 2))
@@ -611,12 +611,12 @@ def one_negative(spectrum):
 
 def test_patterson_maps_of_any_scale_cut_and_noisy_ones_too_are_taken(patterson, tmp_path):
     for scale in (1e-12, 0.01, 1, 1e12):
-        check_patterson(patterson * np.float32(scale))
-    check_patterson(with_spectrum(patterson, without_high_frequencies))
+        checked_patterson(patterson * np.float32(scale))
+    checked_patterson(with_spectrum(patterson, without_high_frequencies))
     noisy = with_spectrum(patterson, with_noise)
-    check_patterson((noisy + np.roll(np.flip(noisy), 1, axis=(0, 1, 2))) / 2)
+    checked_patterson((noisy + np.roll(np.flip(noisy), 1, axis=(0, 1, 2))) / 2)
     write_map(tmp_path / 'patterson.ccp4', patterson, 0.5)
-    check_patterson(read_map(tmp_path / 'patterson.ccp4').values)
+    checked_patterson(read_map(tmp_path / 'patterson.ccp4').values)
 
 
 NO_PATTERSONS = {
@@ -643,7 +643,7 @@ NO_PATTERSONS = {
 )
 def test_what_is_no_patterson_map_is_refused_with_the_fault(patterson, change, fragments):
     for scale in (1, 1e-6):
-        message = refusal(check_patterson, change(patterson) * np.float32(scale))
+        message = refusal(checked_patterson, change(patterson) * np.float32(scale))
         assert message.startswith('no Patterson map that can be solved: ')
         for fragment in fragments:
             assert fragment in message

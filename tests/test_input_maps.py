@@ -12,7 +12,7 @@ from patterson_jax.errors import InputError
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.patterson import frequencies, measured_frequencies, measured_map, patterson_map
 from patterson_jax.simulation.problem import Problem
-from patterson_jax.solving.input_maps import check_patterson, fit_problem, inferred_resolution, restore_origin_term
+from patterson_jax.solving.input_maps import checked_patterson, fit_problem, inferred_resolution, restore_origin_term
 
 GRID = 24
 PROBLEM = Problem(grid_size=GRID, num_atoms=5, box_edge=7.0)
@@ -79,8 +79,8 @@ NO_PATTERSONS = {
     ('make', 'fragments'), [(case[0], case[1:]) for case in NO_PATTERSONS.values()], ids=NO_PATTERSONS
 )
 def test_what_is_no_patterson_map_is_refused_with_its_fault(make, fragments):
-    for scale in (1, 1e-6):
-        message = refusal(check_patterson, make() * np.float32(scale))
+    for scale in (1, 1e-6, 1e-200, 1e300):
+        message = refusal(checked_patterson, make() * np.float64(scale))
         assert message.startswith('no Patterson map that can be solved: ')
         for fragment in fragments:
             assert fragment in message
@@ -91,7 +91,25 @@ def test_maps_of_any_scale_cut_or_noisy_or_without_their_mean_are_taken():
     good += [with_spectrum(slightly_negative), clean() - np.mean(clean())]
     for patterson in good:
         for scale in (1e-9, 1, 1e9):
-            check_patterson(patterson * np.float32(scale))
+            checked_patterson(patterson * np.float32(scale))
+
+
+@pytest.mark.parametrize('scale', [1e-300, 1e-42, 1.0, 1e38, 1e300])
+def test_a_map_of_any_scale_comes_back_as_it_is_but_for_a_power_of_two(scale):
+    """Single precision has neither so small nor so large numbers."""
+    patterson = clean().astype(np.float64) * scale
+    checked = checked_patterson(patterson)
+    mantissas, exponents = np.frexp(checked)
+    expected, powers = np.frexp(patterson)
+    np.testing.assert_array_equal(mantissas, expected)
+    assert len(set((exponents - powers)[patterson != 0])) == 1
+    assert 0.25 <= np.ptp(checked) <= 2
+
+
+def test_the_smallest_and_the_largest_numbers_of_single_precision_are_a_map_too():
+    for scale in (1e-40, 3e38 / np.max(clean())):
+        checked = checked_patterson(clean() * np.float32(scale))
+        np.testing.assert_allclose(checked / checked[0, 0, 0], clean() / clean()[0, 0, 0], atol=1e-3, strict=False)
 
 
 def test_the_problem_takes_the_grid_of_the_map_and_the_resolution_given_or_found():

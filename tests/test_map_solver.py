@@ -9,6 +9,7 @@ import pytest
 from patterson_jax.errors import InputError
 from patterson_jax.simulation.examples import make_batch, stream_key
 from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving import map_solver
 from patterson_jax.solving.map_solver import SolveSettings, likely_numbers, solve_map
 from patterson_jax.solving.separation import SeparationSettings
 from patterson_jax.solving.solver import Network
@@ -49,6 +50,16 @@ def test_the_resolution_that_is_given_is_the_one_that_is_solved_to():
     )
 
 
+def test_the_scale_of_a_map_makes_no_difference():
+    (values,) = maps(SMALL, 1)
+    settings, separation = SolveSettings('least_squares', 1), SeparationSettings(num_peaks=8)
+    expected = solve_map(values, SMALL, settings, separation, 0).solution
+    for scale in (2.0**-330, 2.0**400):
+        found = solve_map(values.astype(np.float64) * scale, SMALL, settings, separation, 0).solution
+        np.testing.assert_array_equal(found.positions, expected.positions)
+        assert found.verdict == expected.verdict == 'solved'
+
+
 @pytest.mark.parametrize(
     ('change', 'fault'),
     [
@@ -64,3 +75,29 @@ def test_a_network_of_another_grid_or_atom_is_refused_or_gone_without(change, fa
         solve_map(values, SMALL, SolveSettings('network', 1), separation, 0, network)
     solved = solve_map(values, SMALL, SolveSettings('auto', 1), separation, 0, network)
     assert solved.solution.method == 'least_squares'
+
+
+@pytest.mark.parametrize('failing', [{3}, set(range(10))])
+def test_numbers_of_atoms_that_give_nothing_do_not_stop_the_others(monkeypatch, failing):
+    """The neighbours are asked, what is left of the seconds is shared by those left, and what all took is told."""
+    (values,) = maps(SMALL, 1)
+    settings, separation = SolveSettings('phase_retrieval', 1, 9.0), SeparationSettings(num_peaks=8)
+    found = dataclasses.replace(solve_map(values, SMALL, settings, separation, 0).solution, seconds=1.0)
+    asked = []
+
+    def solve_some(keys, pattersons, problem, search, *others):
+        asked.append((problem.num_atoms, search.max_seconds))
+        if problem.num_atoms in failing:
+            raise InputError('none of 1 starts gave positions that are numbers')
+        return [dataclasses.replace(found, positions=found.positions[: problem.num_atoms], r_factor=0.1)]
+
+    monkeypatch.setattr(map_solver, 'solve_maps', solve_some)
+    unknown = dataclasses.replace(settings, num_atoms_known=False)
+    if 1 in failing:
+        with pytest.raises(InputError, match='none of 1 starts gave positions that are numbers'):
+            solve_map(values, SMALL, unknown, separation, 0)
+        return
+    solution = solve_map(values, SMALL, unknown, separation, 0).solution
+    numbers, shares = zip(*asked, strict=True)
+    assert numbers[0] == 3 and len(numbers) == len(set(numbers)) > 2 and solution.seconds == len(numbers) - 1
+    np.testing.assert_allclose(shares, [(9 - max(n - 1, 0)) / (len(numbers) - n) for n in range(len(numbers))])

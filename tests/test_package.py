@@ -18,11 +18,12 @@ PACKAGE = ROOT / 'patterson_jax'
 MODULES = sorted(PACKAGE.rglob('*.py'))
 WINGS = {  # and the parts of the package, itself apart, that each may use
     'crystal': {'errors', 'precision'},
-    'simulation': {'errors', 'precision', 'crystal'},
+    'simulation': {'errors', 'compiler', 'precision', 'crystal'},
     'learning': {'errors', 'precision', 'progress', 'crystal', 'simulation'},
     'solving': {'errors', 'precision', 'crystal', 'simulation'},
     'files': {'errors', 'crystal'},
     'errors': set(),  # no wings, but all may use them
+    'compiler': {'errors'},
     'precision': set(),
     'progress': set(),
 }

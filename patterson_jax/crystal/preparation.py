@@ -35,6 +35,7 @@ from patterson_jax.crystal.symmetry import (
 )
 from patterson_jax.errors import InputError, require
 
+LEAST_REFLECTIONS = 10  # with fewer there is nothing to tell right from wrong
 AGREES, MAY_AGREE = 0.15, 0.35  # of the misfit: taken without being claimed, and if it is
 LEAST_COMPARED = 6  # sets of equivalents
 LEAST_PART_COMPARED = 0.02  # of the reflections; with fewer a class is not tested
@@ -162,7 +163,7 @@ def prepare(
         claimed_centring: P, A, B, C, I, F or R, or None.
 
     Raises:
-        InputError: no reflections, or none that is not zero; the cell contradicts the wavelength; no such class.
+        InputError: too few reflections, or none that is not zero; the cell contradicts the wavelength; no such class.
     """
     _check(measurements, cell, wavelength)
     warnings: list[str] = []
@@ -235,6 +236,9 @@ def _check(measurements, cell, wavelength):
                 f'cell or wavelength contradicts the data: {np.sum(beyond)} of {len(measurements)} reflections, as '
                 f'{h} {k} {l} with d = {1 / spacings.max():.3f} Å, cannot be measured with {wavelength:g} Å'
             )
+    different = len(np.unique(measurements.hkl, axis=0))
+    if different < LEAST_REFLECTIONS:
+        raise InputError(f'{different} different reflections; it takes {LEAST_REFLECTIONS} at the very least')
 
 
 def score_classes(measurements: Measurements, cell: UnitCell, centring: str, possible: np.ndarray) -> list[ClassScore]:

@@ -9,7 +9,8 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 
-from patterson_jax.errors import InputError, require
+from patterson_jax.compiler import avoid_wrong_fusion, require_right_results
+from patterson_jax.errors import InputError, is_real, is_whole, real_array, require
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.examples import example_key, stream_key
 from patterson_jax.simulation.patterson import measured_map
@@ -47,9 +48,15 @@ def simulate(
     Raises:
         InputError: an argument is not as above, the spheres overlap, or the cell is so small that vectors would.
     """
-    positions = np.asarray(positions, np.float64)
+    avoid_wrong_fusion()
+    require_right_results()
+    allowed = 'finite numbers, (num_atoms, 3), Å'
+    positions = real_array(positions, 'positions', allowed).astype(np.float64)
     require(positions.ndim == 2 and positions.shape[1] == 3, 'positions.shape', positions.shape, '(num_atoms, 3)')
     require(bool(np.all(np.isfinite(positions))), 'positions', positions.tolist(), 'finite')
+    require(is_whole(seed) and 0 <= seed < 2**32, 'seed', seed, f'a whole number from 0 to {2**32 - 1}')
+    require(is_whole(grid_size), 'grid_size', grid_size, 'an even number, 8 or more')
+    require(is_real(atom_radius), 'atom_radius', atom_radius, 'a number of voxels')
     half = grid_size / 2 - atom_radius
     problem = Problem(grid_size, len(positions), atom_radius, 0.0, max(half, 1.0), noise=noise, resolution=resolution)
     return simulate_problem(place_atoms(positions, problem, voxel_size), problem, seed)
@@ -67,7 +74,7 @@ def place_atoms(positions: np.ndarray, problem: Problem, voxel_size: float, sett
     Raises:
         InputError: spheres overlap, or vectors do in the cell.
     """
-    require(math.isfinite(voxel_size) and voxel_size > 0, setting, voxel_size, 'a positive number of Å')
+    require(is_real(voxel_size) and voxel_size > 0, setting, voxel_size, 'a positive number of Å')
     voxels = positions / voxel_size
     voxels = voxels - np.mean(voxels, axis=0)
     extent, room = np.max(np.ptp(voxels, axis=0)), problem.grid_size / 2 - 2 * problem.atom_radius

@@ -7,7 +7,7 @@ two voxels. Positions are relative to that centre: inversion through it is a cha
 import dataclasses
 import math
 
-from patterson_jax.errors import require
+from patterson_jax.errors import is_real, is_whole, require
 
 TARGETS = ('both', 'original')
 ORIGINS = ('centre', 'corner')
@@ -58,13 +58,14 @@ class Problem:
             require(condition, field, getattr(self, field), allowed)
 
         def positive(value):
-            return math.isfinite(value) and value > 0
+            return is_real(value) and value > 0
 
-        check('grid_size', self.grid_size >= 8 and self.grid_size % 2 == 0, 'an even number, 8 or more')
-        check('num_atoms', self.num_atoms >= 1, '1 or more')
+        even = is_whole(self.grid_size) and self.grid_size >= 8 and self.grid_size % 2 == 0
+        check('grid_size', even, 'an even number, 8 or more')
+        check('num_atoms', is_whole(self.num_atoms) and self.num_atoms >= 1, 'a whole number, 1 or more')
         fits = positive(self.atom_radius) and 2 * self.atom_radius < self.grid_size
         check('atom_radius', fits, f'more than 0 and less than half of grid_size, {self.grid_size / 2:g} voxels')
-        not_negative = math.isfinite(self.min_separation) and self.min_separation >= 0
+        not_negative = is_real(self.min_separation) and self.min_separation >= 0
         check('min_separation', not_negative, 'a number of voxels, 0 or more')
         widest = self.grid_size - 2 * self.atom_radius
         fits = positive(self.box_edge) and self.box_edge <= widest
@@ -73,10 +74,10 @@ class Problem:
         check('input_scale', positive(self.input_scale), 'a positive number')
         check('origin', self.origin in ORIGINS, f'one of {", ".join(ORIGINS)}')
         for field in ('empty_corner', 'filled_corner'):
-            fits = 0 <= getattr(self, field) <= self.box_edge / 2
+            fits = is_real(getattr(self, field)) and 0 <= getattr(self, field) <= self.box_edge / 2
             check(field, fits, f'from 0, for none, to half of box_edge, {self.box_edge / 2:g} voxels')
-        check('noise', 0 <= self.noise <= 1, 'from 0 to 1')
-        complete = self.resolution is None or 1 <= self.resolution < math.inf
+        check('noise', is_real(self.noise) and 0 <= self.noise <= 1, 'from 0 to 1')
+        complete = self.resolution is None or (is_real(self.resolution) and self.resolution >= 1)
         check('resolution', complete, 'a number, 1 or more, or None where every amplitude is measured')
         check('filled_corner', not (self.empty_corner and self.filled_corner), '0 where there is an empty_corner')
         check(

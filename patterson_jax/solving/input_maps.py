@@ -16,8 +16,14 @@ NEARLY_ALL = 0.8  # of the highest |h| of a grid, in whose corners atoms may giv
 MISSING_ORIGIN = 0.5  # part of the highest |F|² below which F(000)² counts as missing
 
 
-def check_patterson(patterson: np.ndarray) -> None:
-    """Raises InputError if an array cannot be a Patterson map `(grid, grid, grid)`."""
+def checked_patterson(patterson: np.ndarray) -> np.ndarray:
+    """A Patterson map `(grid, grid, grid)` in double precision, on a scale on which single precision can hold it.
+
+    Only the exponents of the values are changed, so that no digit of them is.
+
+    Raises:
+        InputError: the array cannot be a Patterson map; the message says what to mend.
+    """
 
     def refuse(fault):
         raise InputError(f'no Patterson map that can be solved: {fault}')
@@ -31,6 +37,9 @@ def check_patterson(patterson: np.ndarray) -> None:
     if not np.all(np.isfinite(patterson)):
         refuse(f'{np.sum(~np.isfinite(patterson))} of its values are NaN or infinite')
 
+    # Halved, because the range of values as large as a float can be is larger than that.
+    _, exponent = np.frexp(np.ptp(np.asarray(patterson, np.float64) / 2))
+    patterson = np.ldexp(np.asarray(patterson, np.float64), -int(exponent))
     size = patterson.shape[0]
     highest = np.unravel_index(np.argmax(patterson), patterson.shape)
     inverse = np.roll(np.flip(patterson), 1, axis=(0, 1, 2))
@@ -48,6 +57,7 @@ def check_patterson(patterson: np.ndarray) -> None:
     spectrum = np.fft.rfftn(patterson).real.ravel()[1:]
     if np.min(spectrum) < -SPECTRUM_TOLERANCE * np.max(spectrum):
         refuse(f'its Fourier coefficients, |F|², go down to {np.min(spectrum) / np.max(spectrum):.2g} of the highest')
+    return patterson
 
 
 def fit_problem(patterson: np.ndarray, problem: Problem, resolution: float | None) -> Problem:

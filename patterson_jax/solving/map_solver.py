@@ -9,7 +9,7 @@ from patterson_jax.errors import InputError, is_real, require
 from patterson_jax.simulation.examples import example_key, stream_key
 from patterson_jax.simulation.patterson import frequencies, measured_frequencies, sphere_factor
 from patterson_jax.simulation.problem import Problem
-from patterson_jax.solving.input_maps import check_patterson, cut_map, fit_problem, restore_origin_term
+from patterson_jax.solving.input_maps import checked_patterson, cut_map, fit_problem, restore_origin_term
 from patterson_jax.solving.reflections import check_enough
 from patterson_jax.solving.separation import SeparationSettings
 from patterson_jax.solving.solver import Network, Search, Solution, solve_maps
@@ -38,7 +38,7 @@ class SolveSettings(Search):
 
 @dataclasses.dataclass(frozen=True)
 class SolvedMap:
-    """A solution with what was solved: the map as it was completed, and the problem as it was fitted to it."""
+    """A solution with what was solved: the map as it was completed, on some scale, and the problem fitted to it."""
 
     solution: Solution
     patterson: np.ndarray
@@ -66,10 +66,10 @@ def solve_map(
     Raises:
         InputError: it is no Patterson map that can be solved, or not by the network; the message says what to mend.
     """
-    check_patterson(patterson)
+    patterson = checked_patterson(patterson)
     expected = problem if settings.num_atoms_known else dataclasses.replace(problem, num_atoms=1)
     fitted = fit_problem(patterson, expected, settings.resolution)
-    values = restore_origin_term(cut_map(patterson, fitted), fitted)
+    values = restore_origin_term(cut_map(patterson, fitted), fitted).astype(np.float32)
     unfit = network is not None and _unfit(network, fitted)
     if unfit and settings.method == 'network':
         raise InputError(unfit)
@@ -106,26 +106,48 @@ def solve_unknown_number(
     """Solves a map `(grid, grid, grid)` whose number of atoms is not known: tries numbers and chooses one.
 
     The first is what the ratio of the map's sum to its origin peak says, which is enough if it explains the map
-    exactly; then its neighbours, and the one with the lowest R1 is chosen. Each has the whole budget. The problem's own
-    number is not looked at.
+    exactly; then its neighbours, and the one with the lowest R1 is chosen. Each may have as many attempts as the search
+    says, and an equal part of the seconds that are left. The problem's own number is not looked at.
 
     Raises:
-        InputError: so many atoms do not fit in the inner box.
+        InputError: so many atoms do not fit in the inner box, or no attempt gave positions that are numbers.
     """
-    solutions, numbers = [], likely_numbers(patterson, problem)
-    for number in numbers:
-        trial = _with_atoms(problem, number)
-        if trial is not None:
-            enough = dataclasses.replace(separation, num_peaks=max(separation.num_peaks, 2 * number))
-            solutions += solve_maps(key[None], patterson[None], trial, search, enough, network)
-            if solutions[-1].verdict == 'solved' and solutions[-1].r_factor <= EXACT:
-                return solutions[-1]
+    trials = _likely_problems(patterson, problem)
+    solutions, failures, seconds = [], [], 0.0
+    for place, trial in enumerate(trials):
+        share = (search.max_seconds - seconds) / (len(trials) - place)
+        if search.max_seconds and share <= 0:
+            break
+        budget = dataclasses.replace(search, max_seconds=max(share, 0.0))
+        enough = dataclasses.replace(separation, num_peaks=max(separation.num_peaks, 2 * trial.num_atoms))
+        try:
+            solutions += solve_maps(key[None], patterson[None], trial, budget, enough, network)
+        except InputError as error:  # no attempt at this number gave numbers; another number may
+            failures.append(error)
+            continue
+        seconds += solutions[-1].seconds
+        if _is_exact(solutions[-1]):
+            break
     if not solutions:
+        raise failures[0]
+    best = min(solutions, key=lambda each: (not _is_exact(each), each.r_factor))
+    return dataclasses.replace(best, seconds=seconds)
+
+
+def _is_exact(solution):
+    return solution.verdict == 'solved' and solution.r_factor <= EXACT
+
+
+def _likely_problems(patterson, problem):
+    """The problem with each number of atoms that is likely, fits in the box, and has reflections enough."""
+    numbers = likely_numbers(patterson, problem)
+    trials = [trial for number in numbers if (trial := _with_atoms(problem, number))]
+    if not trials:
         raise InputError(
             f'its sum and its origin peak are those of about {numbers[0]} atoms, which do not fit in a box of edge '
             f'{problem.box_edge:g}; has a constant been added to the map?'
         )
-    return min(solutions, key=lambda each: each.r_factor)
+    return trials
 
 
 def likely_numbers(patterson: np.ndarray, problem: Problem) -> list[int]:
