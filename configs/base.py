@@ -12,6 +12,7 @@ Variants, after a colon (`--config=configs/base.py:original_only`):
 import ml_collections
 from ml_collections import config_dict
 
+from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.map_solver import SolveSettings
 from patterson_jax.solving.separation import SeparationSettings
 
@@ -27,20 +28,21 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     # Fixes the weights at the start and every case of every stream.
     config.seed = 0
 
-    # What the cases are. Lengths are in voxels.
+    # What the cases are. Lengths are in voxels. The values are those of the library, as in `separate` and `solve`.
+    problem = Problem()
     config.problem = ml_collections.ConfigDict()
-    config.problem.grid_size = 40  # voxels along each edge of the maps; even
-    config.problem.num_atoms = 10
-    config.problem.atom_radius = 1.0
-    config.problem.min_separation = 3.0  # least distance between two centres
-    config.problem.box_edge = 12.25  # edge of the inner box in which centres are drawn, before centring
-    config.problem.centred = True  # move the mean of the positions to the box centre (2.4.1)
-    config.problem.target = 'both'  # 'both': (A + B) / 2; 'original': A / 2 (2.4.2)
-    config.problem.input_scale = 0.7  # height of one atom's self-vector peak in the network's input
-    config.problem.origin = 'centre'  # of the Patterson map in the network's input; or 'corner', as in files
-    config.problem.empty_corner = 0.0  # edge of a corner kept empty in training, filled in evaluation; 0: none
-    config.problem.filled_corner = 0.0  # edge of a corner in which every case has an atom; 0: none
-    config.problem.noise = 0.0  # standard deviation of the measured amplitudes |F|, as a part of them
+    config.problem.grid_size = problem.grid_size  # 40 voxels along each edge of the maps; even
+    config.problem.num_atoms = problem.num_atoms  # 10
+    config.problem.atom_radius = problem.atom_radius  # 1
+    config.problem.min_separation = problem.min_separation  # 3, the least distance between two centres
+    config.problem.box_edge = problem.box_edge  # 12.25, edge of the inner box in which centres are drawn, uncentred
+    config.problem.centred = problem.centred  # True: the mean of the positions moves to the box centre (2.4.1)
+    config.problem.target = problem.target  # 'both': (A + B) / 2; 'original': A / 2 (2.4.2)
+    config.problem.input_scale = problem.input_scale  # 0.7, height of one atom's self-vector peak in the input
+    config.problem.origin = problem.origin  # 'centre', of the Patterson map in the input; or 'corner', as in files
+    config.problem.empty_corner = problem.empty_corner  # edge of a corner empty in training, filled later; 0: none
+    config.problem.filled_corner = problem.filled_corner  # edge of a corner in which every case has an atom; 0: none
+    config.problem.noise = problem.noise  # standard deviation of the measured amplitudes |F|, as a part of them; 0
     config.problem.resolution = config_dict.placeholder(float)  # |h| up to which |F| is measured; None: everywhere
 
     # The network: the paper's twelve layers and 1,202,821 weights (2.3).

@@ -187,7 +187,7 @@ WRONG_VALUES = [
     ('seed', 2**32, 'from 0 to 4294967295'),
     ('problem.grid_size', 15, 'an even number, 8 or more'),
     ('problem.grid_size', 6, 'an even number, 8 or more'),
-    ('problem.num_atoms', 0, '1 or more'),
+    ('problem.num_atoms', 0, 'a whole number, 1 or more'),
     ('problem.atom_radius', 0.0, 'more than 0 and less than half of grid_size, 8 voxels'),
     ('problem.atom_radius', 8.0, 'more than 0 and less than half of grid_size, 8 voxels'),
     ('problem.min_separation', NAN, 'a number of voxels, 0 or more'),
