@@ -67,6 +67,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.train.max_gradient_norm = 0.0  # longer gradients are shortened to it; 0: none
     config.train.early_weight = 0.3  # in the loss, of each estimate that an unrolled network makes before its last one
     config.train.filled_weight = 0.0  # errors count 1 + this · target; 1 in the log and in validation
+    config.train.crop = 0  # voxels along each edge of the middle that is seen, faster than the whole, which is 0
     config.train.warmup_steps = 1000  # from 0 to learning_rate
     config.train.schedule = 'cosine'  # down to 1 % at the last step; 'trapezoid': so over the last 30 %; or 'constant'
     config.train.set_size = 3000  # cases in a training set, an epoch

@@ -6,6 +6,7 @@ section can know alone is checked here.
 
 import dataclasses
 import difflib
+import math
 import typing
 
 import jax
@@ -169,6 +170,26 @@ def _typed(name, value, kind):
     return value
 
 
+def _check_crop(experiment):
+    """What a crop of the training's maps must keep: the pool's blocks, the vectors, and where the network knows it is.
+
+    Of a vector between two centres that is as long as the inner box along an axis, the middle of the map holds the peak
+    as far as a radius beyond its summit; there are half a voxel less of it on one side, as its origin is a voxel.
+    """
+    problem, crop = experiment.problem, experiment.train.crop
+    if not crop:
+        return
+    grid, needed = problem.grid_size, 2 * (problem.box_edge + problem.atom_radius) + 1
+    smallest = grid - 4 * math.floor((grid - needed) / 4)
+    allowed = f'0 or {smallest} to {grid} in steps of 4' if smallest <= grid else '0, as the vectors fill the grid'
+    require(smallest <= crop <= grid and (grid - crop) % 4 == 0, 'train.crop', crop, allowed)
+    require(problem.origin == 'centre', 'train.crop', crop, "0 with problem.origin 'corner', where vectors lie outside")
+    whole = isinstance(experiment.model, UnrolledNet)
+    require(not whole, 'train.crop', crop, '0 with the unrolled network, which sees the middle alone by itself')
+    unnormalised = experiment.model.batch_norm == 'none'
+    require(unnormalised, 'train.crop', crop, '0 with model.batch_norm, whose moments are those of whole maps')
+
+
 def _check_together(experiment):
     problem, separate = experiment.problem, experiment.separate
     try:
@@ -184,6 +205,7 @@ def _check_together(experiment):
         require(filled >= needed, 'model.output_size', filled, f'problem.box_edge and an atom, {needed:g}, or more')
         seen = experiment.model.input_size
         require(seen <= problem.grid_size, 'model.input_size', seen, f'at most problem.grid_size, {problem.grid_size}')
+    _check_crop(experiment)
     half = problem.grid_size // 2
     require(separate.resolution <= half, 'separate.resolution', separate.resolution, f'at most half the grid, {half}')
     enough = separate.num_peaks >= problem.num_atoms

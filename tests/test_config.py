@@ -221,6 +221,7 @@ WRONG_VALUES = [
     ('train.max_gradient_norm', -1.0, '0 or more'),
     ('train.early_weight', NAN, '0 or more'),
     ('train.filled_weight', -1.0, '0 or more'),
+    ('train.crop', -4, 'a number of voxels, or 0 for the whole grid'),
     ('train.warmup_steps', 4000, '0 or more and less than num_steps, 4000'),
     ('train.schedule', 'linear', 'one of cosine, trapezoid, constant'),
     ('train.set_size', 0, '1 or more'),
@@ -381,6 +382,36 @@ def test_the_unrolled_network_needs_a_symmetric_problem(field, value, needed):
     config = unrolled.get_config()
     config.problem[field] = value
     assert refusal(config) == f'problem.{field} is {value!r}; it must be {needed!r} with the unrolled network'
+
+
+@pytest.mark.parametrize('crop', [1, 24, 26, 30, 31, 33, 44])
+def test_a_crop_keeps_the_blocks_of_the_pool_and_holds_every_vector(crop):
+    """Voxels 6 to 33 are whole blocks of two; 8 to 31 would cut vectors, 7 to 32 blocks."""
+    config = base.get_config()
+    for allowed in (28, 32, 36, 40):
+        config.train.crop = allowed
+        assert validate(config).train.crop == allowed
+    config.train.crop = crop
+    assert refusal(config) == f'train.crop is {crop}; it must be 0 or 28 to 40 in steps of 4'
+    config.problem.update(grid_size=42, box_edge=25.0)
+    assert refusal(config) == f'train.crop is {crop}; it must be 0, as the vectors fill the grid'
+
+
+@pytest.mark.parametrize(
+    ('section', 'field', 'value', 'allowed'),
+    [
+        ('problem', 'origin', 'corner', "0 with problem.origin 'corner', where vectors lie outside"),
+        ('model', 'batch_norm', 'early', '0 with model.batch_norm, whose moments are those of whole maps'),
+    ],
+)
+def test_a_crop_is_refused_where_the_middle_is_not_enough(section, field, value, allowed):
+    config = base.get_config()
+    config.train.crop = 28
+    config[section][field] = value
+    assert refusal(config) == f'train.crop is 28; it must be {allowed}'
+    config = unrolled.get_config()
+    config.train.crop = 28
+    assert refusal(config).startswith('train.crop is 28; it must be 0 with the unrolled network')
 
 
 def test_a_model_without_a_network_is_refused():

@@ -16,8 +16,10 @@ from patterson_jax.simulation.examples import (
     invert_map,
     make_batch,
     make_example,
+    middle,
     network_input,
     stream_key,
+    surround,
     target_map,
 )
 from patterson_jax.simulation.patterson import frequencies, intensities, patterson_intensities, patterson_map
@@ -165,3 +167,16 @@ def test_the_networks_input_does_not_depend_on_the_scale_of_the_map(input_scale)
     for scale in (1e-3, 37.0):
         np.testing.assert_allclose(network_input(scale * patterson, problem), given, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(network_input(patterson[0], problem), given[0], rtol=1e-6, atol=1e-6)
+
+
+def test_the_middle_of_an_example_is_its_voxels_there_and_keeps_origin_and_centre():
+    """Of voxels 2 to 13 of 16 the origin of the Patterson map is voxel 6, half of 12, and inversion is theirs."""
+    batch = one_batch()
+    inputs, targets = network_input(batch.patterson, PROBLEM), jnp.asarray(batch.target)
+    inner, target = np.asarray(middle(inputs, 12)), np.asarray(middle(targets, 12))
+    np.testing.assert_array_equal(inner, np.asarray(inputs)[:, 2:14, 2:14, 2:14])
+    np.testing.assert_array_equal(target, batch.target[:, 2:14, 2:14, 2:14])
+    for each in inner:
+        assert np.unravel_index(np.argmax(each), each.shape) == (6, 6, 6)
+    np.testing.assert_array_equal(invert_map(target), target)
+    np.testing.assert_array_equal(np.asarray(surround(jnp.asarray(target), 16)), batch.target)  # nothing lay outside

@@ -124,16 +124,24 @@ def test_the_weights_at_the_start_are_those_of_the_best_compiled_program():
     assert_same_trees(init_state(NETWORK, PROBLEM, SETTINGS, SEED).params, init(jax.random.key(SEED), maps))
 
 
-def test_step_is_adam_on_the_gradient_of_the_mean_squared_error():
-    """Without warm-up Adam's first step moves every weight by the learning rate against the sign of its gradient."""
-    settings = dataclasses.replace(SETTINGS, warmup_steps=0, learning_rate=1e-3)
+@pytest.mark.parametrize('crop', [0, 8])
+def test_step_is_adam_on_the_gradient_of_the_mean_squared_error(crop):
+    """Without warm-up Adam's first step moves every weight by the learning rate against the sign of its gradient.
+
+    With a crop the network sees the inner 8³ of 12³ voxels, and its errors there are summed over as many voxels.
+    """
+    settings = dataclasses.replace(SETTINGS, warmup_steps=0, learning_rate=1e-3, crop=crop)
+    inside = slice(2, 10) if crop else slice(None)
     before = with_biases(init_state(NETWORK, PROBLEM, settings, SEED))
 
     @jax.jit
     @jax.value_and_grad
     def loss(params):
         batch = make_batch(stream_key(SEED, 'training'), 0, jnp.arange(8), PROBLEM)
-        return jnp.mean(squared_errors_of(params, batch)[0])
+        inputs, targets = (
+            each[:, inside, inside, inside] for each in (network_input(batch.patterson, PROBLEM), batch.target)
+        )
+        return jnp.sum((NETWORK.apply(params, inputs) - targets) ** 2) / (8 * 12**3)
 
     error, gradients = loss(before.params)
     after, metrics = parallelize(make_train_step(NETWORK, PROBLEM, settings, SEED))(replicate(before))
@@ -147,10 +155,11 @@ def test_step_is_adam_on_the_gradient_of_the_mean_squared_error():
 
 
 def test_validation_is_the_mean_over_exactly_the_validation_cases():
-    """In which the corner that training leaves empty is filled."""
+    """In which the corner that training leaves empty is filled, and maps are whole, also where training crops them."""
     params = init_state(NETWORK, PROBLEM, SETTINGS, SEED).params
     training, testing = (dataclasses.replace(PROBLEM, **{field: 1.2}) for field in ('empty_corner', 'filled_corner'))
-    measured = make_validation(NETWORK, training, SETTINGS, SEED)(replicate(params))
+    cropped = dataclasses.replace(SETTINGS, crop=8)
+    measured = make_validation(NETWORK, training, cropped, SEED)(replicate(params))
 
     @jax.jit
     def scores(params):

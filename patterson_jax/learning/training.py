@@ -37,7 +37,15 @@ from patterson_jax.learning.stopping import StopRequest
 from patterson_jax.learning.unrolled import ESTIMATES
 from patterson_jax.progress import ProgressReport
 from patterson_jax.simulation.density import map_correlation
-from patterson_jax.simulation.examples import Example, example_key, make_batch, network_input, stream_key
+from patterson_jax.simulation.examples import (
+    Example,
+    example_key,
+    make_batch,
+    middle,
+    network_input,
+    stream_key,
+    surround,
+)
 from patterson_jax.simulation.problem import Problem
 
 SCHEDULES = ('cosine', 'trapezoid', 'constant')
@@ -55,6 +63,7 @@ class TrainingSettings:
     max_gradient_norm: float
     early_weight: float
     filled_weight: float
+    crop: int
     warmup_steps: int
     schedule: str
     set_size: int
@@ -67,7 +76,7 @@ class TrainingSettings:
 
     def __post_init__(self):
         for name, kind in typing.get_type_hints(TrainingSettings).items():
-            if kind is int and name != 'warmup_steps':
+            if kind is int and name not in ('warmup_steps', 'crop'):
                 require(getattr(self, name) >= 1, name, getattr(self, name), '1 or more')
                 require(getattr(self, name) < 2**31, name, getattr(self, name), f'at most {2**31 - 1}')
         most = (2**31 - 1) // self.batch_size  # the examples are counted in 32 bits
@@ -77,6 +86,7 @@ class TrainingSettings:
         for name in ('max_gradient_norm', 'early_weight', 'filled_weight'):
             value = getattr(self, name)
             require(math.isfinite(value) and value >= 0, name, value, '0 or more')
+        require(self.crop >= 0, 'crop', self.crop, 'a number of voxels, or 0 for the whole grid')
         epsilon = self.adam_epsilon
         require(math.isfinite(epsilon) and epsilon > 0, 'adam_epsilon', epsilon, 'a positive number')
         enough = 0 <= self.warmup_steps < self.num_steps
@@ -202,15 +212,20 @@ def make_train_step(
 ) -> Callable[[TrainState], tuple[TrainState, dict[str, Array]]]:
     """The step: a pure function of the state, to be run by `parallelize`, which makes its own batch.
 
+    With `settings.crop` the network is given the middle of its input alone, and is taken to return empty maps around
+    what it then returns; so losses and gradients are in the same measure as without.
+
     `sets_before` is how many sets of cases the runs before this one have begun.
     """
     optimizer, schedule = make_optimizer(settings), learning_rate_schedule(settings)
+    seen = settings.crop or problem.grid_size
 
     def loss(weights, statistics, batch):
-        inputs = network_input(batch.patterson, problem)
+        inputs = middle(network_input(batch.patterson, problem), seen)
         predicted, left = network.apply({**weights, **statistics}, inputs, train=True, mutable=[*statistics, ESTIMATES])
         early = jax.tree.leaves(left.get(ESTIMATES, ()))
         statistics = {name: each for name, each in left.items() if name != ESTIMATES}
+        predicted = surround(predicted, problem.grid_size)
         error, empty, correlation = map(jnp.mean, squared_errors(predicted, batch.target))
         early_error = sum(weighted_error(each, batch.target) for each in early)
         metrics = {'loss': error, 'empty_loss': empty, 'correlation': correlation}

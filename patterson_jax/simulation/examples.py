@@ -83,6 +83,19 @@ def invert_map(density: Array) -> Array:
     return jnp.flip(density, axis=(-3, -2, -1))
 
 
+def middle(maps: Array, size: int) -> Array:
+    """The middle `(..., size, size, size)` of maps `(..., grid, grid, grid)`, with the same centre."""
+    first = (maps.shape[-1] - size) // 2
+    inside = slice(first, first + size)
+    return maps[..., inside, inside, inside]
+
+
+def surround(maps: Array, grid_size: int) -> Array:
+    """Maps `(..., size, size, size)` in the middle of empty ones of edge `grid_size`, as `middle` cuts them out."""
+    margin = (grid_size - maps.shape[-1]) // 2
+    return jnp.pad(maps, [(0, 0)] * (maps.ndim - 3) + [(margin, margin)] * 3)
+
+
 def network_input(patterson: Array, problem: Problem) -> Array:
     """Patterson maps `(..., grid, grid, grid)` as the network takes them, whatever their scale.
 
