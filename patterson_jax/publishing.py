@@ -26,6 +26,7 @@ from patterson_jax.learning.checkpoints import (
 )
 from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.runs import RECORD, check_record, evaluation_settings, read_record
+from patterson_jax.shipped import find_network
 from patterson_jax.weights import weight_fields
 
 LARGEST_CHECKPOINT = 16 * 2**20  # bytes; what a repository bears
@@ -117,14 +118,18 @@ def _slice_of(experiment, workdir, counters, rows):
 def _with_earlier(experiment, own, rows):
     """All slices and the whole log: those of the weights with which the run began, as far as they led to it, before."""
     slices, log = [], []
-    if experiment.train.init_from and (place := _published(Path(experiment.train.init_from))):
+    if experiment.train.init_from and (place := _published(experiment.train.init_from)):
         slices = [each for each in json.loads((place / SLICES).read_text()) if each['end'] <= own['begin']]
         log = [row for row in read_metrics(place / LOG) if row['examples'] <= own['begin']]
     return [*slices, own], [*log, *({'slice': len(slices) + 1} | row for row in rows)]
 
 
-def _published(directory):
-    """The published directory that is meant, None if it is another run's."""
+def _published(name):
+    """The published directory that is meant, None if it is another run's, or gone."""
+    try:
+        directory = find_network(name)
+    except InputError:
+        return None
     if not (has_checkpoint(directory) or has_checkpoint(directory / 'checkpoints')):
         return None
     place = find_checkpoints(directory).parent

@@ -17,6 +17,7 @@ from patterson_jax.learning.checkpoints import Checkpoints, has_checkpoint
 from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.learning.parallel import is_first_process, on_any_process, wait_for_all
 from patterson_jax.learning.training import Start, train
+from patterson_jax.shipped import find_network
 from patterson_jax.weights import load_weights, network_with
 
 RECORD = 'config.json'
@@ -90,7 +91,7 @@ def _start_of_run(experiment, config, workdir):
     if not experiment.train.init_from or has_checkpoint(workdir / 'checkpoints'):
         return None
     try:
-        weights = load_weights(experiment, config, Path(experiment.train.init_from))
+        weights = load_weights(experiment, config, find_network(experiment.train.init_from))
     except InputError as error:
         raise InputError(f'train.init_from: {error}') from error
     return Start(weights.params, weights.counters['examples'], weights.counters['sets'])

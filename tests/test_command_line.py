@@ -256,7 +256,7 @@ MISTAKES = {
     ),
     'weights of no run to begin with': (
         [QUICK, '--config.train.init_from=none'],
-        'train.init_from: none: no checkpoint there',
+        'train.init_from: none: no such directory, nor a network that comes with the code; these are ',
     ),
     'two inputs of one name': (
         [QUICK, '--mode=simulate', '--input=a/water.xyz', '--input=b/water.xyz', '--output=new'],

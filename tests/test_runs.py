@@ -14,6 +14,7 @@ from tiny import (
     NORMALISED,
     PAPERS_SETS,
     PROBLEM,
+    REPOSITORY,
     SEED,
     SETTINGS,
     assert_same_run,
@@ -22,6 +23,7 @@ from tiny import (
     tiny_config,
 )
 
+from configs import unrolled
 from patterson_jax import runs
 from patterson_jax.config import validate
 from patterson_jax.errors import InputError, Unfinished
@@ -153,7 +155,8 @@ def test_a_chain_of_runs_counts_all_that_was_before(later, tmp_path, unevaluated
 @pytest.mark.parametrize(
     ('network', 'place', 'reason'),
     [
-        (NORMALISED, 'none', 'no checkpoint there'),
+        (NORMALISED, 'none', 'no such directory, nor a network that comes with the code; these are '),
+        (NORMALISED, '', 'no checkpoint there'),
         (NETWORK, 'run', "these weights are for another config: model.batch_norm was 'all' and is 'none'"),
     ],
 )
@@ -168,6 +171,17 @@ def test_a_run_that_cannot_begin_with_the_weights_it_names_is_refused_before_any
     assert str(refusal.value).startswith(f'train.init_from: {named}: {reason}')
     assert len(str(refusal.value).splitlines()) == 1
     assert not any(path.is_file() for path in tmp_path.rglob('*'))
+
+
+def test_a_run_may_begin_with_a_network_that_comes_with_the_code(tmp_path, unevaluated, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where nothing is called so
+    monkeypatch.setattr(runs, 'train', lambda *arguments: given.append(arguments[-1]))
+    given = []
+    config = unrolled.get_config('slice')
+    config.train.init_from = 'unrolled'
+    start_run(config, tmp_path / 'run')
+    (start,) = given
+    assert start.examples == read_metrics(REPOSITORY / 'pretrained' / 'unrolled' / 'metrics.jsonl')[-1]['examples']
 
 
 def test_a_run_of_no_cases_to_evaluate_is_only_trained(tmp_path, monkeypatch):
