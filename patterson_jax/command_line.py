@@ -1,7 +1,7 @@
 """The command line: flags → config → one call of `experiment.run`.
 
-It is the command `patterson-jax` of an installed package, and `run_experiment.py` of a clone. README.md shows how each
-mode is used.
+It is the command `patterson-jax` of an installed package, and `run_experiment.py` of a clone. `--mode=MODE --help`
+tells how each mode is used.
 """
 
 import os
@@ -21,6 +21,7 @@ from patterson_jax.compilation_cache import enable_compilation_cache
 from patterson_jax.compiler import avoid_wrong_fusion, require_right_results
 from patterson_jax.errors import InputError, exit_on_errors
 from patterson_jax.learning.parallel import start_distributed
+from patterson_jax.mode_help import HELP
 from patterson_jax.shipped import find_config, find_network, make_configs_importable
 
 EXAMPLES = """Patterson maps and measured intensities of crystals to atoms.
@@ -35,7 +36,7 @@ patterson-jax --config=unrolled --mode=solve --checkpoint=unrolled --input=map.c
 CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, or the name of one that comes with the code, with an optional :variant.'
 )
-MODE = flags.DEFINE_string('mode', 'train', f'What to do: {", ".join(experiment.MODES)}.')
+MODE = flags.DEFINE_string('mode', 'train', f'What to do: {", ".join(experiment.MODES)}; with --help: what it takes.')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run; default runs/CONFIG.')
 CHECKPOINT = flags.DEFINE_string(
     'checkpoint',
@@ -59,6 +60,7 @@ OUTPUT = flags.DEFINE_string(
 
 def parse_flags(arguments: list[str]) -> list[str]:
     """Reads the flags and through them the config; ends the program with one line if one is wrong."""
+    _explain_mode(arguments)
     with exit_on_errors():
         arguments, file = _with_config_found(arguments)
         try:
@@ -105,6 +107,15 @@ def run(_: list[str]) -> None:
             Path(OUTPUT.value) if OUTPUT.value else None,
             overrides,
         )
+
+
+def _explain_mode(arguments):
+    """Prints what a mode takes and leaves, and ends the program, if the arguments are `--mode=MODE --help`."""
+    words = [argument.lstrip('-') for argument in arguments[1:] if argument.startswith('-')]
+    modes = [word.removeprefix('mode=') for word in words if word.startswith('mode=')]
+    if 'help' in words and modes and modes[-1] in HELP:
+        print(f'--mode={modes[-1]}: {HELP[modes[-1]]}')
+        sys.exit(0)
 
 
 def _with_config_found(arguments):

@@ -17,13 +17,15 @@ import gemmi
 import jax
 import numpy as np
 import pytest
+from absl import flags
 from absl.testing import flagsaver
 from tiny import users_environment
 
-from configs import quick
+from configs import crystal, quick
 from patterson_jax import command_line
 from patterson_jax.compiler import FUSION_OFF
 from patterson_jax.config import validate
+from patterson_jax.experiment import MODES
 from patterson_jax.files.maps import read_map, write_map
 from patterson_jax.files.structures import read_xyz, write_xyz
 from patterson_jax.learning.checkpoints import Checkpoints
@@ -381,6 +383,20 @@ def test_help_tells_the_flags_and_how_they_are_used(process):
     assert '--config=configs/quick.py --mode=solve' in result.output
     for flag in ('--config:', '--mode:', '--input:', '--checkpoint:', '--[no]compilation_cache:'):
         assert flag in result.output
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_each_mode_tells_what_it_takes_and_leaves(command, mode):
+    result = command(f'--mode={mode}', '--help')
+    assert result.status == 0
+    for word in ('takes', 'leaves', f'--mode={mode}'):
+        assert word in result.output
+    named = set(re.findall(r'--([a-z_]+)', result.output))
+    assert named <= set(flags.FLAGS) | {'help'}
+    fields = set(re.findall(r'--config\.([a-z_.]+)', result.output)) - {'section.field'}
+    configs = [config.get_config() for config in (quick, crystal)]
+    for section, _, field in (each.partition('.') for each in fields):
+        assert any(section in config and field in config[section] for config in configs), (section, field)
 
 
 def test_each_job_of_a_sweep_makes_its_change_and_no_other(command, asked):

@@ -189,8 +189,8 @@ def test_every_folder_is_a_wing_of_known_direction():
     assert {path.name for path in PACKAGE.iterdir() if (path / '__init__.py').exists()} <= WINGS.keys()
 
 
-def test_the_readme_tells_what_each_module_is_for():
-    _, _, rest = (ROOT / 'README.md').read_text(encoding='utf-8').partition('\npatterson_jax/\n')
+def test_a_page_tells_what_each_module_is_for():
+    _, _, rest = (ROOT / 'docs' / 'code.md').read_text(encoding='utf-8').partition('\npatterson_jax/\n')
     folder, told = (), set()
     for line in rest.partition('```')[0].splitlines():
         name = line.split()[0]

@@ -1,0 +1,32 @@
+"""What mkdocs.yml cannot say: pages link to files beside docs/, which a site has to take along."""
+
+import re
+from pathlib import Path
+
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).parents[1]
+TAKEN = (
+    'pretrained/*/README.md',
+    'pretrained/*/figures/*.png',
+    'benchmarks/*.png',
+    *('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'CITATION.cff', 'LICENSE'),
+)
+
+
+def on_files(files, config):
+    """Adds the files beside docs/ that pages link to, at the same place below `repository/`."""
+    for pattern in TAKEN:
+        for path in sorted(ROOT.glob(pattern)):
+            place = f'repository/{path.relative_to(ROOT).as_posix()}'
+            files.append(File.generated(config, place, abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Turns links that lead out of docs/ to those files, and those of the files back into it."""
+    depth = page.file.src_uri.count('/')
+    if page.file.src_uri.startswith('repository/'):
+        folder = page.file.src_uri.removeprefix('repository/').rpartition('/')[0]
+        return re.sub(r'\]\((?:\./)?docs/', '](' + '../' * depth, markdown) if not folder else markdown
+    return re.sub(r'\]\(' + r'\.\./' * (depth + 1), '](' + '../' * depth + 'repository/', markdown)

@@ -1,0 +1,71 @@
+"""What each mode takes and what it leaves, for `--mode=MODE --help`."""
+
+HELP = {
+    'train': """Trains a network, or goes on with a run that was stopped; then evaluates it and draws the figures.
+
+takes   --config=NAME or FILE[:variant]   as quick, unrolled, or a file of your own; quick_ablations compares runs
+        --workdir=DIR                     default runs/CONFIG; the same command there goes on where it was
+        --config.section.field=value      any number of the experiment; configs/base.py explains each
+        --sweep=N, --distributed          one of the config's sweep(); with other processes
+leaves  config.json, metrics.jsonl, checkpoints/, evaluation.json and figures/ in the workdir
+
+patterson-jax --config=quick
+patterson-jax --config=quick --workdir=runs/wide --config.model.features=24
+""",
+    'evaluate': """Scores methods on the same unseen cases.
+
+takes   --config=NAME                     the problem and the network
+        --workdir=DIR, --checkpoint=DIR   whose best weights to use; --checkpoint=unrolled comes with the code
+        --config.evaluate.methods=LIST    network, least_squares, phase_retrieval, minimum_function, auto
+        --config.evaluate.num_cases=N
+leaves  evaluation.json and figures/ in the workdir
+
+patterson-jax --config=unrolled --mode=evaluate --checkpoint=unrolled
+patterson-jax --config=base --mode=evaluate --config.evaluate.methods=least_squares,minimum_function
+""",
+    'simulate': """Makes the Patterson map of a molecule.
+
+takes   --input=FILE.xyz                  atoms in Å; may be repeated
+        --output=DIR
+        --config.files.voxel_size=Å       and problem.num_atoms, problem.noise, problem.resolution
+leaves  NAME_patterson.ccp4, NAME_density.ccp4
+
+patterson-jax --config=quick --mode=simulate --input=molecule.xyz --output=maps
+""",
+    'solve': """Solves crystals from their reflections, or Patterson maps.
+
+a crystal: --config=crystal
+takes   --input=NAME.hkl                  or CIF, .fcf; .ins, .res or .cif beside it are read; may be repeated
+        --output=DIR
+        --config.crystal.cell='a b c α β γ', .formula=C12H22O11, .laue=2/m, .wavelength=Å   lead over the files
+        --config.crystal.max_starts=N     48; more for a crystal that does not solve
+leaves  NAME.html to look at; NAME.res and NAME.hkl to refine; NAME.cif, NAME.json, NAME.png, NAME_density.ccp4
+
+a Patterson map: any other config
+takes   --input=MAP.ccp4                  or MRC, gzipped or not, its origin at the first voxel; may be repeated
+        --output=DIR
+        --config.problem.num_atoms=N      or --config.solve.num_atoms_known=false
+        --config.problem.noise=0.1        errors of the amplitudes; the verdict needs to know them
+        --config.solve.method=NAME        auto, least_squares, phase_retrieval, minimum_function, network
+        --checkpoint=DIR                  the network; --checkpoint=unrolled comes with the code
+leaves  NAME.html to look at; NAME.json, .xyz, .pdb, .res, .cxc (ChimeraX), .png, NAME_density.ccp4
+
+patterson-jax --config=crystal --mode=solve --input=crystal.hkl --output=solved
+patterson-jax --config=base --mode=solve --input=map.ccp4 --output=solved
+""",
+    'inspect': """Prints a network's layers, shapes, weights, arithmetic and receptive field, and draws an example.
+
+takes   --config=NAME, --output=DIR       default: figures/ in the workdir
+leaves  example.png
+
+patterson-jax --config=base --mode=inspect
+""",
+    'publish': """Puts the best weights of a run where others can use them, if no better ones are there.
+
+takes   --config=NAME, --workdir=DIR      the run
+        --output=pretrained/NAME
+leaves  the weights with checksums, config.json, evaluation.json, the log, figures and a card, README.md
+
+patterson-jax --config=unrolled --mode=publish --output=pretrained/mine
+""",
+}

@@ -1,0 +1,130 @@
+"""README.md: short, its figures those of the files they were measured into, its links and commands right."""
+
+import json
+import re
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / 'README.md').read_text(encoding='utf-8')
+FRONTIER = (  # the cells that the README shows: atoms, highest |h|, noise
+    (10, 5.0, 0.3),
+    (20, 8.0, 0.3),
+    (20, 5.0, 0.3),
+)
+METHODS = {
+    'least_squares': 'least squares',
+    'phase_retrieval': 'phase retrieval',
+    'minimum_function': 'minimum function',
+}
+
+
+def content(name):
+    return json.loads((ROOT / name).read_text(encoding='utf-8'))
+
+
+def row(*cells):
+    return f'| {" | ".join(cells)} |'
+
+
+def found(part, of):
+    return f'{part} of {of}'
+
+
+def frontier_cell(method, atoms, resolution, noise):
+    wanted = (method, atoms, resolution, noise)
+    (cell,) = (
+        each
+        for each in content('benchmarks/solvers-cpu.json')['cells']
+        if (each['method'], each['atoms'], each['resolution'], each['noise']) == wanted
+    )
+    assert (cell['cases'], cell['seconds']) == (30, 1.0)
+    return cell
+
+
+def measured_rows():
+    """The rows of the README's tables of results, as the files have them."""
+    paper, report = content('docs/paper.json'), content('pretrained/unrolled/evaluation.json')
+    hours = sum(each['seconds'] for each in content('pretrained/unrolled/slices.json')) / 3600
+    yield row(
+        f"the paper's network ({paper['training_hours']} hours of training on a GPU)",
+        f'{found(paper["matched"], paper["atoms"])} atoms',
+        f'{paper["mean_error"]}',
+    )
+    for stage, words in (
+        ('separated', f"our network ({hours:.1f} hours on two CPU cores), the paper's procedure"),
+        ('refined', 'the same, refined by the solver'),
+    ):
+        scores = report[stage]
+        digits = 3 if stage == 'separated' else 6
+        yield row(words, f'{found(scores["matched"], report["atoms"])} atoms', f'{scores["mean_error"]:.{digits}f}')
+    for method, words in METHODS.items():
+        cell = frontier_cell(method, 10, None, 0.0)
+        yield row(f'{words}, no network', f'{found(cell["solved"], cell["cases"])} cases', f'{cell["mean_error"]:.6f}')
+    crystals = content('benchmarks/crystals-cpu.json')['crystals']
+    known = [each for each in crystals if each.get('right') is not None]
+    solved = [each for each in crystals if each['verdict'] == 'solved']
+    wrong = [each for each in solved if each.get('right') is False or not each['group_right']]
+    yield f'| real crystals: {len(crystals)} published data sets, the formula known | |'
+    yield row('right, of those whose structure is known', found(sum(each['right'] for each in known), len(known)))
+    yield row('right space group', found(sum(each['group_right'] for each in crystals), len(crystals)))
+    yield row('called `solved`, of these wrong', f'{len(solved)}, {len(wrong)}')
+    yield row('median time', f'{median(each["seconds"] for each in crystals):.1f} s')
+    yield row('the frontier: cases of 30 solved in one second each', *METHODS.values(), 'our network')
+    for atoms, resolution, noise in FRONTIER:
+        counts = [frontier_cell(method, atoms, resolution, noise)['solved'] for method in (*METHODS, 'network')]
+        yield row(rf'{atoms} atoms, \|h\| ≤ {resolution:g}, {100 * noise:.0f} % noise', *map(str, counts))
+
+
+@pytest.mark.parametrize('line', list(measured_rows()))
+def test_figures_are_those_of_the_files(line):
+    assert line in README.splitlines()
+
+
+def test_no_figure_is_anywhere_else():
+    """What is left without code, links, formulas and the rows above has no numbers but these."""
+    text = README
+    for line in measured_rows():
+        text = text.replace(line, '')
+    text = re.sub(r'```.*?```|`[^`]*`|\[[^]]*\]\([^)]*\)', '', text, flags=re.S)
+    known = {
+        '3-D',
+        'Python 3.11',  # setup.cfg; test_package holds that
+        'about 1 Å',  # the limit of docs/solving_crystals.md
+        'arXiv:2003.13767, 2020',
+        'License 2.0',
+        'P1',
+    }
+    for words in known:
+        assert words in text
+        text = text.replace(words, '')
+    assert re.findall(r'[^\n]*[0-9][^\n]*', text) == []
+
+
+def test_it_is_short():
+    assert len(README.splitlines()) <= 150
+    assert len(README.split()) <= 1500
+
+
+def test_it_asks_for_the_python_that_the_package_asks_for():
+    assert 'python_requires = >=3.11\n' in (ROOT / 'setup.cfg').read_text(encoding='utf-8')
+
+
+@pytest.mark.parametrize('page', [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').rglob('*.md'))])
+def test_links_lead_to_files(page):
+    text = re.sub(r'```.*?```', '', page.read_text(encoding='utf-8'), flags=re.S)
+    for target in re.findall(r'\]\(([^)\s]+)\)', text):
+        if not re.match('https?:|#|mailto:', target):
+            assert (page.parent / target.partition('#')[0]).exists(), (page.name, target)
+
+
+def test_every_page_is_in_the_site():
+    listed = set(re.findall(r'[\w/]+\.(?:md|ipynb)', (ROOT / 'mkdocs.yml').read_text(encoding='utf-8')))
+    pages = {
+        path.relative_to(ROOT / 'docs').as_posix()
+        for kind in ('md', 'ipynb')
+        for path in (ROOT / 'docs').rglob(f'*.{kind}')
+    }
+    assert pages <= listed
