@@ -44,10 +44,11 @@ from patterson_jax.runs import RECORD, train_experiment
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.patterson import patterson_map
 from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.attempt import attempt
 from patterson_jax.solving.interpretation import interpret_map
 from patterson_jax.solving.least_squares import voxel_amplitudes
+from patterson_jax.solving.methods.registry import METHODS
 from patterson_jax.solving.reflections import absolute_scale, observed_amplitudes, r_factor, reflections
-from patterson_jax.solving.solver import attempt
 
 Tell = Callable[[dict], None]
 
@@ -171,7 +172,7 @@ def solving(cell: dict, tell: Tell) -> None:
     def solve(key, patterson, target):
         if method == 'separation':  # of the true map
             return interpret_map(key, patterson, target, problem, separation).positions
-        return attempt(key, 0, patterson, method, False, problem, separation).finished.positions[0]
+        return attempt(key, 0, patterson, METHODS[method], False, problem, separation).finished.positions[0]
 
     arguments = jax.device_put((keys, examples.patterson, examples.target))
     run = functools.partial(jax.jit(jax.vmap(solve)), *arguments)

@@ -34,13 +34,12 @@ from jax import Array
 from patterson_jax.errors import InputError, exit_on_errors, require
 from patterson_jax.simulation.examples import make_batch, stream_key
 from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.atom_sets import compact, same_atoms
 from patterson_jax.solving.least_squares import (
     ITERATIONS,
-    compact,
     random_positions,
     refine,
     refinement_weights,
-    same_atoms,
     sphere_amplitudes,
     stages_from_random,
 )

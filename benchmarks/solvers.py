@@ -32,7 +32,8 @@ from patterson_jax.evaluation import EvaluationSettings, evaluate
 from patterson_jax.figures import draw_frontier
 from patterson_jax.files.common import write_json
 from patterson_jax.simulation.problem import Problem
-from patterson_jax.solving.solver import CLASSICAL_METHODS, METHODS, Network
+from patterson_jax.solving.attempt import Network
+from patterson_jax.solving.methods.registry import classical_names, method_names
 from patterson_jax.weights import load_network
 
 MANY_ATTEMPTS = 10_000  # the seconds are the limit
@@ -44,7 +45,7 @@ WHOLE = 'all'  # of the amplitudes
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line; a mistake ends the program with one line and status 2."""
     parser = argparse.ArgumentParser(prog='python -m benchmarks.solvers', description=__doc__.partition('\n')[0])
-    parser.add_argument('--methods', type=_listed(_method), default=CLASSICAL_METHODS, help='with commas between')
+    parser.add_argument('--methods', type=_listed(_method), default=classical_names(), help='with commas between')
     parser.add_argument('--atoms', type=_listed(int), default=(10, 20, 40), help='numbers of atoms')
     parser.add_argument('--resolutions', type=_listed(_resolution), default=(None, 12.0, 8.0, 5.0), help=f'or {WHOLE}')
     parser.add_argument('--noises', type=_listed(float), default=(0.0, 0.1, 0.3), help='relative, of the amplitudes')
@@ -66,8 +67,8 @@ def _listed(kind):
 
 
 def _method(word):
-    if word not in METHODS:
-        raise argparse.ArgumentTypeError(f'{word!r} is none of {", ".join(METHODS)}')
+    if word not in method_names():
+        raise argparse.ArgumentTypeError(f'{word!r} is none of {", ".join(method_names())}')
     return word
 
 
@@ -149,7 +150,7 @@ def _line(cell):
 
 
 def _order(cell):
-    return cell['atoms'], -(cell['resolution'] or 99), cell['noise'], METHODS.index(cell['method'])
+    return cell['atoms'], -(cell['resolution'] or 99), cell['noise'], method_names().index(cell['method'])
 
 
 def _network(checkpoint):

@@ -23,8 +23,9 @@ from benchmarks.solvers import cell_experiment
 from patterson_jax.evaluation import match_atoms
 from patterson_jax.simulation.examples import Example, example_key, make_batch, stream_key
 from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.methods.registry import classical_names
 from patterson_jax.solving.separation import SeparationSettings
-from patterson_jax.solving.solver import CLASSICAL_METHODS, Search, solve_maps
+from patterson_jax.solving.solver import Search, solve_maps
 from patterson_jax.solving.verdict import VERDICTS, expected_r_factors, highest_solved
 
 CELLS = (  # atoms, resolution, noise
@@ -111,7 +112,7 @@ def main() -> None:
     parser.add_argument('--stream', choices=('calibration', 'evaluation'), default='calibration', help='of the cases')
     parser.add_argument('--cases', type=int, default=30, help='of a cell')
     parser.add_argument('--attempts', type=int, default=4, help='at a case, at most')
-    parser.add_argument('--method', choices=CLASSICAL_METHODS, default='least_squares')
+    parser.add_argument('--method', choices=classical_names(), default='least_squares')
     options = parser.parse_args()
     print('| atoms | data | noise | expected R1 | solved below | R1, right sets | R1, wrong sets | verdicts | added |')
     print('|---' * 9 + '|')

@@ -19,7 +19,7 @@ _MODULES = {
     'CrystalSolution': 'crystal.structure',
     'InputError': 'errors',
     'Map': 'files.maps',
-    'Network': 'solving.solver',
+    'Network': 'solving.attempt',
     'Simulated': 'simulation.molecules',
     'UnitCell': 'crystal.cell',
     'enable_compilation_cache': 'compilation_cache',
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from patterson_jax.files.structures import read_xyz as read_xyz
     from patterson_jax.simulation.molecules import Simulated as Simulated
     from patterson_jax.simulation.molecules import simulate as simulate
-    from patterson_jax.solving.solver import Network as Network
+    from patterson_jax.solving.attempt import Network as Network
     from patterson_jax.weights import load_network as load_network
 else:
 

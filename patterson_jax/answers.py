@@ -26,12 +26,13 @@ from patterson_jax.files.structures import file_positions, is_element, write_pdb
 from patterson_jax.files.viewers import write_chimerax
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.attempt import Network
+from patterson_jax.solving.cases import Solution
 from patterson_jax.solving.input_maps import checked_patterson
 from patterson_jax.solving.interpretation import patterson_correlation
 from patterson_jax.solving.map_solver import SolvedMap, SolveSettings, solve_map
 from patterson_jax.solving.reflections import absolute_scale
 from patterson_jax.solving.separation import SeparationSettings
-from patterson_jax.solving.solver import Network, Solution
 from patterson_jax.solving.verdict import expected_r_factors, highest_solved
 
 ENDINGS = ('.json', '.xyz', '.pdb', '.res', '.cxc', '.png', '_density.ccp4')  # of the files of an answer

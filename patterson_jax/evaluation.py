@@ -25,10 +25,12 @@ from patterson_jax.simulation.atoms import draw_positions, in_corner
 from patterson_jax.simulation.density import map_correlation
 from patterson_jax.simulation.examples import Example, example_key, make_batch, stream_key
 from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.attempt import Network
 from patterson_jax.solving.interpretation import Interpretation, interpret_batch
+from patterson_jax.solving.methods.registry import method_names
 from patterson_jax.solving.orientations import averaged_over_orientations
 from patterson_jax.solving.separation import SeparationSettings
-from patterson_jax.solving.solver import METHODS, Network, Search, cases_at_once, solve_maps
+from patterson_jax.solving.solver import Search, cases_at_once, solve_maps
 from patterson_jax.solving.verdict import VERDICTS
 
 MATCH_DISTANCE = 1.0  # voxels
@@ -52,8 +54,9 @@ class EvaluationSettings:
     methods: str
 
     def __post_init__(self):
+        names = method_names()
         for method in self.chosen_methods:
-            require(method in METHODS, 'methods', self.methods, f'some of {", ".join(METHODS)}, with commas between')
+            require(method in names, 'methods', self.methods, f'some of {", ".join(names)}, with commas between')
         require(self.num_cases >= 0, 'num_cases', self.num_cases, '0 or more')
         require(self.num_cases < 2**31, 'num_cases', self.num_cases, f'at most {2**31 - 1}')
         require(self.batch_size >= 1, 'batch_size', self.batch_size, '1 or more')
@@ -370,7 +373,7 @@ def _scores(match):
 def describe_scores(report: dict) -> str:
     """What an evaluation found, in words: one line for each method, and one for positions at random."""
     lines = [f'{report["cases"]} unseen cases of {report["atoms"] // report["cases"]} atoms']
-    for name in ('separated', 'refined', *METHODS, 'random'):
+    for name in ('separated', 'refined', *method_names(), 'random'):
         scores = report.get(name)
         if scores is None:
             continue

@@ -16,7 +16,7 @@ from patterson_jax.errors import InputError
 from patterson_jax.learning.checkpoints import Checkpoints, find_checkpoints
 from patterson_jax.shipped import find_network
 from patterson_jax.simulation.problem import Problem
-from patterson_jax.solving.solver import Network
+from patterson_jax.solving.attempt import Network
 
 WEIGHT_FIELDS = ('grid_size', 'atom_radius', 'input_scale', 'origin')
 COMPUTING_FIELDS = ('convolution', 'precision')  # of the network: how it computes, not what

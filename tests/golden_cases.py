@@ -21,9 +21,11 @@ from patterson_jax.config import validate
 from patterson_jax.evaluation import match_atoms
 from patterson_jax.runs import load_weights
 from patterson_jax.simulation.examples import example_key, make_batch, stream_key
+from patterson_jax.solving.attempt import Network
 from patterson_jax.solving.interpretation import interpret_batch
+from patterson_jax.solving.methods.registry import classical_names
 from patterson_jax.solving.orientations import averaged_over_orientations
-from patterson_jax.solving.solver import CLASSICAL_METHODS, Network, solve_maps
+from patterson_jax.solving.solver import solve_maps
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / 'tests' / 'golden'
@@ -107,7 +109,7 @@ def _rounded(values):
     return np.round(np.asarray(values, np.float64), 4).tolist()
 
 
-METHODS = (*CLASSICAL_METHODS, 'network', 'auto')
+METHODS = (*classical_names(), 'network', 'auto')
 MAKERS = {method: functools.partial(solve, method) for method in METHODS} | {'interpretation': interpret}
 
 

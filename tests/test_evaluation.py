@@ -12,9 +12,11 @@ from patterson_jax.figures import draw_errors, draw_maps
 from patterson_jax.learning.network import PattersonNet
 from patterson_jax.simulation.examples import network_input
 from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.attempt import Network
+from patterson_jax.solving.methods.registry import method_names
 from patterson_jax.solving.orientations import averaged_over_orientations
 from patterson_jax.solving.separation import SeparationSettings
-from patterson_jax.solving.solver import METHODS, Network, Search
+from patterson_jax.solving.solver import Search
 
 PROBLEM = Problem(grid_size=12, num_atoms=3, min_separation=2.4, box_edge=5.0)
 NETWORK = PattersonNet(
@@ -288,7 +290,7 @@ def test_every_method_has_a_name_and_a_line_of_its_own_where_scores_are_told(cla
     report = classical[0]
     scores = report['least_squares']
     several = {name: value for name, value in report.items() if name != 'least_squares'}
-    several |= {name: scores for name in METHODS if name != 'network'}
+    several |= {name: scores for name in method_names() if name != 'network'}
     lines = describe_scores(several).splitlines()[1:]
     starts = [line.partition(':')[0] for line in lines]
     assert starts == ['least squares', 'phase retrieval', 'minimum function', 'all methods in turn', 'at random']

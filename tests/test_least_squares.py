@@ -11,8 +11,8 @@ import pytest
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.patterson import frequencies, patterson_map, sphere_factor
 from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.atom_sets import compact, same_atoms
 from patterson_jax.solving.least_squares import (
-    compact,
     finish,
     highest_point,
     minimise,
@@ -20,7 +20,6 @@ from patterson_jax.solving.least_squares import (
     random_positions,
     refine,
     repair,
-    same_atoms,
     sphere_amplitudes,
     stages_from_map,
     stages_from_random,

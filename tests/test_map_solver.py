@@ -10,9 +10,9 @@ from patterson_jax.errors import InputError
 from patterson_jax.simulation.examples import make_batch, stream_key
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving import map_solver
+from patterson_jax.solving.attempt import Network
 from patterson_jax.solving.map_solver import SolveSettings, likely_numbers, solve_map
 from patterson_jax.solving.separation import SeparationSettings
-from patterson_jax.solving.solver import Network
 
 SMALL = Problem(grid_size=16, num_atoms=3, min_separation=2.4, box_edge=5.5)
 

@@ -11,7 +11,7 @@ from patterson_jax.simulation.examples import invert_map, make_batch, stream_key
 from patterson_jax.simulation.patterson import frequencies, patterson_intensities, patterson_map
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.interpretation import interpret_map
-from patterson_jax.solving.minimum_function import (
+from patterson_jax.solving.methods.minimum_function import (
     form_factor,
     minimum_map,
     sharpened_factors,

@@ -191,13 +191,14 @@ def test_every_folder_is_a_wing_of_known_direction():
 
 def test_a_page_tells_what_each_module_is_for():
     _, _, rest = (ROOT / 'docs' / 'code.md').read_text(encoding='utf-8').partition('\npatterson_jax/\n')
-    folder, told = (), set()
+    folders, told = (), set()
     for line in rest.partition('```')[0].splitlines():
-        name = line.split()[0]
-        inside = line.startswith('    ')
-        folder = folder if inside else (name.rstrip('/'),) if name.endswith('/') else ()
-        if name.endswith('.py'):
-            told.add((*(folder if inside else ()), name))
+        name, depth = line.split()[0], (len(line) - len(line.lstrip())) // 2 - 1
+        folders = folders[:depth]
+        if name.endswith('/'):
+            folders = (*folders, name.rstrip('/'))
+        elif name.endswith('.py'):
+            told.add((*folders, name))
     assert told == {path.relative_to(PACKAGE).parts for path in MODULES if path.name != '__init__.py'}
 
 

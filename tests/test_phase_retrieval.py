@@ -12,7 +12,7 @@ from patterson_jax.simulation.density import render
 from patterson_jax.simulation.examples import make_batch, stream_key
 from patterson_jax.simulation.patterson import frequencies, patterson_intensities, structure_factors
 from patterson_jax.simulation.problem import Problem
-from patterson_jax.solving.phase_retrieval import (
+from patterson_jax.solving.methods.phase_retrieval import (
     PhaseRetrievalSettings,
     centre_density,
     centred_atoms,

@@ -16,9 +16,10 @@ from patterson_jax.learning.unrolled import UnrolledNet
 from patterson_jax.simulation.examples import example_key, make_example, stream_key
 from patterson_jax.simulation.patterson import atom_factors
 from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.attempt import attempt
 from patterson_jax.solving.interpretation import interpret_batch
+from patterson_jax.solving.methods.registry import METHODS
 from patterson_jax.solving.reflections import absolute_scale, observed_amplitudes, r_factor, reflections
-from patterson_jax.solving.solver import CLASSICAL_METHODS, attempt
 from patterson_jax.solving.verdict import EXACT
 
 TF32, BFLOAT16 = 10, 7  # bits of mantissa
@@ -52,10 +53,10 @@ def _is_program(value):
     return hasattr(value, 'eqns') or hasattr(value, 'jaxpr')
 
 
-@pytest.mark.parametrize('method', [*CLASSICAL_METHODS, 'network'])
+@pytest.mark.parametrize('method', METHODS)
 def test_every_product_of_an_attempt_is_exact(method):
     def run(patterson, density):
-        return attempt(KEY, 1, patterson, method, True, PROBLEM, SEPARATION, density)
+        return attempt(KEY, 1, patterson, METHODS[method], True, PROBLEM, SEPARATION, density)
 
     found = products_of(run, MAPS, MAPS)
     assert len(found) >= 10 and set(found) == {HIGHEST}

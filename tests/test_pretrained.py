@@ -13,7 +13,7 @@ from patterson_jax.evaluation import EvaluationSettings, evaluate
 from patterson_jax.learning.checkpoints import CHECKSUMS
 from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.publishing import LARGEST_CHECKPOINT
-from patterson_jax.solving.solver import Network
+from patterson_jax.solving.attempt import Network
 from patterson_jax.weights import load_weights
 
 PRETRAINED = Path(__file__).parents[1] / 'pretrained'

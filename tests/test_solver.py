@@ -20,20 +20,17 @@ from patterson_jax.simulation.examples import example_key, make_batch, network_i
 from patterson_jax.simulation.homometry import are_congruent, example_pair, periodic_pair
 from patterson_jax.simulation.patterson import patterson_map
 from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving import cases as solving_cases
 from patterson_jax.solving import solver
+from patterson_jax.solving.attempt import Attempt, Network
+from patterson_jax.solving.cases import Case
 from patterson_jax.solving.least_squares import Finished
+from patterson_jax.solving.methods.method import Method, Proposal
+from patterson_jax.solving.methods.random_starts import STARTS
+from patterson_jax.solving.methods.registry import METHODS, attempts, classical_names, method_names
 from patterson_jax.solving.orientations import averaged_over_orientations
 from patterson_jax.solving.separation import SeparationSettings
-from patterson_jax.solving.solver import (
-    CLASSICAL_METHODS,
-    RANDOM_STARTS,
-    Attempt,
-    Case,
-    Network,
-    Search,
-    attempts,
-    solve_maps,
-)
+from patterson_jax.solving.solver import Search, solve_maps
 
 ROOT = Path(__file__).parents[1]
 PROBLEM = Problem(grid_size=16, num_atoms=3, min_separation=2.4, box_edge=5.5)
@@ -80,7 +77,7 @@ def least_squares(examples):
     return solve('least_squares', examples)
 
 
-@pytest.mark.parametrize('method', CLASSICAL_METHODS)
+@pytest.mark.parametrize('method', classical_names())
 def test_every_method_finds_every_atom_exactly_and_says_so(method, examples):
     for solution, positions in zip(solve(method, examples), examples.positions, strict=True):
         assert np.max(errors(solution, positions)) < 0.001
@@ -107,7 +104,7 @@ def test_the_same_keys_give_the_same_solutions_whatever_the_scale(examples, leas
 def test_starts_that_agree_are_counted(least_squares):
     for solution in least_squares:
         assert 1 <= solution.agreeing <= solution.starts
-        assert solution.starts % RANDOM_STARTS == 0
+        assert solution.starts % STARTS == 0
     assert max(solution.agreeing for solution in least_squares) > 1
 
 
@@ -116,7 +113,7 @@ def test_noise_that_hides_the_answer_is_not_solved_and_uses_up_the_attempts():
     scrambled = cases(problem)
     for solution in solve('least_squares', scrambled, dataclasses.replace(problem, noise=0.0), max_attempts=2):
         assert solution.verdict != 'solved'
-        assert solution.starts == 2 * RANDOM_STARTS
+        assert solution.starts == 2 * STARTS
         assert all(rival.r_factor >= solution.r_factor for rival in solution.rivals)
 
 
@@ -224,7 +221,7 @@ def test_the_method_that_is_named_is_the_one_whose_atoms_are_shown(examples):
     case, atoms = Case(PROBLEM), np.asarray(examples.positions[0])
     for method, error, r_factor in (('network', 0.01, 0.02), ('least_squares', 0, 1e-6), ('phase_retrieval', 0, 9e-7)):
         finished = Finished(atoms[None] + np.float32(error), np.array([r_factor]), np.array([r_factor]))
-        case.add(Attempt(finished, np.array(False), np.array(1), None), method, 0.0)
+        case.add(Attempt(finished, np.array(False), np.array(1), None), METHODS[method], 0.0)
     (only,) = case.found
     assert (only.method, only.r_factor, only.agreeing) == ('least_squares', 1e-6, 3)
 
@@ -247,16 +244,45 @@ def test_double_precision_elsewhere_does_no_harm():
 
 def test_no_attempt_begins_that_might_not_end_in_time():
     solutions = solve('least_squares', cases(NOISY), PROBLEM, max_attempts=9, max_seconds=1e-6)
-    assert {solution.starts for solution in solutions} == {RANDOM_STARTS}
+    assert {solution.starts for solution in solutions} == {STARTS}
 
 
 def test_auto_asks_the_network_once_and_then_the_classical_methods_in_turn():
-    search = dataclasses.replace(SEARCH, method='auto', max_attempts=8)
-    turns = [(method, number) for number in range(3) for method in CLASSICAL_METHODS]
-    assert list(attempts(search, has_network=True)) == [('network', 0), *turns[:7]]
-    assert list(attempts(search, has_network=False)) == turns[:8]
-    alone = dataclasses.replace(search, method='phase_retrieval', max_attempts=2)
-    assert list(attempts(alone, has_network=True)) == [('phase_retrieval', 0), ('phase_retrieval', 1)]
+    def first(count, name, has_network):
+        return [(method.name, number) for method, number in itertools.islice(attempts(name, has_network), count)]
+
+    turns = [(method, number) for number in range(3) for method in classical_names()]
+    assert first(8, 'auto', True) == [('network', 0), *turns[:7]]
+    assert first(8, 'auto', False) == turns[:8]
+    assert first(2, 'phase_retrieval', True) == [('phase_retrieval', 0), ('phase_retrieval', 1)]
+
+
+def test_methods_have_random_numbers_of_their_own():
+    """To change a stream is to change every answer of its method."""
+    streams = {name: method.stream for name, method in METHODS.items()}
+    assert streams == {'network': 0, 'least_squares': 1, 'phase_retrieval': 2, 'minimum_function': 3}
+    assert all(name == method.name for name, method in METHODS.items())
+
+
+def test_a_new_method_is_one_function_and_one_line_of_the_registry(monkeypatch, examples):
+    """It begins with the truth and its inverse, a little off, and with atoms at random."""
+    near = jnp.asarray(examples.positions[0] + np.float32(0.1))
+    near = near - jnp.mean(near, axis=0, keepdims=True)
+
+    def propose(key, number, measured, problem, separation):
+        wrong = jax.random.uniform(key, near.shape, minval=-2, maxval=2)
+        return Proposal(jnp.stack([wrong, near, -near]))
+
+    def independent(positions, number):
+        return jnp.array([False, True, True])
+
+    method = Method('hindsight', stream=99, starts=3, propose=propose, independent=independent)
+    monkeypatch.setitem(METHODS, method.name, method)
+    one = jax.tree.map(lambda each: each[:1], examples)
+    (solution,) = solve('hindsight', one, max_attempts=1)
+    assert 'hindsight' in method_names() and 'hindsight' in classical_names()
+    assert (solution.verdict, solution.method, solution.starts, solution.agreeing) == ('solved', 'hindsight', 3, 2)
+    assert np.max(errors(solution, one.positions[0])) < 0.001
 
 
 def test_a_network_that_is_right_is_refined_to_the_truth_and_its_map_is_kept(examples):
@@ -305,13 +331,13 @@ def map_of(positions):
 
 def test_of_a_homometric_pair_both_sets_come_back_and_compilation_is_not_counted(monkeypatch):
     """By one start: that the other set is as good follows from the first one being of the form U + V."""
-    compiling, compiled_finish, clock = [], solver.compiled_finish, time.perf_counter
+    compiling, compiled_finish, clock = [], solving_cases.compiled_finish, time.perf_counter
 
     def slowly_compiled(*given):
         compiling.append(1000.0)
         return compiled_finish(*given)
 
-    monkeypatch.setattr(solver, 'compiled_finish', slowly_compiled)
+    monkeypatch.setattr(solving_cases, 'compiled_finish', slowly_compiled)
     monkeypatch.setattr(solver.time, 'perf_counter', lambda: clock() + sum(compiling))
     problem = Problem(num_atoms=9)
     pair = example_pair(problem)

@@ -9,7 +9,6 @@ Reflections are weighted by 1 / (Fo² + ⟨Fo²⟩), which suits errors in propo
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ from jax import Array
 from patterson_jax.precision import exact_products
 from patterson_jax.simulation.patterson import atom_factors, read_only, sphere_factor
 from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.atom_sets import compact
 from patterson_jax.solving.reflections import (
     count_within,
     free_reflections,
@@ -355,26 +355,3 @@ def voxel_amplitudes(positions: Array, chosen: np.ndarray, problem: Problem) -> 
     cosine, sine = (part[None, :, None] / amplitudes[None, :, None] for part in (total.real, total.imag))
     turned = cosine * slopes.real + sine * slopes.imag
     return amplitudes, jnp.moveaxis(turned, 0, 1)
-
-
-def compact(positions: Array, grid_size: int) -> Array:
-    """Brings atoms `(num_atoms, 3)` of a periodic cell together and their mean to the origin."""
-    angles = 2 * math.pi / grid_size * positions
-    middle = jnp.arctan2(jnp.mean(jnp.sin(angles), axis=0), jnp.mean(jnp.cos(angles), axis=0))
-    middle = middle[None] * (grid_size / (2 * math.pi))
-    positions = (positions - middle + grid_size / 2) % grid_size - grid_size / 2
-    return positions - jnp.mean(positions, axis=0, keepdims=True)
-
-
-def same_atoms(first: Array, second: Array, tolerance: float) -> Array:
-    """Whether two sets `(num_atoms, 3)` with mean zero are the same, or one the inverse of the other.
-
-    Every atom of each must have one of the other within `tolerance`.
-    """
-
-    def close(sign):
-        distances = jnp.sum((first[:, None] - sign * second[None]) ** 2, axis=-1)
-        farthest = jnp.maximum(jnp.max(jnp.min(distances, axis=0)), jnp.max(jnp.min(distances, axis=1)))
-        return farthest <= tolerance**2
-
-    return close(1) | close(-1)

@@ -9,10 +9,12 @@ from patterson_jax.errors import InputError, is_real, require
 from patterson_jax.simulation.examples import example_key, stream_key
 from patterson_jax.simulation.patterson import frequencies, measured_frequencies, sphere_factor
 from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.attempt import Network
+from patterson_jax.solving.cases import Solution
 from patterson_jax.solving.input_maps import checked_patterson, cut_map, fit_problem, restore_origin_term
 from patterson_jax.solving.reflections import check_enough
 from patterson_jax.solving.separation import SeparationSettings
-from patterson_jax.solving.solver import Network, Search, Solution, solve_maps
+from patterson_jax.solving.solver import Search, solve_maps
 from patterson_jax.solving.verdict import EXACT
 
 NUMBER_UNCERTAINTY, MOST_NEIGHBOURS = 0.2, 3  # of the first estimate of the number of atoms, in parts and in atoms

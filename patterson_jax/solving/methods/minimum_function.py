@@ -17,12 +17,23 @@ from jax import Array
 
 from patterson_jax.precision import exact_products
 from patterson_jax.simulation.examples import invert_map
-from patterson_jax.simulation.patterson import frequencies, patterson_intensities, sphere_factor
+from patterson_jax.simulation.patterson import (
+    frequencies,
+    measured_frequencies,
+    patterson_intensities,
+    sphere_factor,
+)
 from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.atom_sets import compact, same_atoms
+from patterson_jax.solving.interpretation import interpret_map
+from patterson_jax.solving.methods.method import Measured, Method, Proposal
+from patterson_jax.solving.separation import SeparationSettings
 
 SHARPENING = 0.01  # of the squared form factor at |h| = 0, below which there is nothing to be divided by
 NUM_EXTRAPOLATIONS = 150  # of measured frequencies to the others
 MAX_STARTS = 64  # vectors that are told apart
+VECTORS = 4  # of an attempt
+EQUAL = 1e-3  # voxels within which sets are the same
 LEAST_HEIGHT = 0.3  # of a vector's peak, where that of a single vector is about 1
 
 
@@ -147,3 +158,26 @@ def _summit(density, voxel):
     slope, curvature = (ahead - behind)[1:] / 2, ahead[:1] * 2 - (ahead + behind)[1:]
     shift = slope / jnp.maximum(curvature, jnp.finfo(density.dtype).tiny)
     return voxel.astype(density.dtype) + 0.5 + jnp.clip(shift, -0.5, 0.5) - density.shape[0] / 2
+
+
+def propose(
+    key: Array, number: Array, measured: Measured, problem: Problem, separation: SeparationSettings
+) -> Proposal:
+    """Sets from the minimum functions over several vectors."""
+    known = jnp.asarray(measured_frequencies(problem.grid_size, problem.resolution))
+
+    def over_vector(start):
+        density = minimum_map(measured.patterson, start, problem, known)
+        found = interpret_map(jax.random.fold_in(key, start), measured.patterson, density, problem, separation)
+        return compact(found.positions, problem.grid_size)
+
+    return Proposal(jax.vmap(over_vector)(number * VECTORS + jnp.arange(VECTORS)))
+
+
+def different(positions: Array, number: Array) -> Array:
+    """Of sets that are equal only the first is evidence: where there are few vectors they come from the same one."""
+    equal = jax.vmap(lambda one: jax.vmap(lambda other: same_atoms(one, other, EQUAL))(positions))(positions)
+    return ~jnp.any(equal & np.tri(len(positions), k=-1, dtype=bool), axis=1)
+
+
+MINIMUM_FUNCTION = Method('minimum_function', stream=3, starts=VECTORS, propose=propose, independent=different)

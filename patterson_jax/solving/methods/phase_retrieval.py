@@ -21,9 +21,12 @@ from jax import Array
 
 from patterson_jax.errors import require
 from patterson_jax.precision import exact_products
-from patterson_jax.simulation.patterson import structure_factors
+from patterson_jax.simulation.patterson import measured_frequencies, patterson_intensities, structure_factors
 from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.atom_sets import compact
+from patterson_jax.solving.methods.method import Measured, Method, Proposal
 from patterson_jax.solving.peaks import find_peaks
+from patterson_jax.solving.separation import SeparationSettings
 
 MAX_HALVINGS = 40  # after which an interval between floats has nothing left inside
 
@@ -195,3 +198,18 @@ def _separating_value(values, count):
 def _count(mask):
     """Number of True; columns first, which XLA vectorises on CPU."""
     return jnp.sum(jnp.sum(mask.reshape(mask.shape[0], -1), axis=0, dtype=jnp.int32), dtype=jnp.int32)
+
+
+def propose(
+    key: Array, number: Array, measured: Measured, problem: Problem, separation: SeparationSettings
+) -> Proposal:
+    """The peaks of a density retrieved from random phases."""
+    amplitudes = jnp.sqrt(jnp.maximum(patterson_intensities(measured.patterson), 0))
+    frequencies = measured_frequencies(problem.grid_size, problem.resolution)
+    num_voxels = touched_voxels(problem.num_atoms, problem.atom_radius)
+    density = retrieve_density(key, amplitudes, frequencies, num_voxels, PhaseRetrievalSettings()).density
+    atoms = centred_atoms(density, problem.num_atoms, problem)
+    return Proposal(compact(atoms, problem.grid_size)[None])
+
+
+PHASE_RETRIEVAL = Method('phase_retrieval', stream=2, starts=1, propose=propose)
