@@ -1,20 +1,23 @@
-"""The paper's own network, 1,202,821 weights, trained on its own problem by another recipe than the paper's.
+r"""The paper's own network, 1,202,821 weights, trained on its own problem by another recipe than the paper's.
 
     python run_experiment.py --config=configs/paper.py
     python run_experiment.py --config=configs/paper.py --mode=evaluate --checkpoint=pretrained/paper
 
 One more slice of the training of the published weights, published in their place (docs/training.md):
 
-    python run_experiment.py --config=configs/paper.py:slice
-    python run_experiment.py --config=configs/paper.py:slice --mode=publish --output=pretrained/paper
+    python run_experiment.py --config=configs/paper.py:slice --workdir=runs/slice
+    python run_experiment.py --config=configs/paper.py:whole --workdir=runs/whole --config.train.init_from=runs/slice
+    python run_experiment.py --config=configs/paper.py:whole --workdir=runs/whole --config.train.init_from=runs/slice \
+        --mode=publish --output=pretrained/paper
 
-The problem, the network, its input and its target are those of configs/base.py. Not the paper's are the schedule, the
-batches, the weighting of filled voxels, Adam's epsilon, the shortening of gradients, and that training sees the middle
-28³ of the 40³ voxels, outside of which atoms cannot be. The last slice sees all, and so do validation and evaluation.
+The problem, the network and its target are those of configs/base.py, and the input is but for a factor. Not the
+paper's are the schedule, the batches, the weighting of filled voxels, Adam's epsilon, the shortening of gradients, and
+that most of the training sees the middle 28³ of the 40³ voxels, outside of which atoms cannot be. Such weights are of
+no use on whole maps until they have seen some; that is the variant `whole`, after which they can be published.
 
 Variants:
     slice       begins with the published weights and sees the middle of the maps
-    whole       the same on whole maps, at a falling rate: it teaches the border
+    whole       a last slice, on whole maps at a falling rate
     small       five atoms on a grid of 24³, on which the choices here were tried
 """
 

@@ -98,6 +98,14 @@ class TrainingSettings:
         limit = math.isfinite(self.max_minutes) and self.max_minutes >= 0
         require(limit, 'max_minutes', self.max_minutes, 'a number of minutes, or 0 for no limit')
 
+    def seen(self, problem: Problem) -> int:
+        """Edge of the middle of the maps that the network is given, voxels.
+
+        It is taken to return empty maps around what it then returns, so that losses and gradients are in the same
+        measure as those of whole maps.
+        """
+        return self.crop or problem.grid_size
+
     def sets_begun(self, num_steps: int) -> int:
         """How many sets of cases a run has begun after so many steps."""
         return -(-num_steps * self.batch_size // (self.set_size * self.epochs_per_set))
@@ -212,16 +220,12 @@ def make_train_step(
 ) -> Callable[[TrainState], tuple[TrainState, dict[str, Array]]]:
     """The step: a pure function of the state, to be run by `parallelize`, which makes its own batch.
 
-    With `settings.crop` the network is given the middle of its input alone, and is taken to return empty maps around
-    what it then returns; so losses and gradients are in the same measure as without.
-
     `sets_before` is how many sets of cases the runs before this one have begun.
     """
     optimizer, schedule = make_optimizer(settings), learning_rate_schedule(settings)
-    seen = settings.crop or problem.grid_size
 
     def loss(weights, statistics, batch):
-        inputs = middle(network_input(batch.patterson, problem), seen)
+        inputs = middle(network_input(batch.patterson, problem), settings.seen(problem))
         predicted, left = network.apply({**weights, **statistics}, inputs, train=True, mutable=[*statistics, ESTIMATES])
         early = jax.tree.leaves(left.get(ESTIMATES, ()))
         statistics = {name: each for name, each in left.items() if name != ESTIMATES}
@@ -250,13 +254,18 @@ def make_train_step(
 def make_validation(
     network: nn.Module, problem: Problem, settings: TrainingSettings, seed: int
 ) -> Callable[[Any], dict[str, float]]:
-    """A function from `params` to losses and map correlation on the fixed validation cases, run on all devices."""
+    """A function from `params` to losses and map correlation on the fixed validation cases, run on all devices.
+
+    The network is given as much of the maps as in training: one that has learned from cropped maps alone makes
+    something of the zeros around them at first, if it is shown whole ones.
+    """
     problem = problem.testing
 
     def chunk_sums(params, start):
         indices = start + share_of_batch(settings.batch_size)
         batch = make_batch(stream_key(seed, 'validation'), 0, indices, problem)
-        predicted = cast(Array, network.apply(params, network_input(batch.patterson, problem)))
+        inputs = middle(network_input(batch.patterson, problem), settings.seen(problem))
+        predicted = surround(cast(Array, network.apply(params, inputs)), problem.grid_size)
         counted = indices < settings.num_validation
         return sum_over_devices(
             [jnp.sum(jnp.where(counted, each, 0)) for each in squared_errors(predicted, batch.target)]
