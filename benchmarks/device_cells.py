@@ -35,10 +35,10 @@ from patterson_jax.config import validate
 from patterson_jax.errors import exit_on_errors
 from patterson_jax.evaluation import match_atoms
 from patterson_jax.learning.checkpoints import CHECKSUMS, copy_checkpoint
-from patterson_jax.learning.convolution import convolve
 from patterson_jax.learning.metrics import read_metrics
-from patterson_jax.learning.network import max_pool
 from patterson_jax.learning.stopping import unfinished_on_sigterm
+from patterson_jax.networks.convolution import convolve
+from patterson_jax.networks.layers import max_pool
 from patterson_jax.publishing import LOG
 from patterson_jax.runs import RECORD, train_experiment
 from patterson_jax.simulation.density import render

@@ -146,8 +146,8 @@ def base_sections(cell: dict) -> tuple[Any, Any, Any]:
 
     On a smaller grid the box shrinks with it, and the atoms become fewer so that they fill no more of it.
     """
-    from patterson_jax.learning.network import PattersonNet
     from patterson_jax.learning.training import TrainingSettings
+    from patterson_jax.networks.paper import PattersonNet
     from patterson_jax.simulation.problem import Problem
 
     config = runpy.run_path(str(ROOT / 'configs' / 'base.py'))['get_config']()
@@ -183,7 +183,7 @@ def machine_cell(cell: dict) -> dict:
     import jax
 
     from patterson_jax.inspection import layer_table
-    from patterson_jax.learning.convolution import fastest_method
+    from patterson_jax.networks.convolution import fastest_method
 
     problem, network, _ = base_sections(cell)
     grid, features, kernel = problem.grid_size, network.features, network.inner_kernel_size
@@ -383,7 +383,7 @@ def layer_cell(cell: dict) -> dict:
     """Value and gradients of one convolution by one method."""
     import jax
 
-    from patterson_jax.learning.convolution import convolve
+    from patterson_jax.networks.convolution import convolve
 
     call = functools.partial(
         value_and_gradients(functools.partial(convolve, method=cell['method'])), *convolution_arrays(cell)
@@ -395,7 +395,7 @@ def parts_cell(cell: dict) -> dict:
     """Seconds of the parts of one spectral convolution, each compiled and run alone, and of the whole."""
     import jax
 
-    from patterson_jax.learning.convolution import spectral_convolution
+    from patterson_jax.networks.convolution import spectral_convolution
 
     image, kernel, cotangent = convolution_arrays(cell)
     found = {'transforms': 0.0, 'contraction': 0.0}

@@ -1,4 +1,4 @@
-"""From Patterson maps to atoms: `simulation` makes cases, `learning` trains a network on them, `solving` uses it.
+"""From Patterson maps to atoms: `simulation` makes cases, `learning` trains `networks` on them, `solving` solves.
 
 import patterson_jax as pj
 

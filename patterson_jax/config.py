@@ -17,16 +17,15 @@ from patterson_jax.errors import InputError, require
 from patterson_jax.evaluation import EvaluationSettings
 from patterson_jax.files.structures import FileSettings
 from patterson_jax.learning.checkpoints import CheckpointSettings
-from patterson_jax.learning.network import PattersonNet
 from patterson_jax.learning.training import TrainingSettings
-from patterson_jax.learning.unrolled import UnrolledNet
+from patterson_jax.networks.density_network import DensityNetwork
+from patterson_jax.networks.registry import NETWORKS
 from patterson_jax.simulation.atoms import check_drawable
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.map_solver import SolveSettings
 from patterson_jax.solving.reflections import check_enough
 from patterson_jax.solving.separation import SeparationSettings
 
-NETWORKS = {'paper': PattersonNet, 'unrolled': UnrolledNet}  # by the name in `model.network`
 SECTIONS = {
     'problem': Problem,
     'model': NETWORKS,
@@ -46,7 +45,7 @@ class Experiment:
 
     seed: int
     problem: Problem
-    model: PattersonNet | UnrolledNet
+    model: DensityNetwork
     train: TrainingSettings
     checkpoint: CheckpointSettings
     separate: SeparationSettings
@@ -119,7 +118,7 @@ def _section(name, section, kind):
         raise InputError(f'{name}.{error}') from error
 
 
-def network_of(model: dict) -> PattersonNet | UnrolledNet:
+def network_of(model: dict) -> DensityNetwork:
     """The network of a recorded config's section `model`; one without a name is the paper's. Raises InputError."""
     return _section('model', ConfigDict({'network': 'paper'} | model), NETWORKS)
 
@@ -184,10 +183,7 @@ def _check_crop(experiment):
     allowed = f'0 or {smallest} to {grid} in steps of 4' if smallest <= grid else '0, as the vectors fill the grid'
     require(smallest <= crop <= grid and (grid - crop) % 4 == 0, 'train.crop', crop, allowed)
     require(problem.origin == 'centre', 'train.crop', crop, "0 with problem.origin 'corner', where vectors lie outside")
-    whole = isinstance(experiment.model, UnrolledNet)
-    require(not whole, 'train.crop', crop, '0 with the unrolled network, which sees the middle alone by itself')
-    unnormalised = experiment.model.batch_norm == 'none'
-    require(unnormalised, 'train.crop', crop, '0 with model.batch_norm, whose moments are those of whole maps')
+    experiment.model.check_crop(crop)
 
 
 def _check_together(experiment):
@@ -197,14 +193,7 @@ def _check_together(experiment):
         check_enough(problem)
     except InputError as error:
         raise InputError(f'problem.{error}') from error
-    if isinstance(experiment.model, UnrolledNet):
-        for field, needed in (('origin', 'centre'), ('target', 'both')):
-            value = getattr(problem, field)
-            require(value == needed, f'problem.{field}', value, f'{needed!r} with the unrolled network')
-        filled, needed = experiment.model.output_size, problem.box_edge + 2 * problem.atom_radius
-        require(filled >= needed, 'model.output_size', filled, f'problem.box_edge and an atom, {needed:g}, or more')
-        seen = experiment.model.input_size
-        require(seen <= problem.grid_size, 'model.input_size', seen, f'at most problem.grid_size, {problem.grid_size}')
+    experiment.model.check_problem(problem)
     _check_crop(experiment)
     half = problem.grid_size // 2
     require(separate.resolution <= half, 'separate.resolution', separate.resolution, f'at most half the grid, {half}')

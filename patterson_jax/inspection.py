@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from patterson_jax.learning.network import Convolution
-from patterson_jax.learning.unrolled import UnrolledNet
+from patterson_jax.networks.layers import Convolution
 from patterson_jax.simulation.examples import Example
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.interpretation import origin_distances
@@ -50,7 +49,7 @@ def layer_table(network: nn.Module, grid_size: int) -> list[Layer]:
     """The network's convolutions for maps `(grid, grid, grid)`, in the order in which they are executed."""
     calls, params = _abstract_calls(network, grid_size)
     layers = []
-    fields = _receptive_fields(network, grid_size) if _is_local(network) else [None] * len(calls)
+    fields = _receptive_fields(network, grid_size) if network.is_local else [None] * len(calls)
     for (path, shape), field in zip(calls, fields, strict=True):
         own = params
         for name in path:
@@ -90,17 +89,13 @@ def describe_network(network: nn.Module, grid_size: int) -> str:
 
 
 def _about_reach(network, grid_size):
-    if not _is_local(network):
+    if not network.is_local:
         return 'Receptive field: all that the network sees, as its input and estimates are transformed.'
     whole = 'every' if np.all(_felt(network, grid_size)[-1]) else 'not every'
     return (
         f'Receptive field: voxels of the input along an axis, which has {grid_size}; {whole} voxel of the output '
         'depends on the whole input.'
     )
-
-
-def _is_local(network):
-    return not isinstance(network, UnrolledNet)
 
 
 def _in_words(field):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import speed
-from patterson_jax.learning.network import PattersonNet
+from patterson_jax.networks.paper import PattersonNet
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.patterson import patterson_map
 from patterson_jax.simulation.problem import Problem

@@ -12,9 +12,10 @@ from ml_collections import ConfigDict
 
 from configs import ablations, base, quick, unrolled
 from patterson_jax.ablations import comparison_runs
-from patterson_jax.config import NETWORKS, SECTIONS, differences, validate
+from patterson_jax.config import SECTIONS, differences, validate
 from patterson_jax.errors import InputError
-from patterson_jax.learning.unrolled import UnrolledNet
+from patterson_jax.networks.registry import NETWORKS
+from patterson_jax.networks.unrolled import UnrolledNet
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parents[1] / 'configs').glob('*.py') if path.stem[0] != '_')
 CONFIGS.remove('crystal')  # which has sections of its own; tests/test_crystals.py

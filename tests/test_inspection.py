@@ -14,8 +14,9 @@ from patterson_jax.config import validate
 from patterson_jax.experiment import run
 from patterson_jax.figures import draw_example
 from patterson_jax.inspection import count_weights, describe_example, describe_network, layer_table, training_operations
-from patterson_jax.learning.network import Convolution, PattersonNet
-from patterson_jax.learning.unrolled import UnrolledNet
+from patterson_jax.networks.layers import Convolution
+from patterson_jax.networks.paper import PattersonNet
+from patterson_jax.networks.unrolled import UnrolledNet
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.examples import Example, target_map
 from patterson_jax.simulation.patterson import patterson_map

@@ -19,7 +19,8 @@ MODULES = sorted(PACKAGE.rglob('*.py'))
 WINGS = {  # and the parts of the package, itself apart, that each may use
     'crystal': {'errors', 'precision'},
     'simulation': {'errors', 'compiler', 'precision', 'crystal'},
-    'learning': {'errors', 'precision', 'progress', 'crystal', 'simulation'},
+    'networks': {'errors', 'precision', 'simulation'},
+    'learning': {'errors', 'precision', 'progress', 'crystal', 'simulation', 'networks'},
     'solving': {'errors', 'precision', 'crystal', 'simulation'},
     'files': {'errors', 'crystal'},
     'errors': set(),  # no wings, but all may use them

@@ -12,7 +12,7 @@ from tiny import NETWORK, PROBLEM, tiny_config
 
 from patterson_jax import precision
 from patterson_jax.config import validate
-from patterson_jax.learning.unrolled import UnrolledNet
+from patterson_jax.networks.unrolled import UnrolledNet
 from patterson_jax.simulation.examples import example_key, make_example, stream_key
 from patterson_jax.simulation.patterson import atom_factors
 from patterson_jax.simulation.problem import Problem

@@ -14,7 +14,7 @@ from tiny import CHECKPOINTING, SEED, SETTINGS, assert_same_run, log_of
 from patterson_jax.errors import InputError
 from patterson_jax.learning.parallel import parallelize, replicate
 from patterson_jax.learning.training import make_train_step, state_with, train
-from patterson_jax.learning.unrolled import (
+from patterson_jax.networks.unrolled import (
     ESTIMATES,
     UnrolledNet,
     centred_points,

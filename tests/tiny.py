@@ -11,8 +11,8 @@ import numpy as np
 from configs import quick
 from patterson_jax.learning.checkpoints import Checkpoints, CheckpointSettings
 from patterson_jax.learning.metrics import read_metrics
-from patterson_jax.learning.network import PattersonNet
 from patterson_jax.learning.training import TrainingSettings, train
+from patterson_jax.networks.paper import PattersonNet
 from patterson_jax.simulation.problem import Problem
 
 REPOSITORY = Path(__file__).parents[1]

@@ -17,8 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from patterson_jax.errors import InputError
-
-AXIS = 'devices'
+from patterson_jax.networks.layers import AXIS
 
 
 def start_distributed() -> None:

@@ -34,7 +34,7 @@ from patterson_jax.learning.parallel import (
     sum_over_devices,
 )
 from patterson_jax.learning.stopping import StopRequest
-from patterson_jax.learning.unrolled import ESTIMATES
+from patterson_jax.networks.density_network import ESTIMATES
 from patterson_jax.progress import ProgressReport
 from patterson_jax.simulation.density import map_correlation
 from patterson_jax.simulation.examples import (

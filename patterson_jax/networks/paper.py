@@ -11,46 +11,17 @@ import jax.numpy as jnp
 from jax import Array
 
 from patterson_jax.errors import require
-from patterson_jax.learning.convolution import METHODS, convolve
-from patterson_jax.learning.parallel import AXIS
+from patterson_jax.networks.convolution import METHODS
+from patterson_jax.networks.density_network import DensityNetwork
+from patterson_jax.networks.layers import AXIS, PRECISIONS, Convolution, max_pool, upsample
 
 BATCH_NORM = ('none', 'early', 'all')
-PRECISIONS = {  # the type of what goes from layer to layer, and how JAX is to multiply matrices within one
-    'float32': ('float32', 'highest'),
-    'tf32': ('float32', 'tensorfloat32'),
-    'bfloat16': ('bfloat16', 'default'),
-}
 
 
-class Convolution(nn.Module):
-    """A "same" convolution, with bias or without; `(x, y, z, channel, batch)` in and out, He-normal weights.
-
-    The weights are of single precision; they are rounded where they are used. The image is in the type of `precision`.
-    """
-
-    features: int
-    kernel_size: int
-    method: str = 'auto'
-    precision: str = 'float32'
-    use_bias: bool = True
-
-    @nn.compact
-    def __call__(self, image: Array) -> Array:
-        """Applies the layer."""
-        shape = (self.kernel_size,) * 3 + (image.shape[3], self.features)
-        kernel = self.param('kernel', nn.initializers.he_normal(), shape)
-        kind, products = PRECISIONS[self.precision]
-        image = convolve(image.astype(kind), kernel.astype(kind), self.method, products)
-        if not self.use_bias:
-            return image
-        bias = self.param('bias', nn.initializers.zeros, (self.features,))
-        return image + bias.astype(image.dtype)[None, None, None, :, None]
-
-
-class PattersonNet(nn.Module):
+class PattersonNet(DensityNetwork):
     """From Patterson maps as `simulation.examples.network_input` makes them to density maps.
 
-    Both are `(batch, grid, grid, grid)`, grid even; the output lies in [−1, 1]. Raises InputError if a size is none.
+    Both are `(batch, grid, grid, grid)`, grid even; the output lies in [−1, 1]. Raises InputError if a size is invalid.
 
     Attributes:
         features: channels of every hidden layer.
@@ -59,7 +30,7 @@ class PattersonNet(nn.Module):
         encoder_depth: hidden layers on the full grid before the pool.
         inner_depth: hidden layers on the half grid.
         decoder_depth: hidden layers on the full grid after the up-sampling, before the output layer.
-        convolution: method of `learning.convolution.convolve`.
+        convolution: method of `networks.convolution.convolve`.
         precision: 'float32', 'tf32' or 'bfloat16', of products in the layers; with the last, of what goes from layer to
             layer too. Weights stay in float32.
         batch_norm: which hidden layers are normalised over batch and voxels before their ReLU: 'none', as in the paper,
@@ -115,24 +86,10 @@ class PattersonNet(nn.Module):
         image = self._convolution(1, self.outer_kernel_size, 'output')(image)
         return jnp.tanh(jnp.moveaxis(image[:, :, :, 0], -1, 0).astype(jnp.float32))
 
+    def check_crop(self, crop: int) -> None:
+        """Raises InputError with batch normalisation."""
+        unnormalised = self.batch_norm == 'none'
+        require(unnormalised, 'train.crop', crop, '0 with model.batch_norm, whose moments are those of whole maps')
+
     def _convolution(self, features, kernel_size, name, use_bias=True):
         return Convolution(features, kernel_size, self.convolution, self.precision, use_bias, name=name)
-
-
-def max_pool(image: Array) -> Array:
-    """Maximum over blocks of 2³ of the first three axes, as pairs along each axis.
-
-    `nn.max_pool` has a gradient that GPUs refuse in deterministic mode; this form has not.
-    """
-    for axis in range(3):
-        even = jax.lax.slice_in_dim(image, 0, None, 2, axis)
-        odd = jax.lax.slice_in_dim(image, 1, None, 2, axis)
-        image = jnp.maximum(even, odd)
-    return image
-
-
-def upsample(image: Array) -> Array:
-    """Repeats every value of the first three axes 2³ times."""
-    for axis in range(3):
-        image = jnp.repeat(image, 2, axis=axis)
-    return image

@@ -18,6 +18,7 @@ With one stage the network is compact and plain: nothing is held against the amp
 """
 
 import math
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -26,11 +27,12 @@ import numpy as np
 from jax import Array
 
 from patterson_jax.errors import require
-from patterson_jax.learning.convolution import METHODS
-from patterson_jax.learning.network import PRECISIONS, Convolution
+from patterson_jax.networks.convolution import METHODS
+from patterson_jax.networks.density_network import ESTIMATES, DensityNetwork
+from patterson_jax.networks.layers import PRECISIONS, Convolution
 from patterson_jax.precision import exact_products
+from patterson_jax.simulation.problem import Problem
 
-ESTIMATES = 'estimates'  # the collection in which a network leaves those before its output, in training
 RESIDUAL_SCALE = 0.5  # of what a layer adds, so that the image does not grow with the stages
 OUTPUT_SCALE = 0.1  # so that a new network's estimates are near zero
 AMPLITUDE_MAP_SCALE = 3.0  # brings the map made from |F| to about the height of the square root of the Patterson map
@@ -38,11 +40,11 @@ DENSITY_SCALE = 0.56  # |F| of the input over |F| of the density, at the start: 
 SQRT_FLOOR = 1e-12  # keeps the gradient of the square root finite
 
 
-class UnrolledNet(nn.Module):
+class UnrolledNet(DensityNetwork):
     """From Patterson maps with their origin in the centre to density maps, both `(batch, grid, grid, grid)`.
 
     The output lies in [−1, 1] and equals its own inversion. In training the estimates before it are left in the
-    collection ESTIMATES, as maps of the same kind. Raises InputError if a size is none.
+    collection ESTIMATES, as maps of the same kind. Raises InputError if a size is invalid.
 
     Attributes:
         features: channels of the image that goes from stage to stage.
@@ -51,10 +53,12 @@ class UnrolledNet(nn.Module):
         layers: residual convolutions in a stage, beside the one that takes in what was kept and what was cut off.
         input_size: edge of the part of the maps that is seen, voxels; a multiple of 4.
         output_size: edge of the part of the output that is not zero, voxels; a multiple of 4, at most input_size.
-        convolution: method of `learning.convolution.convolve`.
+        convolution: method of `networks.convolution.convolve`.
         precision: 'float32', 'tf32' or 'bfloat16', of products in the layers; with the last, of what goes from layer to
             layer too. Transforms stay in float32.
     """
+
+    is_local: ClassVar[bool] = False  # its estimates are transformed
 
     features: int = 48
     kernel_size: int = 5
@@ -100,6 +104,21 @@ class UnrolledNet(nn.Module):
             if train and stage < self.stages - 1 and not self.is_initializing():
                 self.sow(ESTIMATES, 'maps', self._whole(estimate, grid))
         return self._whole(estimate, grid)
+
+    def check_problem(self, problem: Problem) -> None:
+        """Raises InputError unless the target is symmetric about the centre, and the atoms are where the output is."""
+        for field, needed in (('origin', 'centre'), ('target', 'both')):
+            value = getattr(problem, field)
+            require(value == needed, f'problem.{field}', value, f'{needed!r} with the unrolled network')
+        filled = problem.box_edge + 2 * problem.atom_radius
+        enough = self.output_size >= filled
+        require(enough, 'model.output_size', self.output_size, f'problem.box_edge and an atom, {filled:g}, or more')
+        grid, seen = problem.grid_size, self.input_size
+        require(seen <= grid, 'model.input_size', seen, f'at most problem.grid_size, {grid}')
+
+    def check_crop(self, crop: int) -> None:
+        """Raises InputError: there is nothing to crop."""
+        require(not crop, 'train.crop', crop, '0 with the unrolled network, which sees the middle alone by itself')
 
     def _layer(self, name):
         convolution = Convolution(self.features, self.kernel_size, self.convolution, self.precision, name=name)

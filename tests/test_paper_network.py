@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from patterson_jax.errors import InputError
-from patterson_jax.learning.convolution import convolve
-from patterson_jax.learning.network import Convolution, PattersonNet, max_pool, upsample
 from patterson_jax.learning.parallel import parallelize
+from patterson_jax.networks.convolution import convolve
+from patterson_jax.networks.layers import Convolution, max_pool, upsample
+from patterson_jax.networks.paper import PattersonNet
 
 SMALL = {'features': 3, 'encoder_depth': 1, 'inner_depth': 1}
 

@@ -1,0 +1,7 @@
+"""The networks that there are, by the name in `model.network`. A new one is a line here."""
+
+from patterson_jax.networks.density_network import DensityNetwork
+from patterson_jax.networks.paper import PattersonNet
+from patterson_jax.networks.unrolled import UnrolledNet
+
+NETWORKS: dict[str, type[DensityNetwork]] = {'paper': PattersonNet, 'unrolled': UnrolledNet}
