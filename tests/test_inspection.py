@@ -14,6 +14,7 @@ from patterson_jax.config import validate
 from patterson_jax.experiment import run
 from patterson_jax.figures import draw_example
 from patterson_jax.inspection import count_weights, describe_example, describe_network, layer_table, training_operations
+from patterson_jax.networks.density_network import DensityNetwork
 from patterson_jax.networks.layers import Convolution
 from patterson_jax.networks.paper import PattersonNet
 from patterson_jax.networks.unrolled import UnrolledNet
@@ -25,7 +26,7 @@ from patterson_jax.simulation.problem import Problem
 PROBLEM = Problem(grid_size=16, num_atoms=2, min_separation=2.4, box_edge=10.0)
 
 
-class Normalised(nn.Module):
+class Normalised(DensityNetwork):
     """A network with batch normalisation."""
 
     @nn.compact
@@ -85,7 +86,7 @@ def test_a_network_with_transforms_between_its_layers_sees_everything():
     assert told[5].split()[-1] == 'all' and told[-1].startswith('Receptive field: all that the network sees')
 
 
-class Global(nn.Module):
+class Global(DensityNetwork):
     """A network in which something of the whole map, not a transform, goes to every voxel between two layers."""
 
     of_the_whole: Callable
