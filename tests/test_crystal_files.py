@@ -119,6 +119,22 @@ def test_batch_numbers_and_direction_cosines_do_not_matter(tail):
     assert columns.format == FIXED
 
 
+def test_a_batch_number_is_no_sigma_where_that_is_blank():
+    lines = fixed(tail='   3')
+    lines[1] = lines[1][:20] + 8 * ' ' + lines[1][28:]
+    columns, _ = read_hkl(as_text(lines), 'a.hkl')
+    assert_records(columns, [RECORDS[0], (*RECORDS[1][:4], np.nan), *RECORDS[2:]])
+    assert columns.format == FIXED
+    columns, _ = read_hkl(as_text([line[:20] + 8 * ' ' + line[28:] for line in lines]), 'a.hkl')
+    assert np.all(np.isnan(columns.sigmas))
+    words = [' '.join([*map(str, record), '3']) for record in RECORDS]
+    words[1] = '0 -2 3 -1.25 3'
+    line = refusal(read_hkl, as_text(words), 'a.hkl')
+    assert line == ("a.hkl, line 2: '0 -2 3 -1.25 3' may end with σ or with a batch number; other lines have both")
+    columns, _ = read_hkl(as_text([words[0], '0 -2 3 -1.25 0.75', *words[2:]]), 'a.hkl')
+    assert_records(columns)
+
+
 def test_wider_columns_are_read_as_words_though_they_would_fit_the_fixed_ones():
     wide = [f'{h:4d}{k:4d}{l:4d}{value:12.2f}{sigma:12.2f}' for h, k, l, value, sigma in RECORDS]
     assert float(wide[2][12:20]) != RECORDS[2][3]  # which reading by columns would take
@@ -309,6 +325,9 @@ def test_the_matrix_of_hklf_is_applied_and_kept(tmp_path):
         (('HKLF 4', 'HKLF 6'), 'HKLF 6, of groups of twin components'),
         (('HKLF 4', 'HKLF 2'), 'HKLF 2, Laue data'),
         (('HKLF 4', 'HKLF four'), 'HKLF must be followed by numbers'),
+        (('HKLF 4', 'HKLF 1e999'), 'HKLF must be followed by numbers'),
+        (('HKLF 4', 'HKLF 4 0'), 'its factor must be positive'),
+        (('HKLF 4', 'HKLF 4 1 0 1 0 1'), 'its matrix must have nine numbers'),
         (('HKLF 4', 'HKLF 4 1 1 0 0 1 0 0 0 0 1'), 'its matrix makes all indices lie in a plane'),
         (('SFAC', 'NEUT\nSFAC'), 'NEUT, neutron data'),
         (('0.71073 5.0', '0.0251 5.0'), 'wavelength 0.0251 Å; it must be of X-rays'),

@@ -121,8 +121,9 @@ def _columns(records, name, notes):
     read_twice = [line for line in records if line.by_columns and line.by_words]
     differing = [line for line in read_twice if not _same(line.by_columns, line.by_words)]
     all_columns, all_words = all(line.by_columns for line in records), all(line.by_words for line in records)
-    if all_columns and differing and not all_words:
-        line = differing[0]
+    only_batches = all(_has_batch_for_sigma(line) for line in differing)
+    if all_columns and differing and not all_words and not only_batches:
+        line = next(line for line in differing if not _has_batch_for_sigma(line))
         raise InputError(
             f'{name}, line {line.number}: {shortened(line.text)!r} is {_shown(line.by_columns)} by columns and '
             f'{_shown(line.by_words)} by words, and the file has lines that can only be columns'
@@ -134,7 +135,9 @@ def _columns(records, name, notes):
             f'{name}, line {bad.number}: {shortened(bad.text)!r} does not read as {WORDS if by_words else FIXED}, '
             'as most of the file does'
         )
-    by_columns = all_columns and not differing
+    by_columns = all_columns and only_batches
+    if not by_columns:
+        _refuse_batches_for_sigmas(records, name)
     numbers = np.array([line.by_columns if by_columns else line.by_words for line in records], float)
     if any(_batch(line, by_columns).startswith('-') for line in records):
         raise InputError(f'{name}: negative batch numbers, as in HKLF 5, of twin components; it must be HKLF 4 or 3')
@@ -149,6 +152,25 @@ def _columns(records, name, notes):
         format=FIXED if by_columns else WORDS,
         notes=tuple(notes),
     )
+
+
+def _has_batch_for_sigma(line):
+    """Whether the field of σ is blank, so that the fifth word is the batch number of a line in fixed columns."""
+    return not line.text[20:28].strip() and re.fullmatch(r'[+-]?\d+', line.text[28:32].strip()) is not None
+
+
+def _refuse_batches_for_sigmas(records, name):
+    """Raises InputError for a line of words that ends with a whole number where others have σ with a decimal point."""
+    words = [line.text.split() for line in records]
+    longer = [each for each in words if len(each) > 5]
+    if not longer or len(longer) == len(words) or any(re.fullmatch(r'[+-]?\d+', each[4]) for each in longer):
+        return
+    for line, each in zip(records, words, strict=True):
+        if len(each) == 5 and re.fullmatch(r'[+-]?\d+', each[4]):
+            raise InputError(
+                f'{name}, line {line.number}: {shortened(line.text.strip())!r} may end with σ or with a batch number; '
+                'other lines have both'
+            )
 
 
 def _batch(line, by_columns):
@@ -269,18 +291,22 @@ def hklf_matrix(hklf: str, name: str) -> tuple[int, np.ndarray]:
     """What an HKLF instruction says: its number, 3 or 4, and the matrix `(3, 3)` that the indices are to be given.
 
     Raises:
-        InputError: another number, or a matrix that is none.
+        InputError: another number, a factor or a matrix that is none.
     """
     words = hklf.split()[1:]
     try:
         values = [float(word) for word in words]
         number = abs(int(values[0])) if values else 4
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise InputError(f'{name}: {shortened(hklf)!r}; HKLF must be followed by numbers') from error
     if number in UNREAD_HKLF:
         raise UnsolvableDataError(f'{name}: HKLF {number}, {UNREAD_HKLF[number]}; it must be HKLF 4 or 3')
     if number not in (3, 4):
         raise InputError(f'{name}: HKLF {number}, unknown; it must be HKLF 4 or 3')
+    if len(values) > 1 and not 0 < values[1] < math.inf:
+        raise InputError(f'{name}: {shortened(hklf)!r}; its factor must be positive')
+    if 2 < len(values) < 11:
+        raise InputError(f'{name}: {shortened(hklf)!r}; its matrix must have nine numbers')
     matrix = np.reshape(values[2:11], (3, 3)) if len(values) >= 11 else np.eye(3)
     if not (np.all(np.isfinite(matrix)) and abs(np.linalg.det(matrix)) > 1e-3):
         raise InputError(f'{name}: {shortened(hklf)!r}; its matrix makes all indices lie in a plane')
