@@ -4,7 +4,9 @@ Three lines tell what was taken for what, a table which symmetries the intensiti
 """
 
 import dataclasses
+import hashlib
 import json
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -121,31 +123,39 @@ def write_results(
 ) -> list[Path]:
     """Writes all files of a solution, of which there are fewer where nothing was found, and returns their paths.
 
-    The JSON is the first, because it tells that the others are results, which may be replaced.
+    All are made before any is put in its place. The JSON is the first, because it tells that the others are results,
+    which may be replaced as long as they are as they were written.
     """
-    name, data = crystal.path.stem, prepared.data
     files = _result_files(crystal.path, output)
     refuse_to_overwrite(crystal, output)
-    group = solution.space_group
-    for ending in ENDINGS[1:]:
-        if files[ending].exists() and not _same_file(files[ending], crystal.path):
-            files[ending].unlink()
+    with tempfile.TemporaryDirectory(prefix=f'.{crystal.path.stem}.', dir=output) as directory:
+        made = _result_files(crystal.path, Path(directory))
+        _make_results(crystal, prepared, solution, made)
+        made = {ending: file for ending, file in made.items() if file.exists()}
+        for ending in ENDINGS[1:]:
+            if files[ending].exists() and not _same_file(files[ending], crystal.path):
+                files[ending].unlink()
+        digests = {ending: _digest(file) for ending, file in made.items()}
+        write_json(files['.json'], {**_report(crystal, prepared, solution, seed), 'files': digests})
+        for ending, file in made.items():
+            if not _same_file(files[ending], crystal.path):
+                file.replace(files[ending])
+    return [files['.json'], *(files[ending] for ending in made)]
+
+
+def _make_results(crystal, prepared, solution, files):
+    """Writes what there is beside the JSON."""
+    name, data, group = crystal.path.stem, prepared.data, solution.space_group
     r_factor = '' if solution.r_factor is None else f', R1 {solution.r_factor:.3f}'
-    title = f'{name} in {group.hm if group else "an unknown group"}'
-    write_json(files['.json'], _report(crystal, prepared, solution, seed))
-    written = [files['.json']]
     if group is not None and solution.atoms:
         hklf, factor = _write_reflections(crystal, prepared.change, files['.hkl'])
-        write_crystal_res(files['.res'], data, solution, crystal.claims, title, hklf, factor)
+        write_crystal_res(files['.res'], data, solution, crystal.claims, f'{name} in {group.hm}', hklf, factor)
         write_crystal_cif(files['.cif'], data, solution, crystal.claims, name)
         hydrogen = ', hydrogen not looked for' if data.formula is None or 'H' in data.formula else ''
         heading = f'{name}: {solution.verdict}\n{group.hm}{r_factor}{hydrogen}'
         draw_structure(files['.png'], crystal_drawing(data.cell, group, solution.atoms), heading)
-        written += [files[ending] for ending in ('.res', '.hkl', '.cif', '.png')]
     if solution.density is not None:
         write_density(files['_density.ccp4'], solution.density, data.cell)
-        written.append(files['_density.ccp4'])
-    return written
 
 
 def _report(crystal, prepared, solution, seed):
@@ -178,39 +188,52 @@ def _write_reflections(crystal, change, path):
     if crystal.hkl_bytes is None:
         measured = crystal.measurements
         return 'HKLF 4', write_hkl(path, dataclasses.replace(measured, hkl=measured.hkl @ change.T))
-    if not _same_file(path, crystal.path):
-        write_whole(path, lambda part: part.write_bytes(crystal.hkl_bytes))
+    write_whole(path, lambda part: part.write_bytes(crystal.hkl_bytes))
     hklf = crystal.claims.hklf
     if np.array_equal(change, np.eye(3)):
         return hklf, 1.0
     number, matrix = hklf_matrix(hklf, str(crystal.path))
-    scale = [*hklf.split(), '1', '1'][2]
-    return f'HKLF {number} {scale} {" ".join(f"{value:g}" for value in (change @ matrix).ravel())}', 1.0
+    scale, rest = [*hklf.split(), '1', '1'][2], hklf.split()[12:]
+    turned = (f'{value:g}' for value in (change @ matrix).ravel())
+    return ' '.join(['HKLF', str(number), scale, *turned, *rest]), 1.0
 
 
 def refuse_to_overwrite(crystal: CrystalFile, output: Path) -> None:
-    """Raises InputError if a file stands where a result is to be, and is no earlier result.
+    """Raises InputError if a file stands where a result is to be, and is no earlier result, or was changed since.
 
-    The input may stand there only if it is the .hkl file that would be written, byte for byte.
+    So a .res that was refined in place is not lost. The input may stand there only if it is the .hkl file that would be
+    written, byte for byte.
     """
     files = _result_files(crystal.path, output)
+    digests = _earlier_digests(files['.json'])
     for ending, file in files.items():
         if _same_file(file, crystal.path):
             if ending != '.hkl' or crystal.hkl_bytes != crystal.path.read_bytes():
                 raise InputError(f'{file} is the input, which a result would overwrite; name another --output')
-        elif file.exists() and not _is_result(files['.json']):
+        elif file.exists() and digests is None:
             raise InputError(f'{file} exists and is no earlier result; name another --output')
+        elif file.exists() and ending != '.json' and _digest(file) != digests.get(ending):
+            raise InputError(
+                f'{file} is not as it was written, but refined or edited since; move it away or name another --output'
+            )
 
 
 def _result_files(source, output):
     return {ending: output / f'{source.stem}{ending}' for ending in ENDINGS}
 
 
-def _is_result(path):
+def _earlier_digests(path):
+    """What the other files of an earlier result were when they were written; None if this JSON file is of none."""
     try:
-        return {'input', 'verdict', 'space_group'} <= json.loads(path.read_text(encoding='utf-8')).keys()
-    except (OSError, ValueError, AttributeError):
-        return False
+        content = json.loads(path.read_text(encoding='utf-8'))
+        is_result = {'input', 'verdict', 'space_group'} <= content.keys()
+        return dict(content.get('files', {})) if is_result else None
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
+
+
+def _digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _same_file(first, second):

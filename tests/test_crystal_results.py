@@ -80,7 +80,7 @@ def crystal(make, **changes):
     hkl = np.array(list(itertools.product(range(4), repeat=3))[1:], np.int32)
     operations = gemmi.GroupOps([gemmi.Op(each) for each in group.symops])
     hkl = hkl[[not operations.is_systematically_absent(each.tolist()) for each in hkl]]
-    intensities = 6.25 * np.abs(calculated_structure_factors(hkl, cell, group, atoms)) ** 2
+    intensities = 6.25 * np.abs(calculated_structure_factors(hkl, cell, group, atoms, changes.get('wavelength'))) ** 2
     data = CrystalData(
         cell, hkl, intensities, np.ones(len(hkl)), '-1', np.stack([np.eye(3), -np.eye(3)]), 'P', **changes
     )
@@ -106,8 +106,9 @@ def write(tmp_path, make, claims=None, hklf='HKLF 4', **changes):
     return data, solution, path.read_text(encoding='ascii')
 
 
+@pytest.mark.parametrize('wavelength', [None, 1.54184])
 @pytest.mark.parametrize('make', STRUCTURES)
-def test_structure_factors_are_those_of_gemmi(make):
+def test_structure_factors_are_those_of_gemmi(make, wavelength):
     cell, group, atoms = make()
     hkl = np.array([[1, 1, 1], [2, 0, 0], [2, 2, 4], [-1, 3, 4], [0, 0, 4], [1, 1, 3]])
     small = gemmi.SmallStructure()
@@ -120,8 +121,11 @@ def test_structure_factors_are_those_of_gemmi(make):
     small.determine_and_set_spacegroup('S.H2')
     small.change_occupancies_to_crystallographic()
     calculator = gemmi.StructureFactorCalculatorX(small.cell)
+    if wavelength:
+        calculator.addends.add_cl_fprime(gemmi.hc / wavelength)
     expected = [calculator.calculate_sf_from_small_structure(small, each.tolist()) for each in hkl]
-    np.testing.assert_allclose(calculated_structure_factors(hkl, cell, group, atoms), expected, atol=2e-3)
+    calculated = calculated_structure_factors(hkl, cell, group, atoms, wavelength)
+    np.testing.assert_allclose(calculated, expected, atol=2e-3)
 
 
 @pytest.mark.parametrize('make', STRUCTURES)
@@ -187,6 +191,19 @@ def test_the_scale_counts_a_factor_of_hklf_and_of_the_file(tmp_path):
     fvar = read_res((tmp_path / 'a.res').read_text(encoding='ascii'))[0]['FVAR'][0][0]
     assert float(fvar) == pytest.approx(5, rel=1e-4)
     assert overall_scale(data, solution.space_group, solution.atoms) == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize('hklf', ['HKLF 3', 'HKLF 3 0.3 0 1 0 1 0 0 0 0 -1', 'HKLF 4 0.3', 'HKLF -4'])
+def test_the_scale_turns_what_is_calculated_into_what_shelxl_makes_of_the_file(tmp_path, hklf):
+    """SHELXL refines FVAR² Fc² against S F² of HKLF 4, and against (S F)² of HKLF 3."""
+    _, solution, text = write(tmp_path, copper_complex, hklf=hklf, wavelength=0.71073)
+    hkl = np.array([[1, 1, 1], [2, 0, 0], [0, 3, 1]])
+    calculated = np.abs(calculated_structure_factors(hkl, CELL, solution.space_group, solution.atoms, 0.71073)) ** 2
+    squares = 6.25 * calculated
+    words = [float(word) for word in hklf.split()[1:]]
+    factor = words[1] if len(words) > 1 else 1.0
+    read = (factor * np.sqrt(squares)) ** 2 if words[0] == 3 else factor * squares
+    np.testing.assert_allclose(float(read_res(text)[0]['FVAR'][0][0]) ** 2 * calculated, read, rtol=1e-4)
 
 
 def test_an_inversion_away_from_the_origin_is_refused(tmp_path):

@@ -91,6 +91,16 @@ def test_flags_lead_and_contradictions_are_noted(tmp_path):
     assert line == f"{path}: laue is '6/m'; it must be one that the lattice allows: -1, 2/m"
 
 
+def test_a_cell_that_is_given_has_not_the_uncertainties_of_another(tmp_path):
+    path = write_input(tmp_path, INS.replace('LATT', 'ZERR 4 .001 .002 .003 0 .04 0\nLATT'))
+    assert read_crystal(path).claims.cell_sigmas == (0.001, 0.002, 0.003, 0, 0.04, 0)
+    crystal, prepared = read_and_prepare(path, settings(cell='5.1 6.2 7.3 90 99.5 90'))
+    assert (crystal.claims.cell_sigmas, crystal.claims.formula_units) == (None, 4)
+    write_results(crystal, prepared, SOLUTION, tmp_path, 0)
+    words = (tmp_path / 'a.res').read_text(encoding='ascii').splitlines()[2].split()
+    assert (words[:2], set(map(float, words[2:]))) == (['ZERR', '4.00'], {0.0})
+
+
 def test_all_files_of_a_solution_are_written_and_the_reflections_byte_for_byte(tmp_path):
     path = write_input(tmp_path / 'in')
     crystal, prepared = read_and_prepare(path, settings())
@@ -117,9 +127,49 @@ def test_an_earlier_result_is_replaced_and_nothing_else(tmp_path):
     nothing = dataclasses.replace(SOLUTION, verdict='not solved', space_group=None, atoms=(), density=None)
     assert [each.name for each in write_results(crystal, prepared, nothing, output, 0)] == ['a.json']
     assert [each.name for each in output.iterdir()] == ['a.json']
+    assert json.loads((output / 'a.json').read_text(encoding='utf-8'))['files'] == {}
     (output / 'a.json').write_text('{}', encoding='utf-8')
     line = refusal(write_results, crystal, prepared, SOLUTION, output, 0)
     assert line == f'{output / "a.json"} exists and is no earlier result; name another --output'
+
+
+@pytest.mark.parametrize('ending', ['.res', '.cif', '.hkl'])
+def test_a_result_that_was_refined_or_edited_is_left_alone(tmp_path, ending):
+    crystal, prepared = read_and_prepare(write_input(tmp_path / 'in'), settings())
+    output = tmp_path / 'out'
+    output.mkdir()
+    write_results(crystal, prepared, SOLUTION, output, 0)
+    file = output / f'a{ending}'
+    file.write_text(file.read_text(encoding='utf-8').replace('1', '2'), encoding='utf-8')
+    before = {each: each.read_bytes() for each in output.iterdir()}
+    message = f'{file} is not as it was written, but refined or edited since; move it away or name another --output'
+    assert refusal(write_results, crystal, prepared, SOLUTION, output, 0) == message
+    assert refusal(solve_crystal_file, settings(), 0, output, crystal.path) == message
+    assert {each: each.read_bytes() for each in output.iterdir()} == before
+    file.rename(output / 'kept')
+    write_results(crystal, prepared, SOLUTION, output, 0)
+    assert file.exists()
+
+
+def test_a_refined_result_beside_its_input_is_left_alone(tmp_path):
+    path = write_input(tmp_path)
+    write_results(*read_and_prepare(path, settings()), SOLUTION, tmp_path, 0)
+    (tmp_path / 'a.res').write_text('TITL refined', encoding='ascii')
+    line = refusal(write_results, *read_and_prepare(path, settings()), SOLUTION, tmp_path, 0)
+    assert line.startswith(f'{tmp_path / "a.res"} is not as it was written')
+    assert (tmp_path / 'a.res').read_text(encoding='ascii') == 'TITL refined'
+
+
+def test_nothing_is_replaced_if_a_result_cannot_be_made(tmp_path):
+    crystal, prepared = read_and_prepare(write_input(tmp_path / 'in'), settings())
+    output = tmp_path / 'out'
+    output.mkdir()
+    write_results(crystal, prepared, SOLUTION, output, 0)
+    before = {each: each.read_bytes() for each in output.iterdir()}
+    operations = tuple(each.triplet() for each in gemmi.SpaceGroup('P n n n:1').operations())
+    odd = dataclasses.replace(SOLUTION, space_group=SpaceGroup(48, 'P n n n:1', operations, True))
+    assert 'SHELX has no LATT' in refusal(write_results, crystal, prepared, odd, output, 1)
+    assert {each: each.read_bytes() for each in output.iterdir()} == before
 
 
 def test_results_may_stand_beside_their_input_which_is_left_alone(tmp_path):

@@ -82,11 +82,13 @@ class Claims:
         return gemmi.GroupOps([gemmi.Op(each) for each in self.symops]).find_centering() if self.symops else None
 
     def completed_by(self, other: 'Claims') -> 'Claims':
-        """These claims, and where they say nothing, those of another file."""
+        """These claims, and where they say nothing, those of another file. A cell keeps its own σ's."""
         missing = {
             field.name: getattr(other, field.name)
             for field in dataclasses.fields(self)
-            if not getattr(self, field.name) and field.name != 'notes'
+            if not getattr(self, field.name)
+            and field.name != 'notes'
+            and not (field.name == 'cell_sigmas' and self.cell)
         }
         return dataclasses.replace(self, **missing, notes=tuple(dict.fromkeys(self.notes + other.notes)))
 

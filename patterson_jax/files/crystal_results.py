@@ -10,11 +10,12 @@ from gemmi import cif
 
 from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.crystal.reflections import Measurements
+from patterson_jax.crystal.scatterers import form_factors
 from patterson_jax.crystal.structure import CrystalData, CrystalSolution, Site, SpaceGroup
 from patterson_jax.errors import InputError
 from patterson_jax.files.claims import Claims
 from patterson_jax.files.common import write_whole
-from patterson_jax.files.shelx import LATTICES
+from patterson_jax.files.shelx import LATTICES, hklf_matrix
 
 MO_K_ALPHA = 0.71073  # Å, where a crystal's wavelength is not known
 LONGEST_LINE = 79  # characters that SHELX reads
@@ -69,7 +70,7 @@ def write_crystal_res(
         'FMAP 2',
         'PLAN 20',
         'WGHT 0.1',
-        f'FVAR {np.sqrt(factor * _hklf_scale(hklf)) * overall_scale(data, group, atoms):.5f}',
+        f'FVAR {np.sqrt(factor) * _hklf_scale(hklf) * overall_scale(data, group, atoms):.5f}',
     ]
     for name, atom in zip(atom_names(atoms), atoms, strict=True):
         x, y, z = atom.fract
@@ -179,31 +180,34 @@ def _tails(length):
 
 
 def _hklf_scale(hklf):
-    """What an HKLF instruction multiplies all F² by."""
-    words = hklf.split()
-    return float(words[2]) if len(words) > 2 else 1.0
+    """What an HKLF instruction multiplies all F by: its factor S is of F for HKLF 3, and of F² for HKLF 4."""
+    number, _ = hklf_matrix(hklf, 'HKLF')
+    scale = float([*hklf.split(), '1', '1'][2])
+    return scale if number == 3 else float(np.sqrt(scale))
 
 
 def overall_scale(data: CrystalData, group: SpaceGroup, atoms: tuple[Site, ...]) -> float:
     """The factor between calculated amplitudes, in electrons, and measured ones: SHELXL's first free variable."""
     chosen = slice(None, None, len(data.hkl) // ENOUGH_FOR_SCALE + 1)
     measured = np.sqrt(np.maximum(data.intensities[chosen], 0))
-    calculated = np.abs(calculated_structure_factors(data.hkl[chosen], data.cell, group, atoms))
+    calculated = np.abs(calculated_structure_factors(data.hkl[chosen], data.cell, group, atoms, data.wavelength))
     return float(max(np.sum(measured * calculated) / max(np.sum(calculated**2), 1e-30), 1e-6))
 
 
 def calculated_structure_factors(
-    hkl: np.ndarray, cell: UnitCell, group: SpaceGroup, atoms: tuple[Site, ...]
+    hkl: np.ndarray, cell: UnitCell, group: SpaceGroup, atoms: tuple[Site, ...], wavelength: float | None = None
 ) -> np.ndarray:
-    """F(h) `(n,)` of isotropic atoms with the form factors of International Tables C, in electrons of the cell."""
+    """F(h) `(n,)` of isotropic atoms in electrons of the cell, with form factors as they are refined with."""
     operations = [gemmi.Op(each) for each in group.symops]
     rotations = np.array([each.rot for each in operations]) / gemmi.Op.DEN
     shifts = np.array([each.tran for each in operations]) / gemmi.Op.DEN
-    quarter = cell.inverse_spacings(hkl) ** 2 / 4
+    spacings = cell.inverse_spacings(hkl)
+    quarter = spacings**2 / 4
+    elements = sorted({atom.element for atom in atoms})
+    factors = dict(zip(elements, form_factors(elements, spacings, wavelength), strict=True)) if elements else {}
     total = np.zeros(len(hkl), complex)
     for atom in atoms:
-        tables = gemmi.Element(atom.element).it92
-        factor = np.exp(-np.outer(quarter, tables.b)) @ np.array(tables.a) + tables.c
+        factor = factors[atom.element]
         images = rotations @ np.array(atom.fract) + shifts
         part = atom.occupancy * atom.multiplicity / len(operations)
         falloff = np.exp(-8 * np.pi**2 * atom.u_iso * quarter)
