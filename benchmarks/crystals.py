@@ -113,7 +113,7 @@ def known_structure_factors(known: Known, hkl: np.ndarray) -> np.ndarray:
         u_iso = float(np.mean(tensor[:3]))
         coefficients = gemmi.Element(atom['el']).it92
         scattering = np.array([coefficients.calculate_sf(each) for each in squared / 4])
-        waves = np.exp(2j * np.pi * hkl @ images.T) @ occupancies
+        waves = np.exp(2j * np.pi * (hkl @ images.T)) @ occupancies
         total += scattering * np.exp(-2 * np.pi**2 * max(u_iso, 0.005) * squared) * waves
     return total
 

@@ -8,7 +8,8 @@ import pytest
 from invented import invent
 
 from patterson_jax.errors import InputError
-from patterson_jax.solving.crystal_solver import solve_crystal
+from patterson_jax.solving.crystal_solver import Cluster, best_answer, solve_crystal
+from patterson_jax.solving.crystal_structure import Interpretation
 
 CRYSTAL = ('P 1 21/c 1', (7.5, 7.7, 6.9, 90, 104, 90), 5)
 
@@ -45,6 +46,22 @@ def test_intensities_without_a_structure_are_not_called_solved():
     assert solution.verdict != 'solved'
     assert solution.reasons
     assert solution.starts == 1
+
+
+def test_a_map_found_once_must_explain_the_data_clearly_better_than_one_found_often():
+    def answer(maps, verdict, r_factor):
+        cluster = Cluster([None] * maps, 1)
+        return cluster, None, Interpretation((), r_factor, verdict, (), np.zeros((1, 1, 1)))
+
+    often, once, better = (
+        answer(*each) for each in ((5, 'uncertain', 0.151), (1, 'uncertain', 0.149), (1, 'uncertain', 0.1))
+    )
+    assert best_answer([once, often]) is often
+    assert best_answer([often, better]) is better
+    assert best_answer([often, better, answer(1, 'solved', 0.16)])[2].verdict == 'solved'
+    assert best_answer([answer(9, 'not solved', None), answer(1, 'not solved', 0.5)])[2].r_factor == 0.5
+    nothing = answer(1, 'not solved', None)
+    assert best_answer([nothing]) is nothing
 
 
 @pytest.mark.parametrize(('name', 'value'), [('max_starts', 0), ('max_seconds', -1)])

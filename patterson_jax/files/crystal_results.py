@@ -211,7 +211,7 @@ def calculated_structure_factors(
         images = rotations @ np.array(atom.fract) + shifts
         part = atom.occupancy * atom.multiplicity / len(operations)
         falloff = np.exp(-8 * np.pi**2 * atom.u_iso * quarter)
-        total += part * factor * falloff * np.exp(2j * np.pi * hkl @ images.T).sum(axis=1)
+        total += part * factor * falloff * np.exp(2j * np.pi * (hkl @ images.T)).sum(axis=1)
     return total
 
 

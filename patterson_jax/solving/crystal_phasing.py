@@ -325,7 +325,7 @@ def _phased(crystal, factors):
 def _averaged(crystal, own, frame):
     """Structure factors averaged over a group in its frame, and the factors that have led there."""
     hkl = crystal.expanded.in_given_cell(crystal.expanded.hkl)
-    shift = np.exp(-2j * np.pi * hkl @ frame.origin)
+    shift = np.exp(-2j * np.pi * (hkl @ frame.origin))
     return averaged(hkl, own * shift, frame.rotations, frame.translations), shift
 
 

@@ -87,7 +87,7 @@ def solve_crystal(
     crystal = prepare_crystal(data)
     clusters: list[Cluster] = []
     others: list[PhasedMap] = []
-    ended = 0
+    ended, settled = 0, []
     for reached in phase(crystal, jax.random.key(seed), max_starts):
         ended += 1
         if reached.promising:
@@ -100,10 +100,12 @@ def solve_crystal(
                 _interpret(crystal, cluster, ended)
         progress(ended, _note(clusters))
         spent = max_seconds and time.perf_counter() - began >= max_seconds
-        settled = any(len(cluster.maps) >= max(SETTLED, ended / 2) and cluster.answers for cluster in clusters)
+        settled = [cluster for cluster in clusters if len(cluster.maps) >= max(SETTLED, ended / 2) and cluster.answers]
         if spent or settled or any(answer.verdict == 'solved' for cluster in clusters for _, answer in cluster.answers):
             break
-    for cluster in [cluster for cluster in clusters if not cluster.answers][:MOST_INTERPRETED]:
+    enough = max((cluster.best.jump for cluster in settled), default=-np.inf)  # for a map that was found once
+    waiting = [cluster for cluster in clusters if not cluster.answers and cluster.best.jump > enough]
+    for cluster in waiting[:MOST_INTERPRETED]:
         _interpret(crystal, cluster, ended)
     if not clusters:
         for reached in sorted(others, key=lambda each: each.rank, reverse=True)[:MOST_INTERPRETED]:
@@ -180,20 +182,30 @@ def structure_factors(crystal: Crystal, reached: PhasedMap, frame: Frame) -> tup
 
 def _answer(crystal, clusters, ended, seconds):
     resolution = 1 / float(np.max(crystal.data.cell.inverse_spacings(crystal.data.hkl)))
-    answers = [answer for cluster in clusters for answer in cluster.answers]
+    answers = [(cluster, *answer) for cluster in clusters for answer in cluster.answers]
     if not answers:
         reasons = ('no start ended within the time',)
         return CrystalSolution('not solved', reasons, None, (), None, resolution, ended, seconds)
-    group, best = min(answers, key=_order)
+    _, group, best = best_answer(answers)
     return CrystalSolution(
         best.verdict, best.reasons, group, best.atoms, best.r_factor, resolution, ended, seconds, best.density
     )
 
 
-def _order(answer):
-    _, interpretation = answer
-    r_factor = interpretation.r_factor
-    return VERDICTS.index(interpretation.verdict), np.inf if r_factor is None else r_factor
+def best_answer(
+    answers: list[tuple[Cluster, SpaceGroup, Interpretation]],
+) -> tuple[Cluster, SpaceGroup, Interpretation]:
+    """The answer with the best verdict; of those that no other explains the data clearly better than, that to which
+    most starts came: a map that was found once, without its symmetry, has more parameters and so a lower R1."""
+    verdict = min(VERDICTS.index(answer.verdict) for _, _, answer in answers)
+    answers = [each for each in answers if VERDICTS.index(each[2].verdict) == verdict]
+    least = min(_r_factor(answer) for _, _, answer in answers)
+    good = [each for each in answers if not _r_factor(each[2]) > least / CLEARLY_BETTER]
+    return min(good, key=lambda each: (-len(each[0].maps), _r_factor(each[2])))
+
+
+def _r_factor(answer):
+    return np.inf if answer.r_factor is None else answer.r_factor
 
 
 def _note(clusters):

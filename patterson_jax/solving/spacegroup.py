@@ -149,7 +149,7 @@ def find_operations(phased: PhasedReflections, rotations: np.ndarray) -> list[Op
         products = factors * np.conj(phased.at(hkl @ rotation))
         peaks = _peaks(_real_transform(hkl, products, shape))
         translations = np.array([_climb(hkl, products, peak) for peak in peaks])
-        agreements = (np.exp(-2j * np.pi * translations @ hkl.T) @ products).real / phased.total
+        agreements = (np.exp(-2j * np.pi * (translations @ hkl.T)) @ products).real / phased.total
         order = np.argsort(-agreements)
         operations.append(Operation(rotation, translations[order], agreements[order]))
     identity = Operation(np.eye(3, dtype=int), np.zeros((1, 3)), np.ones(1))
@@ -319,7 +319,7 @@ def _place(phased, rotations, translations, cell, basis):
     given_hkl = np.rint(phased.hkl @ np.linalg.inv(basis)).astype(int)
     given_phased = PhasedReflections(given_hkl, phased.factors)
     origin = _best_origin(given_phased, matrices, shifts, origin + moved)
-    centred = given_phased.factors * np.exp(-2j * np.pi * given_hkl @ origin)
+    centred = given_phased.factors * np.exp(-2j * np.pi * (given_hkl @ origin))
     agreements = _agreements(PhasedReflections(given_hkl, centred), matrices, shifts)
     return Frame(found.number, hm, matrices, shifts, origin, agreements)
 
@@ -335,7 +335,7 @@ def averaged(hkl: np.ndarray, factors: np.ndarray, rotations: np.ndarray, transl
     """
     phased = PhasedReflections(hkl, factors)
     images = [
-        phased.at(hkl @ rotation) * np.exp(2j * np.pi * hkl @ translation)
+        phased.at(hkl @ rotation) * np.exp(2j * np.pi * (hkl @ translation))
         for rotation, translation in zip(rotations, translations, strict=True)
     ]
     return np.mean(images, axis=0)
@@ -416,10 +416,13 @@ def _climb(vectors, products, place):
 
     Directions without curvature, such as those of a polar axis, are left alone.
     """
+    vectors = vectors.astype(float)  # else every product below is one of integers or complex numbers, many times slower
     for _ in range(NEWTON_STEPS):
-        terms = products * np.exp(-2j * np.pi * vectors @ place)
-        gradient = terms.imag @ vectors
-        curvature = (vectors * terms.real[:, None]).T @ vectors
+        angles = 2 * np.pi * (vectors @ place)
+        cosines, sines = np.cos(angles), np.sin(angles)
+        real = products.real * cosines + products.imag * sines
+        gradient = (products.imag * cosines - products.real * sines) @ vectors
+        curvature = (vectors * real[:, None]).T @ vectors
         values, directions = np.linalg.eigh(curvature)
         clear = values > FLAT * values.max()
         along = directions[:, clear]
@@ -493,7 +496,7 @@ def _best_origin(phased, rotations, translations, origin):
     hkl, factors = phased.hkl, phased.factors
     vectors = np.concatenate([hkl - hkl @ rotation for rotation in rotations])
     images = [
-        phased.at(hkl @ rotation) * np.exp(2j * np.pi * hkl @ translation)
+        phased.at(hkl @ rotation) * np.exp(2j * np.pi * (hkl @ translation))
         for rotation, translation in zip(rotations, translations, strict=True)
     ]
     products = np.concatenate(factors * np.conj(images))
@@ -505,6 +508,6 @@ def _agreements(phased, rotations, translations):
     hkl, factors = phased.hkl, phased.factors
     values = []
     for rotation, translation in zip(rotations, translations, strict=True):
-        images = phased.at(hkl @ rotation) * np.exp(2j * np.pi * hkl @ translation)
+        images = phased.at(hkl @ rotation) * np.exp(2j * np.pi * (hkl @ translation))
         values.append(float(np.sum((factors * np.conj(images)).real) / phased.total))
     return np.array(values)
