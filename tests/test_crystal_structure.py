@@ -82,6 +82,19 @@ def test_a_metal_stays_on_its_inversion_centre(complex_on_a_centre):
     assert metal.confidence > 0.9
 
 
+def test_elements_that_cannot_explain_the_densities_are_doubted(organic):
+    kept = [index for index, element in enumerate(organic.elements) if element != 'H']
+    positions, elements = organic.positions[kept], tuple(organic.elements[index] for index in kept)
+    heavier = {'C': 'Si', 'N': 'P', 'O': 'S', 'F': 'Cl'}
+    wrong = tuple(heavier.get(element, element) for element in elements)
+    for given, doubted in ((elements, False), (wrong, True)):
+        data = dataclasses.replace(organic.data, formula={each: 4.0 * given.count(each) for each in set(given)})
+        result = judge_atoms(data, organic.space_group, positions, given, Evidence(agreeing=2))
+        assert ('but the elements are doubtful' in result.reasons[-1]) == doubted, result.reasons
+        confidences = [atom.confidence for atom in result.atoms]
+        assert (max(confidences) < 0.1) if doubted else (np.median(confidences) > 0.8)
+
+
 def test_a_group_with_too_few_operations_is_noticed(complex_on_a_centre):
     crystal = complex_on_a_centre
     group = SpaceGroup(1, 'P 1', ('x,y,z',), certain=True)
