@@ -5,7 +5,9 @@
 
 A folder holds `norm.json` (`name`, `cell`, `wavelength`, `symops`, `spacegroup` and the known `atoms`, each with
 `el`, `xyz` and `occ`; without atoms only the group is compared) and `merged.hkl` (h k l F² σ, blanks between), of the
-Laue class of the operators. The truth enters only when the answer is scored:
+Laue class of the operators. Without that, or with `--raw`, the reflections are those of the first file in the folder
+that has some, in the order of the endings .hkl, .cif, .fcf and others. The Laue class of the operators is claimed, as
+by an .ins; else the truth enters only when the answer is scored:
 
 - map: the F²-weighted mean cosine of the errors of the phases of the answer's density, for the origin and hand for
   which it is best; phases at random give 0.1 to 0.3.
@@ -35,10 +37,12 @@ from patterson_jax.crystal.reflections import Measurements
 from patterson_jax.crystal.structure import CrystalData, CrystalSolution
 from patterson_jax.errors import InputError, exit_on_errors
 from patterson_jax.files.common import write_json
+from patterson_jax.files.crystals import read_crystal
 from patterson_jax.solving.crystal_solver import MAX_STARTS, solve_crystal
 from patterson_jax.solving.spacegroup import enantiomorph, fine_shape
 
 RIGHT_MAP, RIGHT_SITES, MOST_EXTRA = 0.8, 0.9, 0.1
+FIRST_ENDINGS = ('.hkl', '.cif', '.fcf')  # of published files that are tried before others
 NEAR = 0.5  # Å
 SAME_SITE = 0.1  # Å, of images of a known atom
 FULL = 0.5  # occupancy from which a known atom must be found
@@ -69,35 +73,55 @@ class Known:
         return self.content['atoms']
 
 
-def read_folder(folder: Path, resolution: float = 0.0) -> Known:
+def read_folder(folder: Path, resolution: float = 0.0, raw: bool = False) -> Known:
     """Reads a folder. Raises InputError.
 
     Args:
-        folder: with `norm.json` and `merged.hkl`.
+        folder: with `norm.json` and `merged.hkl` or files as they were published.
         resolution: Å; finer reflections are left out.
+        raw: whether the published files are read though there is a `merged.hkl`.
     """
+    merged = folder / 'merged.hkl'
     try:
         content = json.loads((folder / 'norm.json').read_text(encoding='utf-8'))
-        rows = [line.split()[:5] for line in (folder / 'merged.hkl').read_text(encoding='utf-8').splitlines()]
-        values = np.array([row for row in rows if len(row) == 5], float)
         cell = UnitCell(*content['cell'])
+        measured = _published(folder, content) if raw or not merged.is_file() else _merged(merged)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f'{folder}: no folder of a crystal: {error}') from error
-    values = values[np.any(values[:, :3] != 0, axis=1)]
-    hkl = np.rint(values[:, :3]).astype(np.int32)
-    kept = cell.inverse_spacings(hkl) * resolution <= 1
+    kept = cell.inverse_spacings(measured.hkl) * resolution <= 1
     contents: dict[str, float] = {}
     for atom in content['atoms']:
         contents[atom['el']] = contents.get(atom['el'], 0) + float(_occupied(content, cell, atom)[1].sum())
     rotations = np.array([gemmi.Op(each).rot for each in content['symops']]) // gemmi.Op.DEN
     prepared = prepare(
-        Measurements(hkl[kept], values[kept, 3], values[kept, 4]),
+        Measurements(measured.hkl[kept], measured.intensities[kept], measured.sigmas[kept]),
         cell,
         wavelength=content.get('wavelength'),
         formula=contents or None,
         claimed=rotations,
     )
     return Known(prepared.data, content)
+
+
+def _merged(path):
+    """The reflections of a `merged.hkl`."""
+    rows = [line.split()[:5] for line in path.read_text(encoding='utf-8').splitlines()]
+    values = np.array([row for row in rows if len(row) == 5], float)
+    values = values[np.any(values[:, :3] != 0, axis=1)]
+    return Measurements(np.rint(values[:, :3]).astype(np.int32), values[:, 3], values[:, 4])
+
+
+def _published(folder, content):
+    """The reflections of the first file that has some. Raises InputError."""
+    files = [each for each in folder.iterdir() if each.is_file() and each.name not in ('merged.hkl', 'norm.json')]
+    order = {ending: number for number, ending in enumerate(FIRST_ENDINGS)}
+    cell, refusals = ' '.join(map(str, content['cell'])), []
+    for file in sorted(files, key=lambda each: (order.get(each.suffix.lower(), len(order)), each.name)):
+        try:
+            return read_crystal(file, cell=cell, wavelength=content.get('wavelength')).measurements
+        except InputError as error:
+            refusals.append(str(error))
+    raise InputError(f'{folder}: no merged.hkl and no other reflections: {"; ".join(refusals) or "no other files"}')
 
 
 def known_structure_factors(known: Known, hkl: np.ndarray) -> np.ndarray:
@@ -220,7 +244,7 @@ def _distances(cell, first, second):
 
 def measure(folder: Path, options: argparse.Namespace) -> dict:
     """Solves and scores one crystal; the entry of the JSON file."""
-    known = read_folder(folder, options.resolution)
+    known = read_folder(folder, options.resolution, options.raw)
     began = time.perf_counter()
     solution = solve_crystal(known.data, seed=options.seed, max_starts=options.starts, max_seconds=options.seconds)
     wall = time.perf_counter() - began
@@ -278,6 +302,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog='python -m benchmarks.crystals', description=__doc__.partition('\n')[0])
     parser.add_argument('folders', type=Path, nargs='+', help='one a crystal')
     parser.add_argument('--resolution', type=float, default=0.0, help='Å; finer reflections are left out')
+    parser.add_argument('--raw', action='store_true', help='read the published files, not merged.hkl')
     parser.add_argument('--seed', type=int, default=0, help='of the starts')
     parser.add_argument('--starts', type=int, default=MAX_STARTS, help='for a crystal, at most')
     parser.add_argument('--seconds', type=float, default=0.0, help='for a crystal, at most; 0: no limit')
@@ -295,8 +320,18 @@ def run(options: argparse.Namespace, output: Path) -> list[dict]:
             print(f'error: {error}', file=sys.stderr)
             continue
         print(table(results[-1:]).splitlines()[2], file=sys.stderr, flush=True)
-        write_json(output, {'device': jax.devices()[0].device_kind, 'seed': options.seed, 'crystals': results})
+        write_json(output, {**_conditions(options), 'crystals': results})
     return results
+
+
+def _conditions(options):
+    data = 'as published' if options.raw else 'merged, or as published where there is no merged.hkl'
+    return {
+        'device': jax.devices()[0].device_kind,
+        'seed': options.seed,
+        'resolution': options.resolution,
+        'data': data,
+    }
 
 
 def main() -> None:

@@ -68,6 +68,21 @@ def test_the_folder_is_read_as_it_was_written(folder):
     assert len(crystals.read_folder(folder, 1.5).data.hkl) < len(known.data.hkl)
 
 
+def test_published_files_are_read_where_there_is_no_merged_one(folder, tmp_path):
+    known = crystals.read_folder(folder)
+    (tmp_path / 'norm.json').write_bytes((folder / 'norm.json').read_bytes())
+    (tmp_path / 'notes.cif').write_text('data_a\n_cell_length_a 1\n', encoding='utf-8')
+    with pytest.raises(InputError, match=r'no merged.hkl and no other reflections: .*notes.cif: no reflections'):
+        crystals.read_folder(tmp_path)
+    (tmp_path / 'a.ref').write_bytes((folder / 'merged.hkl').read_bytes())
+    published = crystals.read_folder(tmp_path)
+    np.testing.assert_array_equal(published.data.hkl, known.data.hkl)
+    np.testing.assert_allclose(published.data.intensities, known.data.intensities)
+    (tmp_path / 'merged.hkl').write_text('1 0 0 5 1\n0 1 0 4 1\n0 0 2 4 1\n', encoding='utf-8')
+    assert len(crystals.read_folder(tmp_path).data.hkl) == 3
+    assert len(crystals.read_folder(tmp_path, raw=True).data.hkl) == len(known.data.hkl)
+
+
 @pytest.mark.parametrize(('hand', 'shift'), [(1, (0.5, 0.0, 0.5)), (-1, (0.0, 0.5, 0.0))])
 def test_a_right_answer_is_right_in_any_frame(folder, hand, shift):
     known = crystals.read_folder(folder)
