@@ -119,6 +119,12 @@ def test_batch_numbers_and_direction_cosines_do_not_matter(tail):
     assert columns.format == FIXED
 
 
+def test_a_file_of_another_name_that_may_have_the_cell_is_named_and_not_taken(tmp_path):
+    (tmp_path / 'other.ins').write_text(INS, encoding='utf-8')
+    line = refusal(crystal, tmp_path, as_text(fixed()), None)
+    assert line.endswith('none in a CIF; other.ins is not read, having another name; --config.crystal.cell gives it')
+
+
 def test_a_batch_number_is_no_sigma_where_that_is_blank():
     lines = fixed(tail='   3')
     lines[1] = lines[1][:20] + 8 * ' ' + lines[1][28:]

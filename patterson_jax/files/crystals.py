@@ -153,6 +153,13 @@ def _beside(path, endings):
     return [others[name] for ending in endings if (name := path.stem.lower() + ending) in others]
 
 
+def _other_claims(path):
+    """The first file beside it that says something of a crystal, but is of another name; '' if there is none."""
+    endings = (*INSTRUCTIONS, *MODELS)
+    others = (each.name for each in sorted(path.parent.iterdir()) if each.suffix.lower() in endings and each != path)
+    return next(others, '')
+
+
 def _claims_beside(path):
     """What the files beside it say of the crystal whose reflections a file has."""
     claims = Claims()
@@ -181,8 +188,11 @@ def _check_contents(claims, cell, given):
 def _checked_cell(claims, path):
     """The cell. Raises InputError if there is none, or if the data cannot be solved whatever the reflections are."""
     if claims.cell is None:
+        others = _other_claims(path)
+        hint = f'; {others} is not read, having another name' if others else ''
         raise InputError(
-            f'{path}: no cell: no CELL in an .ins or .res of its name, none in a CIF; --config.crystal.cell gives it'
+            f'{path}: no cell: no CELL in an .ins or .res of its name, none in a CIF{hint}; '
+            '--config.crystal.cell gives it'
         )
     parse_cell(' '.join(f'{number:.10g}' for number in claims.cell.parameters), f'{claims.cell_source}: cell')
     if any(probe in claims.probe for probe in ('neutron', 'electron')):
