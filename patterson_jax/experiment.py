@@ -30,7 +30,7 @@ from patterson_jax.solving.map_solver import solve_map
 from patterson_jax.weights import load_weights, network_with
 
 MODES = ('train', 'evaluate', 'simulate', 'solve', 'inspect', 'publish')
-REFLECTION_ENDINGS = ('.hkl', '.ins', '.res', '.cif', '.fcf')
+REFLECTION_ENDINGS = ('.hkl', '.ins', '.res', '.cif', '.fcf', '.mtz')
 
 
 def run(

@@ -1,9 +1,13 @@
 """Crystals from files: every habit of .hkl, .ins and CIF files that was met, as a small made-up file."""
 
-from random import Random
+import os
+from datetime import timedelta
 
+import gemmi
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from patterson_jax.crystal.preparation import prepare
 from patterson_jax.errors import InputError
@@ -453,7 +457,7 @@ def test_an_hkl_file_in_columns_that_shelxl_reads_otherwise_is_written_anew(tmp_
     assert (read.format, read.hkl_bytes, read.records) == (FIXED, None, len(RECORDS))
 
 
-OTHER_FILES = [(b'\x1f\x8b\x08abc', 'gzip'), (b'MTZ \0\0\0\1', 'not a text file'), (b'\xff\xfe1\0 \0', 'not a text')]
+OTHER_FILES = [(b'\x1f\x8b\x08abc', 'gzip'), (b'MTZ \0\0\0\1', 'not an MTZ file'), (b'\xff\xfe1\0 \0', 'not a text')]
 
 
 @pytest.mark.parametrize(('content', 'message'), OTHER_FILES)
@@ -613,6 +617,50 @@ def test_an_hkl_file_takes_its_cell_from_a_cif_beside_it(tmp_path):
     assert (claims.cell.a, len(claims.symops)) == (5, 4)
 
 
+# MTZ.
+
+
+def mtz(path, *columns):
+    """A file of (label, type, values) with the indices of the first records."""
+    made = gemmi.Mtz(with_base=True)
+    made.spacegroup = gemmi.SpaceGroup('P 1 21/c 1')
+    made.add_dataset('x').wavelength = 0.71073
+    made.set_cell_for_all(gemmi.UnitCell(5, 6, 7, 90, 98.5, 90))
+    for label, kind, _ in columns:
+        made.add_column(label, kind)
+    rows = [[*record[:3], *values] for record, *values in zip(RECORDS, *(each[2] for each in columns), strict=False)]
+    made.set_data(np.array(rows, np.float32))
+    made.write_to_file(str(path))
+    return path
+
+
+def test_intensities_of_an_mtz_file(tmp_path):
+    columns = ('FC', 'F', [1, 2]), ('IMEAN', 'J', [12.5, -1.25]), ('SIGIMEAN', 'Q', [0.5, 0.75]), ('FREE', 'I', [0, 3])
+    read = read_crystal(mtz(tmp_path / 'a.mtz', *columns))
+    assert_records(read_columns(read), RECORDS[:2])
+    claims = read.claims
+    assert (claims.cell.parameters, len(claims.symops)) == ((5, 6, 7, 90, 98.5, 90), 4)
+    assert (claims.wavelength, read.format, read.hkl_bytes) == (pytest.approx(0.71073), 'columns IMEAN', None)
+
+
+def test_friedel_mates_and_amplitudes_of_an_mtz_file(tmp_path):
+    mates = [('I(+)', 'K', [12.5, np.nan]), ('SIGI(+)', 'M', [0.5, np.nan])]
+    mates += [('I(-)', 'K', [11.5, -2.0]), ('SIGI(-)', 'M', [0.25, 1.0])]
+    read = read_crystal(mtz(tmp_path / 'a.mtz', *mates))
+    assert_records(read_columns(read), [(1, 0, 0, 12.5, 0.5), (-1, 0, 0, 11.5, 0.25), (0, 2, -3, -2, 1)])
+    assert read.notes == ('1 dropped that are no numbers or did not fit their columns',)
+    read = read_crystal(mtz(tmp_path / 'b.mtz', ('F', 'F', [3, 4]), ('SIGF', 'Q', [0.5, 0.5])))
+    np.testing.assert_allclose(read.measurements.intensities, [9, 16])
+    assert read.of_amplitudes
+
+
+def test_an_mtz_file_without_measured_values_is_refused(tmp_path):
+    line = refusal(read_crystal, mtz(tmp_path / 'a.mtz', ('FC', 'F', [3, 4]), ('PHIC', 'P', [0, 0])))
+    assert line.endswith("no intensities or amplitudes with σ in it; its columns are ['H', 'K', 'L', 'FC', 'PHIC']")
+    (tmp_path / 'b.mtz').write_bytes((tmp_path / 'a.mtz').read_bytes()[:90])
+    assert 'not an MTZ file' in refusal(read_crystal, tmp_path / 'b.mtz')
+
+
 # Broken files.
 
 JUNK = [*'*-=!"\';\n\r\t\0é.?#', 'nan', 'inf', '1e999', '-1', '0', '9999999999', 'loop_', 'data_', '_x', '\u2028', '٣']
@@ -630,37 +678,57 @@ LINES = [
 ]
 
 
-def broken(text, random):
+EDITS = st.lists(
+    st.tuples(
+        st.sampled_from(['insert', 'cut', 'repeat', 'change', 'head', 'tail']),
+        st.floats(0, 1),
+        st.sampled_from([1, 4, 30, 80]),
+        st.sampled_from(JUNK + LINES),
+        st.characters(min_codepoint=1, max_codepoint=255),
+    ),
+    min_size=1,
+    max_size=20,
+)
+EXAMPLES = int(os.environ.get('BROKEN_FILES', '50'))  # of each kind; 2000 were run
+
+
+def broken(text, edits):
     """A text with some characters changed, inserted, cut out or repeated."""
-    for _ in range(random.choice([1, 2, 5, 20])):
-        place = random.randrange(len(text) + 1)
-        end = place + random.choice([1, 4, 30, 80])
-        text = random.choice(
-            [
-                text[:place] + random.choice(JUNK + LINES) + text[place:],
-                text[:place] + text[end:],
-                text[:place] + 2 * text[place:end] + text[end:],
-                text[:place] + chr(random.randrange(1, 256)) + text[place + 1 :],
-                text[:place] or ' ',
-                text[place:] or ' ',
-            ]
-        )
+    for kind, where, length, junk, character in edits:
+        place = int(where * len(text))
+        head, part, tail = text[:place], text[place : place + length], text[place + length :]
+        text = {
+            'insert': head + junk + part + tail,
+            'cut': head + tail,
+            'repeat': head + part + part + tail,
+            'change': head + character + part[1:] + tail,
+            'head': head or ' ',
+            'tail': part + tail or ' ',
+        }[kind]
     return text
 
 
 @pytest.mark.parametrize('kind', ['.hkl', '.ins', '.cif', '.fcf'])
 def test_a_broken_file_is_read_or_refused_in_a_line(tmp_path, kind):
-    random = Random(kind)
     records = [(h, k, l, 10.0 * (h + k + l), 1.0) for h in range(1, 4) for k in range(3) for l in range(-2, 3)]
     hkl, rows = as_text([*fixed(records), END]), [' '.join(map(str, record)) for record in records]
     cif = CIF + (embedded([*fixed(records), END]) if kind == '.cif' else loop(rows))
     outcomes = {True: 0, False: 0}
-    for _ in range(60):
-        (tmp_path / 'a.hkl').write_text(broken(hkl, random) if kind == '.hkl' else hkl, encoding='utf-8')
-        (tmp_path / 'a.ins').write_text(broken(INS, random) if kind == '.ins' else INS, encoding='utf-8')
+
+    @settings(
+        max_examples=EXAMPLES,
+        deadline=timedelta(seconds=30),
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(EDITS)
+    def check(edits):
+        (tmp_path / 'a.hkl').write_text(broken(hkl, edits) if kind == '.hkl' else hkl, encoding='utf-8')
+        (tmp_path / 'a.ins').write_text(broken(INS, edits) if kind == '.ins' else INS, encoding='utf-8')
         path = tmp_path / f'a{kind if kind in (".cif", ".fcf") else ".hkl"}'
         if path.suffix != '.hkl':
-            path.write_text(broken(cif, random), encoding='utf-8')
+            path.write_text(broken(cif, edits), encoding='utf-8')
         try:
             read = read_crystal(path)
             claims = read.claims
@@ -669,4 +737,6 @@ def test_a_broken_file_is_read_or_refused_in_a_line(tmp_path, kind):
         except InputError as error:
             assert len(str(error).splitlines()) == 1
             outcomes[False] += 1
+
+    check()
     assert min(outcomes.values()) > 3

@@ -4,18 +4,27 @@ The kind of a file is told by what is in it, not by its name: files named .hkl m
 """
 
 import dataclasses
+import itertools
 import math
 import re
 from pathlib import Path
 
+import gemmi
 import numpy as np
 
 from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.crystal.reflections import Measurements
 from patterson_jax.errors import InputError
 from patterson_jax.files.cif import looks_like_cif, read_cif_claims, read_cif_reflections
-from patterson_jax.files.claims import CUBIC_ANGSTROM_PER_ATOM, Claims, measurements_of, parse_formula, volume_per_atom
-from patterson_jax.files.common import require_content
+from patterson_jax.files.claims import (
+    CUBIC_ANGSTROM_PER_ATOM,
+    Claims,
+    Columns,
+    measurements_of,
+    parse_formula,
+    volume_per_atom,
+)
+from patterson_jax.files.common import require_content, shortened
 from patterson_jax.files.shelx import (
     FIXED,
     hklf_matrix,
@@ -26,6 +35,7 @@ from patterson_jax.files.shelx import (
 )
 
 INSTRUCTIONS, MODELS = ('.ins', '.res'), ('.cif', '.cif_od')  # files beside an .hkl; the first that has a cell leads
+MTZ = b'MTZ '  # with which such a file begins
 SHORTEST_WAVELENGTH, LONGEST_WAVELENGTH = 0.1, 6.0  # Å, of X-rays
 
 
@@ -59,7 +69,7 @@ class CrystalFile:
 def read_crystal(
     path: Path, *, cell: str = '', formula: str = '', wavelength: float | None = None, block: str = ''
 ) -> CrystalFile:
-    """Reads a crystal: SHELX .hkl with the .ins, .res or CIF of its name beside it, those themselves, CIF or .fcf.
+    """Reads a crystal: SHELX .hkl with the .ins, .res or CIF of its name beside it, those themselves, CIF, .fcf or MTZ.
 
     Args:
         path: of the file.
@@ -79,8 +89,11 @@ def read_crystal(
         contents=(formula_given := parse_formula(formula, 'formula') if formula else None),
         elements=tuple(formula_given or ()),
     )
-    text = _text(path)
-    if looks_like_cif(text):
+    require_content(path)
+    if path.read_bytes()[: len(MTZ)] == MTZ:
+        columns, claims = read_mtz(path)
+        hkl_bytes = None
+    elif looks_like_cif(text := _text(path)):
         columns, claims, hkl_text = read_cif_reflections(text, str(path), block)
         hkl_bytes = hkl_text.encode('utf-8') or None
         claims = claims if claims.cell or said.cell else claims.completed_by(_claims_beside(path))
@@ -113,6 +126,44 @@ def read_crystal(
     )
 
 
+def read_mtz(path: Path) -> tuple[Columns, Claims]:
+    """Reads the measured values of an MTZ file, merged or not: the first that there are of intensities with σ's,
+    intensities of Friedel mates, amplitudes, amplitudes of Friedel mates.
+
+    Raises:
+        InputError: no MTZ, or no measured values in it.
+    """
+    try:
+        mtz = gemmi.read_mtz_file(str(path))
+        mtz.switch_to_original_hkl()
+        hkl = np.array(mtz.make_miller_array(), np.int64)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise InputError(f'{path}: not an MTZ file: {shortened(" ".join(str(error).split()))}') from error
+    pairs = list(itertools.pairwise(mtz.columns))
+    for kinds in ('JQ', 'KM', 'FQ', 'GL'):
+        found = [pair for pair in pairs if pair[0].type + pair[1].type == kinds]
+        found = found[: 2 if kinds in ('KM', 'GL') else 1]
+        if found:
+            signs = [-1 if '-' in value.label else 1 for value, _ in found]
+            columns = Columns(
+                np.concatenate([sign * hkl for sign in signs]),
+                np.concatenate([np.array(value, float) for value, _ in found]),
+                np.concatenate([np.array(sigma, float) for _, sigma in found]),
+                f'columns {", ".join(value.label for value, _ in found)}',
+                kinds in ('FQ', 'GL'),
+            )
+            group = mtz.spacegroup
+            claims = Claims(
+                title=mtz.title,
+                cell=UnitCell(*mtz.cell.parameters),
+                cell_source=str(path),
+                wavelength=found[0][0].dataset.wavelength or None,
+                symops=tuple(each.triplet() for each in group.operations()) if group else (),
+            )
+            return columns, claims
+    raise InputError(f'{path}: no intensities or amplitudes with σ in it; its columns are {mtz.column_labels()}')
+
+
 def parse_cell(text: str, name: str) -> UnitCell:
     """A cell from six numbers with blanks or commas between.
 
@@ -138,7 +189,7 @@ def _text(path):
     if content[:2] == b'\x1f\x8b':
         raise InputError(f'{path}: compressed by gzip; uncompress it first')
     if b'\0' in content[:4096]:
-        raise InputError(f'{path}: not a text file; it must be SHELX .hkl, .ins or .res, CIF or .fcf')
+        raise InputError(f'{path}: not a text file; it must be SHELX .hkl, .ins or .res, CIF, .fcf or MTZ')
     try:
         return content.decode('utf-8-sig')
     except UnicodeDecodeError:
