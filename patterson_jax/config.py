@@ -180,7 +180,7 @@ def _check_crop(experiment):
         return
     grid, needed = problem.grid_size, 2 * (problem.box_edge + problem.atom_radius) + 1
     smallest = grid - 4 * math.floor((grid - needed) / 4)
-    allowed = f'0 or {smallest} to {grid} in steps of 4' if smallest <= grid else '0, as the vectors fill the grid'
+    allowed = f'0 or {smallest} to {grid} in steps of 4' if smallest < grid else '0, as the vectors fill the grid'
     require(smallest <= crop <= grid and (grid - crop) % 4 == 0, 'train.crop', crop, allowed)
     require(problem.origin == 'centre', 'train.crop', crop, "0 with problem.origin 'corner', where vectors lie outside")
     experiment.model.check_crop(crop)

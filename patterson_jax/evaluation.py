@@ -28,7 +28,7 @@ from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.attempt import Network
 from patterson_jax.solving.interpretation import Interpretation, interpret_batch
 from patterson_jax.solving.methods.registry import method_names
-from patterson_jax.solving.orientations import averaged_over_orientations
+from patterson_jax.solving.orientations import ORIENTATIONS, averaged_over_orientations
 from patterson_jax.solving.separation import SeparationSettings
 from patterson_jax.solving.solver import Search, cases_at_once, solve_maps
 from patterson_jax.solving.verdict import VERDICTS
@@ -52,6 +52,7 @@ class EvaluationSettings:
     num_cases: int
     batch_size: int
     methods: str
+    more_orientations: int = 0
 
     def __post_init__(self):
         names = method_names()
@@ -60,6 +61,8 @@ class EvaluationSettings:
         require(self.num_cases >= 0, 'num_cases', self.num_cases, '0 or more')
         require(self.num_cases < 2**31, 'num_cases', self.num_cases, f'at most {2**31 - 1}')
         require(self.batch_size >= 1, 'batch_size', self.batch_size, '1 or more')
+        most, number = len(ORIENTATIONS), self.more_orientations
+        require(0 <= number <= most, 'more_orientations', number, f'a whole number from 1 to {most}, or 0 for none')
 
     @property
     def chosen_methods(self) -> tuple[str, ...]:
@@ -156,8 +159,8 @@ def evaluate(
         problem: what the cases are; a corner that it leaves empty in training is filled in them.
         separation: how to separate.
         search: the budget of each method for a case, and in how many orientations the network is shown it.
-        settings: how many cases, at least one, how many at once by the network, and the methods; the scores do not
-            depend on how many at once.
+        settings: how many cases, at least one, how many at once by the network, the methods, and in how many
+            orientations the paper's procedure is scored once more; the scores do not depend on how many at once.
         seed: fixes the cases.
         network: trained; without it there are no scores of the paper's procedure.
         num_shown: how many cases to return whole.
@@ -174,8 +177,12 @@ def evaluate(
     }
     first = None
     if network is not None:
-        scores, first = _evaluate_network(network, search.orientations, problem, separation, settings, seed, num_shown)
+        score = functools.partial(_evaluate_network, network, problem, separation, settings, seed, num_shown)
+        scores, first = score(search.orientations)
         report |= scores
+        if settings.more_orientations:
+            scores, _ = score(settings.more_orientations)
+            report['in_more_orientations'] = {'orientations': settings.more_orientations} | scores
     return report | _evaluate_methods(problem, separation, search, settings, seed, network), first
 
 
@@ -264,7 +271,7 @@ def _method_scores(answers):
     return _scores(match) | means | {'verdict': verdicts, 'seconds_per_case': seconds}
 
 
-def _evaluate_network(network, orientations, problem, separation, settings, seed, num_shown):
+def _evaluate_network(network, problem, separation, settings, seed, num_shown, orientations):
     """Scores of the network's maps and of the paper's procedure."""
     chunk = functools.partial(
         _evaluate_chunk, network.apply, orientations, problem, separation, settings.batch_size, seed

@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from patterson_jax import pictures
 from patterson_jax.evaluation import MATCH_DISTANCE, Evaluated
+from patterson_jax.learning.metrics import LearningCurve
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.examples import Example, network_input
 from patterson_jax.simulation.homometry import interatomic_vectors
@@ -29,6 +30,7 @@ COMPARED = ('#c8322f', '#e08a1e', '#2f5fc8', '#2f9e44', '#7b3fa0', '#1a9c9c')
 LEAST_SHOWN = 0.1  # voxels with less density are left empty, as in the paper's Figure 10
 LEAST_MISFIT = 1e-12  # none is drawn lower, for the logarithm's sake
 DOTS_PER_INCH = 150
+FURTHEST = 1000  # times the cases seen, to which a learning curve is drawn out
 
 STAGES: dict[str, tuple[str, Literal['step', 'stepfilled'], str]] = {  # of an evaluation: colour, histogram and name
     'separated': (INVERSE, 'stepfilled', 'network, at the best translation'),
@@ -103,6 +105,38 @@ def draw_losses(path: Path, rows: list[dict]) -> None:
     correlation_axes.set_ylabel('correlation with the true map')
     correlation_axes.set_ylim(top=1)
     loss_axes.legend(frameon=False)
+    _save(figure, path)
+
+
+@_in_our_style
+def draw_learning_curve(path: Path, rows: list[dict], curve: LearningCurve | None, goal: float | None) -> None:
+    """Figure 7 on logarithmic axes, with the power law fitted to its end, drawn out to a loss that is the goal.
+
+    Args:
+        path: of the picture.
+        rows: of the log.
+        curve: fitted to it; None: too little to fit.
+        goal: a loss to mark; None: none.
+    """
+    figure = Figure(figsize=(6.5, 4.2), layout='constrained')
+    axes = figure.add_subplot()
+    for key, colour, label in (('loss', ORIGINAL, 'training'), ('validation_loss', INVERSE, 'validation')):
+        points = [(row['examples'], row[key]) for row in rows if key in row]
+        axes.plot(*np.reshape(points, (-1, 2)).T, color=colour, label=label, linewidth=1.2, alpha=0.9)
+    last = rows[-1]['examples']
+    if curve is not None:
+        reach = np.clip(curve.cases_at(goal) if goal else last, last, FURTHEST * last)
+        cases = np.geomspace(last / 4, reach, 50)
+        label = f'cases$^{{{-curve.exponent:.2f}}}$'
+        axes.plot(cases, [curve.loss_at(each) for each in cases], color='black', linestyle=':', label=label)
+    if goal:
+        axes.axhline(goal, color=CLASH, linewidth=1, label="loss with the paper's accuracy")
+    axes.set_xscale('log')
+    axes.set_yscale('log')
+    axes.set_xlabel('cases seen')
+    axes.set_ylabel('mean squared error of the map')
+    axes.grid(alpha=0.25, which='both')
+    axes.legend(frameon=False, fontsize=9)
     _save(figure, path)
 
 

@@ -1,9 +1,10 @@
 """Publishing: a run's best weights in a directory to keep beside the code, with a model card of what was measured.
 
 The directory is laid out as a run's, so that `--checkpoint` and `train.init_from` take it. A run that began with the
-weights of such a directory is one more slice of their training: log and list of slices go on from those there.
+weights of such a directory, or of another run, is one more slice of their training: log and list of slices go on.
 """
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -11,10 +12,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from patterson_jax.config import Experiment, differences
+from patterson_jax.config import Experiment, differences, validate
 from patterson_jax.errors import InputError, require
 from patterson_jax.evaluation import MATCH_DISTANCE
-from patterson_jax.figures import draw_losses
+from patterson_jax.figures import draw_learning_curve, draw_losses
 from patterson_jax.files.common import write_json
 from patterson_jax.inspection import count_weights, training_operations
 from patterson_jax.learning.checkpoints import (
@@ -24,15 +25,20 @@ from patterson_jax.learning.checkpoints import (
     find_checkpoints,
     has_checkpoint,
 )
-from patterson_jax.learning.metrics import read_metrics
+from patterson_jax.learning.metrics import LearningCurve, fit_learning_curve, read_metrics
 from patterson_jax.runs import RECORD, check_record, evaluation_settings, read_record
 from patterson_jax.shipped import find_network
+from patterson_jax.simulation.problem import Problem
 from patterson_jax.weights import weight_fields
 
-LARGEST_CHECKPOINT = 16 * 2**20  # bytes; what a repository bears
+LARGEST_CHECKPOINT = 16 * 2**20  # bytes, without the state of the optimiser; what a repository bears
 SLICES = 'slices.json'
 LOG = 'metrics.jsonl'
 FIGURES = ('maps.png', 'separation.png', 'errors.png')
+PAPERS_ERROR, PAPERS_PAIRS, PAPERS_ATOMS = 0.283, 4994, 5000  # mean error in place, voxels (3.5)
+# The paper names no loss. Our unrolled network has the paper's mean error with this one, on the paper's problem.
+LOSS_OF_PAPERS_ERROR = 2.0e-5
+MOST_CASES = 1e9  # a curve is not drawn out further
 
 
 def publish(experiment: Experiment, config: ConfigDict, workdir: Path, output: Path | None) -> None:
@@ -40,12 +46,14 @@ def publish(experiment: Experiment, config: ConfigDict, workdir: Path, output: P
 
     Raises:
         InputError: `output` is missing, or holds better weights or those of another problem or network; the run is
-            another config's or not evaluated with this config and its best weights; its checkpoint is unsealed or
-            larger than 16 MiB.
+            another config's, saw cropped maps only, or is not evaluated with this config and its best weights; its
+            checkpoint is unsealed or larger than 16 MiB.
     """
     if output is None:
         raise InputError('--output is missing; it names the directory to publish in, as in --output=pretrained/NAME')
     require(output.resolve() != workdir.resolve(), '--output', str(output), 'another directory than the run')
+    allowed = '0 to publish, as such weights are of no use on whole maps; a run that begins with them can teach that'
+    require(not experiment.train.crop, 'train.crop', experiment.train.crop, allowed)
     check_record(workdir, config.to_dict())
     with Checkpoints(find_checkpoints(workdir), read_only=True) as checkpoints:
         step = checkpoints.best_step
@@ -54,7 +62,12 @@ def publish(experiment: Experiment, config: ConfigDict, workdir: Path, output: P
     _check_checkpoint(source)
     report = _evaluation_of(workdir, config, step)
     rows = [row for row in read_metrics(workdir / LOG) if row['step'] <= step]
-    slices, rows = _with_earlier(experiment, _slice_of(experiment, workdir, counters, rows), rows)
+    if not rows or rows[-1]['step'] != step or 'validation_loss' not in rows[-1]:
+        raise InputError(f'{workdir}: step {step} was not validated; let the run come to its next validation')
+    own = _slice_of(experiment, workdir, counters, rows[-1])
+    slices, before = _history(experiment.train.init_from, own['begin'])
+    slices = [*slices, own]
+    rows = [*before, *({'slice': len(slices)} | row for row in rows)]
     _check_replaced(output, config, slices[-1])
 
     part = output.with_name(f'.{output.name}.part')
@@ -65,10 +78,13 @@ def publish(experiment: Experiment, config: ConfigDict, workdir: Path, output: P
     write_json(part / SLICES, slices)
     (part / LOG).write_text(''.join(json.dumps(row) + '\n' for row in rows), encoding='utf-8')
     draw_losses(part / 'figures' / 'losses.png', rows)
+    goal = LOSS_OF_PAPERS_ERROR if _is_papers(experiment.problem) else None
+    curve = fit_learning_curve(rows)
+    draw_learning_curve(part / 'figures' / 'learning.png', rows, curve, goal)
     for name in FIGURES:
         shutil.copyfile(workdir / 'figures' / name, part / 'figures' / name)
     seal = hashlib.sha256((part / 'checkpoints' / str(step) / CHECKSUMS).read_bytes()).hexdigest()
-    (part / 'README.md').write_text(model_card(experiment, slices, report, step, seal), encoding='utf-8')
+    (part / 'README.md').write_text(model_card(experiment, slices, report, step, seal, curve), encoding='utf-8')
     _replace(part, output)
     print(f'{output}: slice {len(slices)}, step {step}, {counters["examples"]:,} examples')
 
@@ -76,7 +92,8 @@ def publish(experiment: Experiment, config: ConfigDict, workdir: Path, output: P
 def _check_checkpoint(source):
     if not (source / CHECKSUMS).exists():
         raise InputError(f'{source}: no {CHECKSUMS}, as the run was killed; let it come to an end')
-    size = sum(path.stat().st_size for path in source.rglob('*') if path.is_file())
+    files = (path for path in source.rglob('*') if path.is_file())
+    size = sum(path.stat().st_size for path in files if 'optimizer' not in path.relative_to(source).parts)
     if size > LARGEST_CHECKPOINT:
         largest = f'at most {LARGEST_CHECKPOINT / 2**20:.3g} MiB to be published'
         raise InputError(f'{source} takes {size / 2**20:.3g} MiB; it must be {largest}')
@@ -95,12 +112,8 @@ def _evaluation_of(workdir, config, step):
     return report
 
 
-def _slice_of(experiment, workdir, counters, rows):
-    """What one run did up to its best weights."""
-    if not rows or rows[-1]['step'] != counters['step'] or 'validation_loss' not in rows[-1]:
-        raise InputError(
-            f'{workdir}: step {counters["step"]} was not validated; let the run come to its next validation'
-        )
+def _slice_of(experiment, workdir, counters, validated):
+    """What one run did up to the weights with these counters; `validated` is the row of their validation."""
     begin = counters['examples'] - counters['step'] * experiment.train.batch_size
     return {
         'begin': begin,
@@ -108,20 +121,37 @@ def _slice_of(experiment, workdir, counters, rows):
         'batch_size': experiment.train.batch_size,
         'learning_rate': experiment.train.learning_rate,
         'filled_weight': experiment.train.filled_weight,
+        'crop': experiment.train.crop,
         'seed': experiment.seed,
         'seconds': counters['seconds'],
-        'validation_loss': rows[-1]['validation_loss'],
-        'validation_correlation': rows[-1]['validation_correlation'],
+        'validation_loss': validated['validation_loss'],
+        'validation_correlation': validated['validation_correlation'],
     } | read_record(workdir)['machine']
 
 
-def _with_earlier(experiment, own, rows):
-    """All slices and the whole log: those of the weights with which the run began, as far as they led to it, before."""
-    slices, log = [], []
-    if experiment.train.init_from and (place := _published(experiment.train.init_from)):
-        slices = [each for each in json.loads((place / SLICES).read_text()) if each['end'] <= own['begin']]
-        log = [row for row in read_metrics(place / LOG) if row['examples'] <= own['begin']]
-    return [*slices, own], [*log, *({'slice': len(slices) + 1} | row for row in rows)]
+def _history(name, begin):
+    """Slices and log of what led to the weights with which a run began, at example `begin`, as far as it is there."""
+    if not name:
+        return [], []
+    if place := _published(name):
+        slices = [each for each in json.loads((place / SLICES).read_text()) if each['end'] <= begin]
+        return slices, [row for row in read_metrics(place / LOG) if row['examples'] <= begin]
+    try:
+        checkpoints = find_checkpoints(find_network(name))
+        workdir = checkpoints.parent
+        experiment = validate(ConfigDict(read_record(workdir)['config']))
+        with Checkpoints(checkpoints, read_only=True) as saved:  # a run counts on from the latest, whichever it takes
+            counters = saved.restore(saved.latest_step, counters=None)['counters']
+    except InputError:  # it is gone, or of another version
+        return [], []
+    rows = [row for row in read_metrics(workdir / LOG) if row['examples'] <= begin]
+    validated = [row for row in rows if 'validation_loss' in row]
+    if not validated or counters['examples'] != begin:  # it went on since
+        return [], []
+    own = _slice_of(experiment, workdir, counters, validated[-1])
+    slices, before = _history(experiment.train.init_from, own['begin'])
+    slices = [*slices, own]
+    return slices, [*before, *({'slice': len(slices)} | row for row in rows)]
 
 
 def _published(name):
@@ -161,7 +191,19 @@ def _replace(part, output):
     shutil.rmtree(old, ignore_errors=True)
 
 
-def model_card(experiment: Experiment, slices: list[dict], report: dict, step: int, seal: str) -> str:
+def _is_papers(problem):
+    """Whether the cases are the paper's, whatever the scale of the network's input."""
+    return dataclasses.replace(problem, input_scale=Problem.input_scale) == Problem()
+
+
+def model_card(
+    experiment: Experiment,
+    slices: list[dict],
+    report: dict,
+    step: int,
+    seal: str,
+    curve: LearningCurve | None = None,
+) -> str:
     """What published weights are, how they were made and how good they are, as Markdown.
 
     Args:
@@ -170,9 +212,16 @@ def model_card(experiment: Experiment, slices: list[dict], report: dict, step: i
         report: what `evaluation.json` holds.
         step: of the checkpoint.
         seal: SHA-256 of the checkpoint's checksums.
+        curve: fitted to the log; None: there is none.
     """
     problem, network = experiment.problem, experiment.model
-    operations = training_operations(network, problem.grid_size)
+    cases: dict[int, int] = {}  # by the edge of the maps that were seen
+    for each in slices:
+        seen = each.get('crop', 0) or problem.grid_size
+        cases[seen] = cases.get(seen, 0) + each['end'] - each['begin']
+    operations = {seen: training_operations(network, seen) for seen in cases}
+    in_words = ', '.join(f'{operations[seen] / 1e9:.3g} GFLOP a case of {seen}³ voxels' for seen in sorted(cases))
+    in_all = sum(operations[seen] * number for seen, number in cases.items())
     orientations = report['settings']['solve']['orientations']
     examples = slices[-1]['end'] - slices[0]['begin']
     data = 'complete' if problem.resolution is None else f'up to |h| = {problem.resolution:g}'
@@ -181,8 +230,8 @@ def model_card(experiment: Experiment, slices: list[dict], report: dict, step: i
         f'{problem.box_edge:g}, target {problem.target}; data {data}, noise {problem.noise:.0%}',
         'network': f'{count_weights(network, problem.grid_size):,} weights; `{RECORD}` has every field',
         'data': f'{examples:,} cases of the training stream, made as they were needed',
-        'arithmetic': f'{operations / 1e9:.3g} GFLOP a case, forward and backward, {operations * examples / 1e15:.3g} '
-        'PFLOP in all, counted as direct convolutions, other transforms left out',
+        'arithmetic': f'{in_words}, forward and backward, {in_all / 1e15:.3g} PFLOP in all, counted as direct '
+        'convolutions, other transforms left out',
         'maps': f'in validation of one orientation of the cell, in the evaluation the mean of {orientations}',
         'training': f'{sum(each["seconds"] for each in slices) / 3600:.2f} hours',
         'checksums': f'in `checkpoints/{step}/{CHECKSUMS}`, verified whenever the weights are loaded; SHA-256 of that '
@@ -196,14 +245,35 @@ def model_card(experiment: Experiment, slices: list[dict], report: dict, step: i
         'Weights that turn a Patterson map into a density map, for maps of this grid and atoms of this size. They, the '
         'log, the figures and this card were put here by `run_experiment.py --mode=publish`.'
     )
-    pictures = '![Losses](figures/losses.png)\n\n![Errors](figures/errors.png)'
-    tables = (_table(('', ''), facts.items()), _slice_table(slices), _score_table(report))
-    return '\n\n'.join((title, words, *tables, pictures)) + '\n'
+    pictures = '\n\n'.join(
+        f'![{name.capitalize()}](figures/{name}.png)' for name in ('losses', 'learning', 'errors', 'maps')
+    )
+    tables = (_table(('', ''), facts.items()), _slice_table(slices, problem), _score_table(report, problem))
+    return '\n\n'.join((title, words, *tables, _outlook(problem, slices[-1], curve), pictures)) + '\n'
 
 
-def _slice_table(slices):
+def _outlook(problem, last, curve):
+    """How the loss falls with cases and, for the paper's problem, when it would be that of the paper's accuracy."""
+    if curve is None:
+        return 'The log is too short to say how the loss falls with the number of cases.'
+    law = f'Over the last three quarters of the cases the validation loss fell as cases^{-curve.exponent:.2f}.'
+    if not _is_papers(problem):
+        return law
+    goal, now = LOSS_OF_PAPERS_ERROR, last['validation_loss']
+    if now <= goal:
+        return f"{law} It has reached {goal:.3g}, with which our networks have the paper's mean error."
+    there = curve.cases_at(goal)
+    when = f'after about {there:.1g} cases' if there < MOST_CASES else f'not before {MOST_CASES:.0g} cases'
+    return (
+        f"{law} With {goal:.3g} our networks have the paper's mean error, {PAPERS_ERROR} voxel in place; at that pace "
+        f'it would be reached {when}. The paper took some 1.3e+07 cases. Such curves are not straight, least of all at '
+        'the beginning.'
+    )
+
+
+def _slice_table(slices, problem):
     head = (
-        *('cases', 'batch', 'learning rate', 'weight of filled voxels', 'seed'),
+        *('cases', 'voxels seen', 'batch', 'learning rate', 'weight of filled voxels', 'seed'),
         *('hours', 'on', 'validation: correlation', 'loss'),
     )
     return _table(
@@ -211,6 +281,7 @@ def _slice_table(slices):
         (
             (
                 f'{each["begin"]:,} to {each["end"]:,}',
+                f'{each.get("crop", 0) or problem.grid_size}³',
                 each['batch_size'],
                 f'{each["learning_rate"]:g}',
                 f'{each["filled_weight"]:g}',
@@ -225,7 +296,7 @@ def _slice_table(slices):
     )
 
 
-def _score_table(report):
+def _score_table(report, problem):
     shown = {
         'separated': "the paper's procedure, at the best translation",
         'separated_in_place': "the paper's procedure, as the paper compares",
@@ -234,19 +305,27 @@ def _score_table(report):
     }
     cases = f'{report["cases"]} unseen cases, {report["atoms"]} atoms'
     head = cases, 'paired', f'within {MATCH_DISTANCE:g} voxel', 'cases with every atom', 'mean error, voxels'
-    rows = (
-        (
-            words,
-            report[name]['matched'],
-            f'{report[name]["recall"]:.2%}',
-            report[name]['solved'],
-            f'{report[name]["mean_error"]:.3g}',
-            f'{report[name]["seconds_per_case"]:.3f}' if 'seconds_per_case' in report[name] else '',
-        )
-        for name, words in shown.items()
-        if name in report
+    rows = [_score_row(words, report[name]) for name, words in shown.items() if name in report]
+    correlation = f'Map correlation {report["map"]["correlation"]:.4f}'
+    if more := report.get('in_more_orientations'):
+        mean = f', mean map of {more["orientations"]} orientations'
+        names = ('separated', 'separated_in_place')
+        rows[2:2] = [_score_row(shown[name] + mean, more[name]) for name in names]
+        correlation += f', of the mean map of {more["orientations"]} orientations {more["map"]["correlation"]:.4f}'
+    if _is_papers(problem) and report['atoms'] == PAPERS_ATOMS:
+        rows.append(("the paper's own figures, on cases of its own", PAPERS_PAIRS, '', '', f'{PAPERS_ERROR:.3g}', ''))
+    return _table((*head, 'seconds a case'), rows) + f'\n\n{correlation}.'
+
+
+def _score_row(words, scores):
+    return (
+        words,
+        scores['matched'],
+        f'{scores["recall"]:.2%}',
+        scores['solved'],
+        f'{scores["mean_error"]:.3g}',
+        f'{scores["seconds_per_case"]:.3f}' if 'seconds_per_case' in scores else '',
     )
-    return _table((*head, 'seconds a case'), rows) + f'\n\nMap correlation {report["map"]["correlation"]:.4f}.'
 
 
 def _table(head, rows):

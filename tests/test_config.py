@@ -265,6 +265,7 @@ WRONG_VALUES = [
     ('evaluate.methods', 'network least_squares', f'some of {METHODS_THERE_ARE}, with commas between'),
     ('evaluate.methods', None, 'a word'),
     ('evaluate.num_cases', -1, '0 or more'),
+    ('evaluate.more_orientations', 25, 'a whole number from 1 to 24, or 0 for none'),
     ('evaluate.num_cases', 2**31, 'at most 2147483647'),
     ('files.voxel_size', NAN, 'a positive number of Å'),
     ('files.element', 'Qq', "a chemical symbol, or 'X'"),

@@ -118,6 +118,19 @@ def test_the_scores_are_of_the_mean_map_of_all_orientations_asked_for(params):
     assert report['map'] != other['map']
 
 
+def test_more_orientations_are_scored_beside_the_others_as_if_alone(params):
+    settings = EvaluationSettings(4, 4, '', more_orientations=2)
+    network = Network(NETWORK.apply, params)
+    report, shown = evaluate(PROBLEM, SEPARATION, SOLVING, settings, seed=3, network=network)
+    more = without_timings(report).pop('in_more_orientations')
+    (alone, _), (other, expected) = (
+        scored(params, 4, 4, solving=dataclasses.replace(SOLVING, orientations=number)) for number in (2, 1)
+    )
+    assert more['orientations'] == 2 and more['map'] == alone['map'] != other['map'] == report['map']
+    assert more['separated_in_place'] == alone['separated_in_place']
+    np.testing.assert_array_equal(shown.solutions.density, expected.solutions.density)
+
+
 def test_report_counts_are_consistent(params):
     report, shown = scored(params, 10, 4)
     assert report['cases'] == 10 and report['atoms'] == 30

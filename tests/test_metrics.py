@@ -3,10 +3,11 @@
 import json
 import types
 
+import numpy as np
 import pytest
 
 from patterson_jax.learning import metrics
-from patterson_jax.learning.metrics import Clock, MetricsLog, read_metrics
+from patterson_jax.learning.metrics import Clock, MetricsLog, fit_learning_curve, read_metrics
 
 
 @pytest.fixture
@@ -52,3 +53,15 @@ def test_a_log_gone_on_with_drops_what_comes_again_and_a_line_cut_short(tmp_path
     log.write({'step': 10, 'loss': 0.5})
     assert path.read_text() == ''.join(json.dumps(row) + '\n' for row in [*rows[:kept], {'step': 10, 'loss': 0.5}])
     assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ['metrics.jsonl']
+
+
+def test_a_power_law_is_found_in_the_end_of_a_log_and_leads_on():
+    """The first quarter of the cases, and rows without validation, do not count."""
+    cases = np.arange(100, 2001, 100)
+    rows = [{'examples': int(each), 'validation_loss': 9.0 if each < 500 else 3.0 * each**-0.5} for each in cases]
+    curve = fit_learning_curve([{'examples': 50, 'loss': 1.0}, *rows])
+    np.testing.assert_allclose(curve, (3.0, 0.5), rtol=1e-9)
+    assert curve.loss_at(900) == pytest.approx(0.1)
+    assert curve.cases_at(0.01) == pytest.approx(90_000)
+    assert curve._replace(exponent=-0.1).cases_at(0.01) == curve._replace(exponent=1e-3).cases_at(0.01) == np.inf
+    assert fit_learning_curve(rows[:2]) is None is fit_learning_curve([])

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from tiny import NETWORK, PROBLEM, SEED, SETTINGS, assert_same_trees, damage, saved_steps, tiny_config
 
+from configs import base
 from patterson_jax import publishing
 from patterson_jax.config import validate
 from patterson_jax.errors import InputError
 from patterson_jax.experiment import run
 from patterson_jax.inspection import training_operations
-from patterson_jax.learning.metrics import read_metrics
+from patterson_jax.learning.metrics import LearningCurve, read_metrics
+from patterson_jax.publishing import model_card
 from patterson_jax.weights import load_network, load_weights
 
 pytestmark = pytest.mark.usefixtures('optax_promotes_types')
@@ -52,7 +54,8 @@ def test_the_best_weights_alone_are_published_and_can_be_used_as_a_run(workdir, 
     places = published.parent / 'again', published
     again, before = (json.loads((place / 'evaluation.json').read_text()) for place in places)
     assert again['separated']['histogram'] == before['separated']['histogram']
-    for name in ('losses', 'maps', 'separation', 'errors'):
+    assert not [path for path in published.rglob('*') if path.name == 'optimizer']
+    for name in ('losses', 'learning', 'maps', 'separation', 'errors'):
         assert (published / 'figures' / f'{name}.png').stat().st_size > 10_000
 
 
@@ -71,7 +74,7 @@ def test_the_card_has_what_was_measured(published, config):
     logged = next(each for each in read_metrics(published / 'metrics.jsonl') if each['step'] == step)
     assert (row['begin'], row['end'], row['seed'], row['device']) == (0, examples, SEED, 'cpu')
     assert row['validation_loss'] == logged['validation_loss']
-    assert f'| 0 to {examples} | 8 | 0.001 | 0 | {SEED} |' in card
+    assert f'| 0 to {examples} | 12³ | 8 | 0.001 | 0 | {SEED} |' in card
 
 
 @pytest.fixture
@@ -116,7 +119,45 @@ def test_a_run_that_begins_with_published_weights_is_their_next_slice(copy, tmp_
         assert rows[: len(first)] == first
         assert [row['slice'] for row in rows] == len(first) * [1] + (len(rows) - len(first)) * [2]
         assert rows[-1]['examples'] == end
-        assert f'| {end} cases' in card_of(copy) and f'| {begin} to {end} | {batch_size} |' in card_of(copy)
+        assert f'| {end} cases' in card_of(copy) and f'| {begin} to {end} | 12³ | {batch_size} |' in card_of(copy)
+
+
+def test_cropped_weights_are_published_after_a_run_on_whole_maps_and_both_are_counted(tmp_path):
+    cropped = tiny_config(settings=dataclasses.replace(SETTINGS, num_steps=8, crop=8))
+    cropped.problem.update(box_edge=2.4, min_separation=1.5)
+    cropped.evaluate.num_cases = 0
+    run('train', cropped, tmp_path / 'cropped')
+    with pytest.raises(InputError, match=r'^train\.crop is 8; it must be 0 to publish, as such weights are of no use'):
+        run('publish', cropped, tmp_path / 'cropped', output=tmp_path / 'published')
+    whole = cropped.copy_and_resolve_references()
+    whole.train.update(crop=0, init_from=str(tmp_path / 'cropped'))
+    whole.evaluate.num_cases = 4
+    run('train', whole, tmp_path / 'whole')
+    run('publish', whole, tmp_path / 'whole', output=tmp_path / 'published')
+    slices = json.loads((tmp_path / 'published' / 'slices.json').read_text())
+    end = 64 + 8 * saved_steps(tmp_path / 'published')[0]
+    assert [(each['begin'], each['end'], each['crop']) for each in slices] == [(0, 64, 8), (64, end, 0)]
+    rows = read_metrics(tmp_path / 'published' / 'metrics.jsonl')
+    assert [(row['slice'], row['examples']) for row in rows] == [
+        (1 + (examples > 64), examples) for examples in range(16, end + 1, 16)
+    ]
+    operations = 64 * training_operations(NETWORK, 8) + (end - 64) * training_operations(NETWORK, 12)
+    assert f'{operations / 1e15:.3g} PFLOP in all' in card_of(tmp_path / 'published')
+
+
+def test_a_card_tells_when_the_papers_accuracy_would_be_reached(published, config):
+    """For the paper's problem alone; a curve that falls as 1 / cases needs twice the cases for half the loss."""
+    experiment = validate(base.get_config())
+    slices, report = (json.loads((published / f'{name}.json').read_text()) for name in ('slices', 'evaluation'))
+    slices[-1]['validation_loss'] = 4e-5
+    curve = LearningCurve(4e-5 * 50_000, 1.0)
+    card = model_card(experiment, slices, report, 1, '', curve)
+    assert 'fell as cases^-1.00.' in card and 'it would be reached after about 1e+05 cases.' in card
+    card = model_card(experiment, slices, report, 1, '', curve._replace(exponent=-0.1))
+    assert 'it would be reached not before 1e+09 cases.' in card
+    slices[-1]['validation_loss'] = 1e-5
+    assert 'It has reached 2e-05' in model_card(experiment, slices, report, 1, '', curve)
+    assert 'mean error, 0.283' not in model_card(validate(config), slices, report, 1, '', curve)
 
 
 def test_damaged_weights_are_refused(copy):

@@ -340,8 +340,11 @@ def _checksums(place):
 
 
 def copy_checkpoint(source: Path, target: Path) -> None:
-    """Copies a checkpoint, without Orbax's notes of the path at which it was written, and with checksums of its own."""
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns('commit_success*'))
+    """Copies what is needed to use a checkpoint's weights, with checksums of its own.
+
+    That is all but the state of the optimiser and Orbax's notes of the path at which it was written.
+    """
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns('commit_success*', 'optimizer'))
     (target / CHECKSUMS).write_text(json.dumps(_checksums(target), indent=1))
 
 

@@ -3,6 +3,9 @@
 import json
 import time
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from patterson_jax.learning.parallel import is_first_process
 
@@ -81,3 +84,34 @@ def read_metrics(path: Path) -> list[dict]:
             break
         rows.append(row)
     return rows
+
+
+class LearningCurve(NamedTuple):
+    """A validation loss that falls as a power of the number of cases: factor · cases^−exponent."""
+
+    factor: float
+    exponent: float
+
+    def loss_at(self, cases: float) -> float:
+        """The loss after so many cases."""
+        return self.factor * cases**-self.exponent
+
+    def cases_at(self, loss: float) -> float:
+        """The cases after which the loss is so low; infinite if it does not fall."""
+        if self.exponent <= 0:
+            return float('inf')
+        logarithm = np.log(self.factor / loss) / self.exponent
+        return float(np.exp(logarithm)) if logarithm < 100 else float('inf')
+
+
+def fit_learning_curve(rows: list[dict]) -> LearningCurve | None:
+    """The power law nearest to the logged validation losses, in logarithms, from a quarter of the cases on.
+
+    None with fewer than three of them.
+    """
+    points = [(row['examples'], row['validation_loss']) for row in rows if 'validation_loss' in row]
+    chosen = np.log([point for point in points if 4 * point[0] >= points[-1][0]])
+    if len(chosen) < 3:
+        return None
+    slope, offset = np.polyfit(*chosen.T, 1)
+    return LearningCurve(float(np.exp(offset)), -float(slope))
