@@ -45,7 +45,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     if variant in ('slice', 'whole'):
         config.train.update(init_from='paper')
     if variant == 'whole':
-        config.train.update(crop=0, num_steps=1000, schedule='cosine')
+        config.train.update(crop=0, num_steps=1000, warmup_steps=20, schedule='cosine')
     elif variant == 'small':
         config.problem.update(grid_size=24, num_atoms=5, box_edge=7.34)
         config.train.update(num_steps=1500, crop=20)

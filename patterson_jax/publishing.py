@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from patterson_jax.config import Experiment, differences, validate
+from patterson_jax.config import Experiment, differences
 from patterson_jax.errors import InputError, require
 from patterson_jax.evaluation import MATCH_DISTANCE
 from patterson_jax.figures import draw_learning_curve, draw_losses
@@ -64,7 +64,7 @@ def publish(experiment: Experiment, config: ConfigDict, workdir: Path, output: P
     rows = [row for row in read_metrics(workdir / LOG) if row['step'] <= step]
     if not rows or rows[-1]['step'] != step or 'validation_loss' not in rows[-1]:
         raise InputError(f'{workdir}: step {step} was not validated; let the run come to its next validation')
-    own = _slice_of(experiment, workdir, counters, rows[-1])
+    own = _slice_of(config.to_dict(), workdir, counters, rows[-1])
     slices, before = _history(experiment.train.init_from, own['begin'])
     slices = [*slices, own]
     rows = [*before, *({'slice': len(slices)} | row for row in rows)]
@@ -112,17 +112,18 @@ def _evaluation_of(workdir, config, step):
     return report
 
 
-def _slice_of(experiment, workdir, counters, validated):
+def _slice_of(config, workdir, counters, validated):
     """What one run did up to the weights with these counters; `validated` is the row of their validation."""
-    begin = counters['examples'] - counters['step'] * experiment.train.batch_size
+    training = config['train']
+    begin = counters['examples'] - counters['step'] * training['batch_size']
     return {
         'begin': begin,
         'end': counters['examples'],
-        'batch_size': experiment.train.batch_size,
-        'learning_rate': experiment.train.learning_rate,
-        'filled_weight': experiment.train.filled_weight,
-        'crop': experiment.train.crop,
-        'seed': experiment.seed,
+        'batch_size': training['batch_size'],
+        'learning_rate': training['learning_rate'],
+        'filled_weight': training['filled_weight'],
+        'crop': training.get('crop', 0),
+        'seed': config['seed'],
         'seconds': counters['seconds'],
         'validation_loss': validated['validation_loss'],
         'validation_correlation': validated['validation_correlation'],
@@ -139,17 +140,17 @@ def _history(name, begin):
     try:
         checkpoints = find_checkpoints(find_network(name))
         workdir = checkpoints.parent
-        experiment = validate(ConfigDict(read_record(workdir)['config']))
+        config = read_record(workdir)['config']
         with Checkpoints(checkpoints, read_only=True) as saved:  # a run counts on from the latest, whichever it takes
             counters = saved.restore(saved.latest_step, counters=None)['counters']
-    except InputError:  # it is gone, or of another version
+    except InputError:  # it is gone
         return [], []
     rows = [row for row in read_metrics(workdir / LOG) if row['examples'] <= begin]
     validated = [row for row in rows if 'validation_loss' in row]
     if not validated or counters['examples'] != begin:  # it went on since
         return [], []
-    own = _slice_of(experiment, workdir, counters, validated[-1])
-    slices, before = _history(experiment.train.init_from, own['begin'])
+    own = _slice_of(config, workdir, counters, validated[-1])
+    slices, before = _history(config['train']['init_from'], own['begin'])
     slices = [*slices, own]
     return slices, [*before, *({'slice': len(slices)} | row for row in rows)]
 
