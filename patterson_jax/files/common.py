@@ -8,7 +8,7 @@ from pathlib import Path
 from patterson_jax.errors import InputError
 
 
-def write_json(path: Path, content: dict) -> None:
+def write_json(path: Path, content: dict | list) -> None:
     """Writes a JSON file, indented, with lists of numbers on one line; whole or not at all.
 
     Raises:

@@ -113,5 +113,6 @@ def fit_learning_curve(rows: list[dict]) -> LearningCurve | None:
     chosen = np.log([point for point in points if 4 * point[0] >= points[-1][0]])
     if len(chosen) < 3:
         return None
-    slope, offset = np.polyfit(*chosen.T, 1)
+    cases, losses = chosen.T
+    slope, offset = np.polyfit(cases, losses, 1)
     return LearningCurve(float(np.exp(offset)), -float(slope))
