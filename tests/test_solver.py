@@ -20,8 +20,8 @@ from patterson_jax.simulation.examples import example_key, make_batch, network_i
 from patterson_jax.simulation.homometry import are_congruent, example_pair, periodic_pair
 from patterson_jax.simulation.patterson import patterson_map
 from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving import attempt, solver
 from patterson_jax.solving import cases as solving_cases
-from patterson_jax.solving import solver
 from patterson_jax.solving.attempt import Attempt, Network
 from patterson_jax.solving.cases import Case
 from patterson_jax.solving.least_squares import Finished
@@ -29,6 +29,7 @@ from patterson_jax.solving.methods.method import Method, Proposal
 from patterson_jax.solving.methods.random_starts import STARTS
 from patterson_jax.solving.methods.registry import METHODS, attempts, classical_names, method_names
 from patterson_jax.solving.orientations import averaged_over_orientations
+from patterson_jax.solving.reflections import reflections
 from patterson_jax.solving.separation import SeparationSettings
 from patterson_jax.solving.solver import Search, solve_maps
 
@@ -262,6 +263,42 @@ def test_methods_have_random_numbers_of_their_own():
     streams = {name: method.stream for name, method in METHODS.items()}
     assert streams == {'network': 0, 'least_squares': 1, 'phase_retrieval': 2, 'minimum_function': 3}
     assert all(name == method.name for name, method in METHODS.items())
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_what_makes_no_difference_makes_no_other_program(name, monkeypatch):
+    """Nothing is compiled here: what would be is noted."""
+    made = []
+    monkeypatch.setattr(attempt, '_compile_attempt', lambda *given: made.append(given) or print)
+    method, problem = METHODS[name], dataclasses.replace(PROBLEM, resolution=6.0)
+    network = Network(lambda params, inputs: inputs, {}) if method.needs_network else None
+
+    def programs(separation=SEPARATION, **changes):
+        made.clear()
+        for each in (problem, dataclasses.replace(problem, **changes)):
+            settings = SEPARATION if each is problem else separation
+            attempt.compiled_attempt(method, False, each, settings, network, 1, 1)
+        return len(set(made))
+
+    for same in (
+        {'noise': 0.3},
+        {'min_separation': 1.0},
+        {'centred': False},
+        {'target': 'original'},
+        {'resolution': 6.05},
+    ):
+        assert programs(**same) == 1
+    for other in ({'num_atoms': 2}, {'box_edge': 5.0}, {'atom_radius': 1.1}, {'resolution': 6.1}, {'resolution': None}):
+        assert programs(**other) == 2
+    for told in ({'input_scale': 1.0}, {'origin': 'corner'}):
+        assert programs(**told) == 1 + method.needs_network
+    assert programs(dataclasses.replace(SEPARATION, num_swaps=7)) == 1 + method.separates
+
+
+@pytest.mark.parametrize('resolution', [1.0, 2.0**0.5, 3.0**0.5, 5.0, 5.05, 5.1, 41**0.5, 7.9999999])
+def test_a_resolution_between_two_lengths_leaves_the_reflections_as_they_are(resolution):
+    problem = dataclasses.replace(PROBLEM, num_atoms=1, resolution=resolution)
+    np.testing.assert_array_equal(reflections(problem), reflections(attempt.solved_for(problem, with_network=False)))
 
 
 def test_a_new_method_is_one_function_and_one_line_of_the_registry(monkeypatch, examples):

@@ -6,6 +6,7 @@ Structure factors are kept as the half space that a real map needs, `(grid, grid
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ from jax import Array
 from patterson_jax.precision import exact_products
 from patterson_jax.simulation.density import atom_block
 from patterson_jax.simulation.problem import Problem
+
+ROUNDING = 1 + 1e-9  # of the square of a resolution, which may come from a square root
 
 
 def structure_factors(density: Array) -> Array:
@@ -60,8 +63,13 @@ def measured_frequencies(grid_size: int, resolution: float | None) -> np.ndarray
 
 
 def within(chosen: np.ndarray, resolution: float) -> np.ndarray:
-    """Which frequencies `(..., 3)` have |h| ≤ resolution, where rounding of a square root does not count."""
-    return np.sum(chosen**2, axis=-1) <= resolution**2 * (1 + 1e-9)
+    """Which frequencies `(..., 3)` have |h| ≤ resolution."""
+    return np.sum(chosen**2, axis=-1) <= resolution**2 * ROUNDING
+
+
+def longest_within(resolution: float) -> int:
+    """The largest |h|² that a resolution may leave: the largest whole number that is no more than its square."""
+    return math.floor(resolution**2 * ROUNDING)
 
 
 def read_only(array: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from jax import Array
 
 from patterson_jax.precision import exact_products
 from patterson_jax.simulation.examples import network_input
+from patterson_jax.simulation.patterson import longest_within
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.atom_sets import same_atoms
 from patterson_jax.solving.least_squares import Finished, finish, refine, repair
@@ -65,7 +66,12 @@ def compiled_attempt(
     at_once: int,
     orientations: int,
 ) -> Callable[[Array, np.int32, np.ndarray], Attempt]:
-    """`attempt` for several maps at once, compiled, so that its first use takes no longer than others."""
+    """`attempt` for several maps at once, compiled, so that its first use takes no longer than others.
+
+    What makes no difference to the program makes no other program either: see `solved_for`.
+    """
+    problem = solved_for(problem, with_network=method.needs_network)
+    separation = separation if method.separates else SeparationSettings()
     apply, params = (network.apply, network.params) if network else (None, {})
     leaves, structure = jax.tree.flatten(params)
     shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
@@ -143,10 +149,13 @@ def attempt(
     return Attempt(finished, has_rival, agreeing, proposal.prediction)
 
 
-@functools.lru_cache(maxsize=16)
 def compiled_finish(problem: Problem) -> Callable[[np.ndarray, np.ndarray], Finished]:
     """`finish` for positions `(num_atoms, 3)` and their map, compiled, for no use to take longer."""
+    return _compile_finish(solved_for(problem, with_network=False))
 
+
+@functools.lru_cache(maxsize=16)
+def _compile_finish(problem):
     def run(positions, patterson):
         return finish(positions, observed_amplitudes(absolute_scale(patterson, problem), problem), problem)
 
@@ -155,6 +164,22 @@ def compiled_finish(problem: Problem) -> Callable[[np.ndarray, np.ndarray], Fini
     return jax.jit(run).lower(positions, patterson).compile()
 
 
-def without_noise(problem: Problem) -> Problem:
-    """The same problem for all that noise does not change, so that it is compiled once."""
-    return dataclasses.replace(problem, noise=0.0)
+def solved_for(problem: Problem, with_network: bool) -> Problem:
+    """The problem without what makes no difference to a program that solves it, so that fewer are compiled.
+
+    That is how cases are drawn, their noise, what only a network is told, and a resolution between two lengths |h|.
+    """
+    resolution = problem.resolution
+    if resolution is not None:
+        resolution = math.sqrt(longest_within(resolution))
+    needed = Problem(
+        grid_size=problem.grid_size,
+        num_atoms=problem.num_atoms,
+        atom_radius=problem.atom_radius,
+        min_separation=0.0,
+        box_edge=problem.box_edge,
+        resolution=resolution,
+    )
+    if with_network:
+        needed = dataclasses.replace(needed, input_scale=problem.input_scale, origin=problem.origin)
+    return needed

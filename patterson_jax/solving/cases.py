@@ -12,7 +12,7 @@ from patterson_jax.errors import InputError
 from patterson_jax.simulation.homometry import homometric_partners
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.atom_sets import same_atoms
-from patterson_jax.solving.attempt import SAME, Attempt, compiled_finish, without_noise
+from patterson_jax.solving.attempt import SAME, Attempt, compiled_finish
 from patterson_jax.solving.methods.method import Method, Prediction
 from patterson_jax.solving.reflections import highest_resolution
 from patterson_jax.solving.verdict import EXACT, judge
@@ -111,7 +111,7 @@ class Case:
         self.complete = partners.complete
         if not partners.sets:
             return
-        run = compiled_finish(without_noise(self.problem))
+        run = compiled_finish(self.problem)
         began = time.perf_counter()
         for partner in partners.sets:
             centred = np.asarray(partner - np.mean(partner, axis=0), np.float32)

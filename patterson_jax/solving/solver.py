@@ -18,7 +18,7 @@ from jax import Array
 
 from patterson_jax.errors import is_real, is_whole, require
 from patterson_jax.simulation.problem import Problem
-from patterson_jax.solving.attempt import Network, compiled_attempt, without_noise
+from patterson_jax.solving.attempt import Network, compiled_attempt
 from patterson_jax.solving.cases import Case, Solution
 from patterson_jax.solving.methods.registry import AUTO, attempts, method_names
 from patterson_jax.solving.orientations import ORIENTATIONS
@@ -88,9 +88,7 @@ def solve_maps(
         for start in range(0, len(active), at_once):
             chunk = active[start : start + at_once]
             size = _program_size(len(chunk), at_once)
-            run = compiled_attempt(
-                method, number > 0, without_noise(problem), separation, predictor, size, search.orientations
-            )
+            run = compiled_attempt(method, number > 0, problem, separation, predictor, size, search.orientations)
             index = np.array(chunk + chunk[-1:] * (size - len(chunk)))
             chunk_keys = keys[index]
             began = time.perf_counter()

@@ -73,6 +73,7 @@ class Method:
         stages: in which the sets are refined, from whether atoms that explain nothing are moved, and the problem.
         independent: which of the sets `(num_sets, num_atoms, 3)` of an attempt, the second argument its number, are
             evidence of their own: `(num_sets,)`.
+        separates: whether it takes sets from maps of both enantiomorphs; only then it depends on how that is done.
         needs_network: whether it is given the network's map.
         repeats: whether further attempts begin elsewhere; if not, `auto` asks it once, before the others.
     """
@@ -83,5 +84,6 @@ class Method:
     propose: Callable[[Array, Array, Measured, Problem, SeparationSettings], Proposal]
     stages: Callable[[bool, Problem], list[Stage]] = late_stages
     independent: Callable[[Array, Array], Array] = every_set
+    separates: bool = False
     needs_network: bool = False
     repeats: bool = True

@@ -180,4 +180,6 @@ def different(positions: Array, number: Array) -> Array:
     return ~jnp.any(equal & np.tri(len(positions), k=-1, dtype=bool), axis=1)
 
 
-MINIMUM_FUNCTION = Method('minimum_function', stream=3, starts=VECTORS, propose=propose, independent=different)
+MINIMUM_FUNCTION = Method(
+    'minimum_function', stream=3, starts=VECTORS, propose=propose, independent=different, separates=True
+)

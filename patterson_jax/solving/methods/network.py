@@ -42,6 +42,7 @@ NETWORK = Method(
     propose=propose,
     stages=stages,
     independent=first_attempt,
+    separates=True,
     needs_network=True,
     repeats=False,
 )
