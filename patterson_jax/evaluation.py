@@ -22,8 +22,8 @@ from jax import Array
 from patterson_jax.errors import require
 from patterson_jax.progress import ProgressReport
 from patterson_jax.simulation.atoms import draw_positions, in_corner
-from patterson_jax.simulation.density import map_correlation
 from patterson_jax.simulation.examples import Example, example_key, make_batch, stream_key
+from patterson_jax.simulation.maps import map_correlation
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.attempt import Network
 from patterson_jax.solving.interpretation import Interpretation, interpret_batch

@@ -20,7 +20,8 @@ from patterson_jax import pictures
 from patterson_jax.evaluation import MATCH_DISTANCE, Evaluated
 from patterson_jax.learning.metrics import LearningCurve
 from patterson_jax.simulation.density import render
-from patterson_jax.simulation.examples import Example, network_input
+from patterson_jax.simulation.encoding import network_input
+from patterson_jax.simulation.examples import Example
 from patterson_jax.simulation.homometry import interatomic_vectors
 from patterson_jax.simulation.patterson import patterson_map
 from patterson_jax.simulation.problem import Problem

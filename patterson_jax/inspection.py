@@ -14,8 +14,8 @@ import numpy as np
 
 from patterson_jax.networks.layers import Convolution
 from patterson_jax.simulation.examples import Example
+from patterson_jax.simulation.maps import origin_distances
 from patterson_jax.simulation.problem import Problem
-from patterson_jax.solving.interpretation import origin_distances
 
 THICKNESS = 2  # voxels across the rods that receptive fields are measured on: what the pool needs
 LONGEST_ROD = 2  # times that a rod is made four times longer than the grid

@@ -10,7 +10,8 @@ import numpy as np
 import overlap
 import pytest
 
-from patterson_jax.simulation.density import map_correlation, render
+from patterson_jax.simulation.density import render
+from patterson_jax.simulation.maps import map_correlation
 
 GRID = 8
 RADII = [0.6, 1.0, 1.7]

@@ -10,7 +10,7 @@ from patterson_jax import evaluation
 from patterson_jax.evaluation import EvaluationSettings, describe_scores, evaluate
 from patterson_jax.figures import draw_errors, draw_maps
 from patterson_jax.networks.paper import PattersonNet
-from patterson_jax.simulation.examples import network_input
+from patterson_jax.simulation.encoding import network_input
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.attempt import Network
 from patterson_jax.solving.methods.registry import method_names

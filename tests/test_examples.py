@@ -10,18 +10,9 @@ import numpy as np
 import pytest
 
 from patterson_jax.simulation.density import render
-from patterson_jax.simulation.examples import (
-    STREAMS,
-    example_key,
-    invert_map,
-    make_batch,
-    make_example,
-    middle,
-    network_input,
-    stream_key,
-    surround,
-    target_map,
-)
+from patterson_jax.simulation.encoding import network_input, target_map
+from patterson_jax.simulation.examples import STREAMS, example_key, make_batch, make_example, stream_key
+from patterson_jax.simulation.maps import invert_map, middle, surround
 from patterson_jax.simulation.patterson import frequencies, intensities, patterson_intensities, patterson_map
 from patterson_jax.simulation.problem import Problem
 

@@ -27,10 +27,10 @@ from patterson_jax.files.structures import (
 )
 from patterson_jax.files.viewers import write_chimerax
 from patterson_jax.simulation.density import render
+from patterson_jax.simulation.maps import origin_distances
 from patterson_jax.simulation.patterson import patterson_map
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.input_maps import checked_patterson, restore_origin_term
-from patterson_jax.solving.interpretation import origin_distances
 
 draw = jax.jit(render, static_argnums=(1, 2))
 TYPE_OF_MODE = {0: 'i1', 1: 'i2', 2: 'f4', 6: 'u2', 12: 'f2'}

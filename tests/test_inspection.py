@@ -19,7 +19,8 @@ from patterson_jax.networks.layers import Convolution
 from patterson_jax.networks.paper import PattersonNet
 from patterson_jax.networks.unrolled import UnrolledNet
 from patterson_jax.simulation.density import render
-from patterson_jax.simulation.examples import Example, target_map
+from patterson_jax.simulation.encoding import target_map
+from patterson_jax.simulation.examples import Example
 from patterson_jax.simulation.patterson import patterson_map
 from patterson_jax.simulation.problem import Problem
 

@@ -6,14 +6,10 @@ import pytest
 from patterson_jax.evaluation import match_atoms
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.examples import example_key, make_batch, stream_key
+from patterson_jax.simulation.maps import origin_distances
 from patterson_jax.simulation.patterson import intensities, patterson_map
 from patterson_jax.simulation.problem import Problem
-from patterson_jax.solving.interpretation import (
-    interpret_batch,
-    interpret_map,
-    origin_distances,
-    patterson_correlation,
-)
+from patterson_jax.solving.interpretation import interpret_batch, interpret_map, patterson_correlation
 from patterson_jax.solving.reflections import absolute_scale, r_factor
 from patterson_jax.solving.separation import SeparationSettings
 

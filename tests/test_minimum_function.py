@@ -7,7 +7,8 @@ import pytest
 
 from patterson_jax.evaluation import match_atoms
 from patterson_jax.simulation.density import render
-from patterson_jax.simulation.examples import invert_map, make_batch, stream_key
+from patterson_jax.simulation.examples import make_batch, stream_key
+from patterson_jax.simulation.maps import invert_map
 from patterson_jax.simulation.patterson import frequencies, patterson_intensities, patterson_map
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.interpretation import interpret_map

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from patterson_jax.simulation.density import render
-from patterson_jax.simulation.patterson import centre_origin, patterson_map
+from patterson_jax.simulation.maps import centre_origin
+from patterson_jax.simulation.patterson import patterson_map
 from patterson_jax.solving.orientations import ORIENTATIONS, averaged_over_orientations, turn_back, turn_patterson
 
 GRID = 12

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from patterson_jax.simulation.density import render
+from patterson_jax.simulation.maps import centre_origin
 from patterson_jax.simulation.patterson import (
     atom_factors,
-    centre_origin,
     frequencies,
     friedel_representatives,
     intensities,

@@ -33,7 +33,8 @@ from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.learning.parallel import mean_over_devices, parallelize
 from patterson_jax.learning.training import init_state, squared_errors, state_with
 from patterson_jax.runs import evaluate_experiment, train_experiment
-from patterson_jax.simulation.examples import example_key, make_batch, network_input, stream_key
+from patterson_jax.simulation.encoding import network_input
+from patterson_jax.simulation.examples import example_key, make_batch, stream_key
 from patterson_jax.solving.attempt import Network
 from patterson_jax.weights import load_weights
 

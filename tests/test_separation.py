@@ -10,7 +10,7 @@ import pytest
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.patterson import atom_factors, intensities, low_frequencies
 from patterson_jax.simulation.problem import Problem
-from patterson_jax.solving.separation import METHODS, SeparationSettings, _swap_chain, separate
+from patterson_jax.solving.separation import WAYS, SeparationSettings, _swap_chain, separate
 
 PROBLEM = Problem(grid_size=24, num_atoms=5, box_edge=8.0)
 SETTINGS = SeparationSettings(
@@ -53,7 +53,7 @@ def brute_force(factors, measured):
     return min(misfits) / np.sum(measured**2)
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', WAYS)
 @pytest.mark.parametrize('seed', range(3))
 def test_finds_the_best_of_all_sets(seed, method):
     factors, measured = case(seed, noise=0.2)

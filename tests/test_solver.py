@@ -16,7 +16,8 @@ import pytest
 from patterson_jax.errors import InputError
 from patterson_jax.evaluation import match_atoms
 from patterson_jax.simulation.density import render
-from patterson_jax.simulation.examples import example_key, make_batch, network_input, stream_key, target_map
+from patterson_jax.simulation.encoding import network_input, target_map
+from patterson_jax.simulation.examples import example_key, make_batch, stream_key
 from patterson_jax.simulation.homometry import are_congruent, example_pair, periodic_pair
 from patterson_jax.simulation.patterson import patterson_map
 from patterson_jax.simulation.problem import Problem

@@ -38,7 +38,8 @@ from patterson_jax.learning.training import (
     squared_errors,
     training_batch,
 )
-from patterson_jax.simulation.examples import make_batch, network_input, stream_key
+from patterson_jax.simulation.encoding import network_input
+from patterson_jax.simulation.examples import make_batch, stream_key
 
 pytestmark = pytest.mark.usefixtures('optax_promotes_types')
 

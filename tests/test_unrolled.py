@@ -26,7 +26,9 @@ from patterson_jax.networks.unrolled import (
     to_blocks,
 )
 from patterson_jax.simulation.density import render
-from patterson_jax.simulation.examples import invert_map, make_batch, network_input, stream_key
+from patterson_jax.simulation.encoding import network_input
+from patterson_jax.simulation.examples import make_batch, stream_key
+from patterson_jax.simulation.maps import invert_map
 from patterson_jax.simulation.problem import Problem
 
 PROBLEM = Problem(grid_size=16, num_atoms=3, min_separation=2.4, box_edge=4.0)

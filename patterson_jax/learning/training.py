@@ -36,16 +36,9 @@ from patterson_jax.learning.parallel import (
 from patterson_jax.learning.stopping import StopRequest
 from patterson_jax.networks.density_network import ESTIMATES
 from patterson_jax.progress import ProgressReport
-from patterson_jax.simulation.density import map_correlation
-from patterson_jax.simulation.examples import (
-    Example,
-    example_key,
-    make_batch,
-    middle,
-    network_input,
-    stream_key,
-    surround,
-)
+from patterson_jax.simulation.encoding import network_input
+from patterson_jax.simulation.examples import Example, example_key, make_batch, stream_key
+from patterson_jax.simulation.maps import map_correlation, middle, surround
 from patterson_jax.simulation.problem import Problem
 
 SCHEDULES = ('cosine', 'trapezoid', 'constant')

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-METHODS = ('auto', 'spectral', 'direct')
+CONVOLUTIONS = ('auto', 'spectral', 'direct')
 
 # The sign of (cosine or sine along x, y, z) in the four amplitudes at (h, ±k, ±l): (−i)^sines = 1, −i, −1, i, times −1
 # for every sine along an axis whose index is negative. An odd number of sines makes the imaginary parts.
@@ -59,8 +59,8 @@ def convolve(image: Array, kernel: Array, method: str = 'auto', products: str = 
         raise ValueError(f'kernel has shape {kernel.shape}; it must be (k, k, k, channels_in, channels_out) with k odd')
     if image.ndim != 5 or image.shape[3] != kernel.shape[3]:
         raise ValueError(f'image has shape {image.shape}; it must be (x, y, z, {kernel.shape[3]}, batch)')
-    if method not in METHODS:
-        raise ValueError(f'method is {method!r}; it must be one of {", ".join(METHODS)}')
+    if method not in CONVOLUTIONS:
+        raise ValueError(f'method is {method!r}; it must be one of {", ".join(CONVOLUTIONS)}')
     if method == 'auto':
         method = fastest_method(image.shape, kernel.shape)
     by_method = spectral_convolution if method == 'spectral' else direct_convolution

@@ -10,7 +10,7 @@ ESTIMATES = 'estimates'  # the collection in which a network leaves those before
 
 
 class DensityNetwork(nn.Module):
-    """From Patterson maps as `simulation.examples.network_input` makes them to density maps.
+    """From Patterson maps as `simulation.encoding.network_input` makes them to density maps.
 
     Both are `(batch, grid, grid, grid)`, grid even. A network is a subclass with `__call__(patterson, train=False)`,
     whose fields are those of the section `model` of a config and are checked in `__post_init__`, which raises

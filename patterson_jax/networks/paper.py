@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from patterson_jax.errors import require
-from patterson_jax.networks.convolution import METHODS
+from patterson_jax.networks.convolution import CONVOLUTIONS
 from patterson_jax.networks.density_network import DensityNetwork
 from patterson_jax.networks.layers import AXIS, PRECISIONS, Convolution, max_pool, upsample
 
@@ -19,7 +19,7 @@ BATCH_NORM = ('none', 'early', 'all')
 
 
 class PattersonNet(DensityNetwork):
-    """From Patterson maps as `simulation.examples.network_input` makes them to density maps.
+    """From Patterson maps as `simulation.encoding.network_input` makes them to density maps.
 
     Both are `(batch, grid, grid, grid)`, grid even; the output lies in [−1, 1]. Raises InputError if a size is invalid.
 
@@ -54,7 +54,7 @@ class PattersonNet(DensityNetwork):
             require(size >= 1 and size % 2 == 1, field, size, 'an odd number, 1 or more')
         for field in ('encoder_depth', 'inner_depth', 'decoder_depth'):
             require(getattr(self, field) >= 0, field, getattr(self, field), '0 or more')
-        require(self.convolution in METHODS, 'convolution', self.convolution, f'one of {", ".join(METHODS)}')
+        require(self.convolution in CONVOLUTIONS, 'convolution', self.convolution, f'one of {", ".join(CONVOLUTIONS)}')
         require(self.precision in PRECISIONS, 'precision', self.precision, f'one of {", ".join(PRECISIONS)}')
         require(self.batch_norm in BATCH_NORM, 'batch_norm', self.batch_norm, f'one of {", ".join(BATCH_NORM)}')
         super().__post_init__()

@@ -27,7 +27,7 @@ import numpy as np
 from jax import Array
 
 from patterson_jax.errors import require
-from patterson_jax.networks.convolution import METHODS
+from patterson_jax.networks.convolution import CONVOLUTIONS
 from patterson_jax.networks.density_network import ESTIMATES, DensityNetwork
 from patterson_jax.networks.layers import PRECISIONS, Convolution
 from patterson_jax.precision import exact_products
@@ -80,7 +80,7 @@ class UnrolledNet(DensityNetwork):
             require(size >= 4 and size % 4 == 0, field, size, 'a multiple of 4, 4 or more')
         fits = self.output_size <= self.input_size
         require(fits, 'output_size', self.output_size, f'at most input_size, {self.input_size}')
-        require(self.convolution in METHODS, 'convolution', self.convolution, f'one of {", ".join(METHODS)}')
+        require(self.convolution in CONVOLUTIONS, 'convolution', self.convolution, f'one of {", ".join(CONVOLUTIONS)}')
         require(self.precision in PRECISIONS, 'precision', self.precision, f'one of {", ".join(PRECISIONS)}')
         super().__post_init__()
 

@@ -105,16 +105,3 @@ def _safe_sqrt(value):
     """Square root that is 0, with derivative 0, where the value is not positive."""
     positive = value > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, value, 1)), 0)
-
-
-def map_correlation(first: Array, second: Array) -> Array:
-    """Pearson correlation of maps over the last three axes, 0 where a map is constant."""
-
-    def standardised(each):
-        low, high = (reduce(each, axis=(-3, -2, -1), keepdims=True) for reduce in (jnp.min, jnp.max))
-        each = (each - low) / jnp.where(high > low, high - low, 1)
-        each = each - jnp.mean(each, axis=(-3, -2, -1), keepdims=True)
-        squared = jnp.sum(each**2, axis=(-3, -2, -1), keepdims=True)
-        return each / jnp.sqrt(jnp.where(squared > 0, squared, 1))
-
-    return jnp.sum(standardised(first) * standardised(second), axis=(-3, -2, -1))

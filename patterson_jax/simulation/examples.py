@@ -14,7 +14,8 @@ from jax import Array
 from patterson_jax.precision import exact_products
 from patterson_jax.simulation.atoms import draw_positions
 from patterson_jax.simulation.density import render
-from patterson_jax.simulation.patterson import centre_origin, measured_map
+from patterson_jax.simulation.encoding import target_map
+from patterson_jax.simulation.patterson import measured_map
 from patterson_jax.simulation.problem import Problem
 
 # Numbers, because they are folded into keys: to change one is to change every case of its stream.
@@ -69,39 +70,3 @@ def make_batch(stream: Array, set_number: Array | int, indices: Array, problem: 
     sets = jnp.broadcast_to(set_number, indices.shape)
     keys = jax.vmap(functools.partial(example_key, stream))(sets, indices)
     return jax.vmap(lambda key: make_example(key, problem))(keys)
-
-
-def target_map(density: Array, problem: Problem) -> Array:
-    """The network's target for the density of A: (A + B) / 2 with B the inverse of A, or A / 2 (2.4.2)."""
-    if problem.target == 'original':
-        return density / 2
-    return (density + invert_map(density)) / 2
-
-
-def invert_map(density: Array) -> Array:
-    """Inverts maps `(..., grid, grid, grid)` through the box centre: voxel i goes to grid − 1 − i."""
-    return jnp.flip(density, axis=(-3, -2, -1))
-
-
-def middle(maps: Array, size: int) -> Array:
-    """The middle `(..., size, size, size)` of maps `(..., grid, grid, grid)`, with the same centre."""
-    first = (maps.shape[-1] - size) // 2
-    inside = slice(first, first + size)
-    return maps[..., inside, inside, inside]
-
-
-def surround(maps: Array, grid_size: int) -> Array:
-    """Maps `(..., size, size, size)` in the middle of empty ones of edge `grid_size`, as `middle` cuts them out."""
-    margin = (grid_size - maps.shape[-1]) // 2
-    return jnp.pad(maps, [(0, 0)] * (maps.ndim - 3) + [(margin, margin)] * 3)
-
-
-def network_input(patterson: Array, problem: Problem) -> Array:
-    """Patterson maps `(..., grid, grid, grid)` as the network takes them, whatever their scale.
-
-    The origin is moved to voxel grid / 2 unless the problem leaves it in the corner, and the origin peak, the sum of
-    the atoms' self-vectors, is brought to `input_scale` per atom.
-    """
-    origin_peak = patterson[..., :1, :1, :1]
-    scaled = patterson * (problem.input_scale * problem.num_atoms / origin_peak)
-    return centre_origin(scaled) if problem.origin == 'centre' else scaled

@@ -92,11 +92,6 @@ def friedel_representatives(grid_size: int) -> np.ndarray:
     return read_only(np.where((z == 0) | (z == grid_size // 2), np.minimum(index, opposite), index))
 
 
-def centre_origin(patterson: Array) -> Array:
-    """Moves the origin of Patterson maps from voxel 0 to voxel grid / 2 of each axis."""
-    return jnp.fft.fftshift(patterson, axes=(-3, -2, -1))
-
-
 def frequencies(grid_size: int) -> np.ndarray:
     """Integer frequencies h of the half space, `(grid, grid, grid // 2 + 1, 3)`."""
     whole = np.rint(np.fft.fftfreq(grid_size) * grid_size).astype(int)

@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 
 from patterson_jax.precision import exact_products
-from patterson_jax.simulation.examples import network_input
+from patterson_jax.simulation.encoding import network_input
 from patterson_jax.simulation.patterson import longest_within
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.atom_sets import same_atoms

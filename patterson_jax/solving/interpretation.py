@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from patterson_jax.precision import exact_products
-from patterson_jax.simulation.density import map_correlation, render
-from patterson_jax.simulation.examples import network_input
+from patterson_jax.simulation.density import render
+from patterson_jax.simulation.encoding import network_input
+from patterson_jax.simulation.maps import map_correlation, origin_distances
 from patterson_jax.simulation.patterson import (
     atom_factors,
     intensities,
@@ -112,9 +112,3 @@ def patterson_correlation(patterson: Array, positions: Array, problem: Problem) 
     calculated = jnp.fft.irfftn(squares, s=patterson.shape)
     away = origin_distances(problem.grid_size) > 2 * problem.atom_radius
     return map_correlation(*(jnp.where(away, each, 0) for each in (patterson, calculated)))
-
-
-def origin_distances(grid_size: int) -> np.ndarray:
-    """Distance of each voxel of a periodic map from the nearest origin, `(grid, grid, grid)`, voxels."""
-    axis = np.minimum(np.arange(grid_size), grid_size - np.arange(grid_size))
-    return np.sqrt(axis[:, None, None] ** 2 + axis[None, :, None] ** 2 + axis[None, None, :] ** 2)

@@ -16,7 +16,7 @@ from jax import Array
 
 from patterson_jax.errors import require
 
-METHODS = ('annealed', 'greedy')
+WAYS = ('annealed', 'greedy')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class SeparationSettings:
     def __post_init__(self):
         for field in ('num_peaks', 'num_swaps', 'num_chains'):
             require(getattr(self, field) >= 1, field, getattr(self, field), '1 or more')
-        require(self.method in METHODS, 'method', self.method, f'one of {", ".join(METHODS)}')
+        require(self.method in WAYS, 'method', self.method, f'one of {", ".join(WAYS)}')
         finite = math.isfinite(self.resolution) and self.resolution >= 1
         require(finite, 'resolution', self.resolution, 'a number, 1 or more')
         for field in ('first_threshold', 'last_threshold'):

@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 
 from patterson_jax.precision import exact_products
-from patterson_jax.simulation.examples import invert_map
+from patterson_jax.simulation.maps import invert_map
 from patterson_jax.simulation.patterson import (
     frequencies,
     measured_frequencies,
