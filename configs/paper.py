@@ -11,9 +11,9 @@ One more slice of the training of the published weights, published in their plac
         --mode=publish --output=pretrained/paper
 
 The problem, the network and its target are those of configs/base.py, and the input is but for a factor. Not the
-paper's are the schedule, the batches, the weighting of filled voxels, Adam's epsilon, the shortening of gradients, and
-that most of the training sees the middle 28³ of the 40³ voxels, outside of which atoms cannot be. Such weights are of
-no use on whole maps until they have seen some; that is the variant `whole`, after which they can be published.
+paper's are the schedule, the batches, Adam's epsilon, the shortening of gradients, and that most of the training sees
+the middle 28³ of the 40³ voxels, outside of which atoms cannot be. Such weights are of no use on whole maps until they
+have seen some; that is the variant `whole`, after which they can be published.
 
 Variants:
     slice       begins with the published weights and sees the middle of the maps
@@ -36,7 +36,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.problem.input_scale = 0.07  # a new network's output is in proportion to it, and so begins near zero
     config.train.update(num_steps=200_000, batch_size=4, learning_rate=6e-4, warmup_steps=100, schedule='constant')
     config.train.update(adam_epsilon=1e-12, max_gradient_norm=3e-4)  # most voxels are empty: gradients are small
-    config.train.update(filled_weight=3.0, crop=28)
+    config.train.crop = 28
     config.train.update(log_every=100, validate_every=500, num_validation=96)
     config.checkpoint.update(every_steps=500, keep=1)
     # The paper's procedure sees one orientation; the other scores are of the mean map of all 24, for which few cases
