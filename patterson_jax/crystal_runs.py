@@ -10,6 +10,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+import gemmi
 import numpy as np
 
 from patterson_jax.crystal.preparation import ClassScore, Prepared
@@ -24,8 +25,10 @@ from patterson_jax.files.shelx import hklf_matrix
 from patterson_jax.pictures import crystal_drawing, draw_structure
 from patterson_jax.progress import ProgressReport
 from patterson_jax.solving import crystal_solver
+from patterson_jax.solving.spacegroup import enantiomorph
 
 BETWEEN_CENTRES = 0.85  # of ⟨|E² − 1|⟩: 0.97 with a centre of symmetry, 0.74 without
+MOST_MISCOUNTED = 0.15  # of an element's atoms, by which what is found may differ from what files claim
 ENDINGS = ('.json', '.res', '.hkl', '.cif', '.png', '_density.ccp4')  # of what a crystal gives
 
 
@@ -49,6 +52,8 @@ def solve_crystal_file(settings: CrystalSettings, seed: int, output: Path, path:
             )
     except InputError as error:
         raise InputError(f'{path}: {error}') from error
+    if contradictions := name_contradictions(crystal, solution):
+        print('\n'.join(f'note: {each}' for each in contradictions))
     written = write_results(crystal, prepared, solution, output, seed)
     endings = ', '.join(each.name.removeprefix(crystal.path.stem) for each in written)
     print(f'{summary(crystal.path.stem, solution)}; {output / crystal.path.stem}{endings}')
@@ -67,6 +72,33 @@ def summary(name: str, solution: CrystalSolution) -> str:
         parts.append(f'R1 {solution.r_factor:.3f}')
     parts.append(f'{solution.starts} start{"" if solution.starts == 1 else "s"}, {solution.seconds:.1f} s')
     return ', '.join(parts) + (f' ({"; ".join(solution.reasons)})' if solution.reasons else '')
+
+
+def name_contradictions(crystal: CrystalFile, solution: CrystalSolution) -> list[str]:
+    """Where what was found is not what the files claim, and is sure: a line each, which names both."""
+    claims, group = crystal.claims, solution.space_group
+    lines = []
+    if group is not None and group.certain and claims.symops:
+        claimed = gemmi.find_spacegroup_by_ops(gemmi.GroupOps([gemmi.Op(each) for each in claims.symops]))
+        numbers = (group.number, enantiomorph(group.number))
+        if claimed and (claimed.number not in numbers or (claimed.hm != group.hm.partition(':')[0] and not numbers[1])):
+            lines.append(f'the files claim the space group {claimed.hm}, the phases show {group.hm}')
+    if solution.verdict == 'solved' and claims.contents:
+        found: Counter[str] = Counter()
+        for atom in solution.atoms:
+            found[atom.element] += atom.multiplicity
+        claimed_atoms = {element: count for element, count in claims.contents.items() if element not in ('H', 'D')}
+        ratio = sum(found.values()) / max(sum(claimed_atoms.values()), 1e-9)
+        if any(
+            abs(found[each] - ratio * claimed_atoms.get(each, 0)) > max(MOST_MISCOUNTED * found[each], 1)
+            for each in {*found, *claimed_atoms}
+        ):
+            words = (' '.join(f'{each}{count:g}' for each, count in both.items()) for both in (claimed_atoms, found))
+            claimed_words, found_words = words
+            lines.append(
+                f'the files claim {claimed_words} in the cell, hydrogen apart, the atoms found are {found_words}'
+            )
+    return lines
 
 
 def describe(crystal: CrystalFile, prepared: Prepared) -> list[str]:
@@ -179,7 +211,7 @@ def _report(crystal, prepared, solution, seed):
             'e_statistic': round(prepared.e_statistic, 3),
             'format': crystal.format,
         },
-        'warnings': [*crystal.notes, *claims.notes, *data.warnings],
+        'warnings': [*crystal.notes, *claims.notes, *data.warnings, *name_contradictions(crystal, solution)],
     }
 
 

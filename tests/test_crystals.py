@@ -18,7 +18,7 @@ from patterson_jax import experiment
 from patterson_jax.config import validate_crystal
 from patterson_jax.crystal.reflections import sphere
 from patterson_jax.crystal.structure import CrystalSolution, Site, SpaceGroup
-from patterson_jax.crystal_runs import describe, solve_crystal_file, write_results
+from patterson_jax.crystal_runs import describe, name_contradictions, solve_crystal_file, write_results
 from patterson_jax.crystals import read_and_prepare
 from patterson_jax.errors import InputError
 from patterson_jax.files.crystal_results import calculated_structure_factors
@@ -89,6 +89,23 @@ def test_flags_lead_and_contradictions_are_noted(tmp_path):
     assert noted.startswith('note: the file claims the Laue class -1, the data show 2/m')
     line = refusal(read_and_prepare, path, settings(laue='6/m'))
     assert line == f"{path}: laue is '6/m'; it must be one that the lattice allows: -1, 2/m"
+
+
+def test_cards_that_contradict_what_is_found_are_named_with_it(tmp_path):
+    crystal = read_crystal(write_input(tmp_path))
+    assert name_contradictions(crystal, SOLUTION) == []
+    wrong = INS.replace('made up', 'made up in P2(1)').replace('.5-Z', '-Z').replace('UNIT 4 4', 'UNIT 4 12')
+    crystal = read_crystal(write_input(tmp_path, wrong))
+    assert crystal.claims.notes == ('TITL says P2(1), LATT and SYMM say P 1 21/m 1',)
+    assert name_contradictions(crystal, SOLUTION) == [
+        'the files claim the space group P 1 21/m 1, the phases show P 1 21/c 1',
+        'the files claim S4 O12 in the cell, hydrogen apart, the atoms found are S4 O4',
+    ]
+    doubtful = dataclasses.replace(SOLUTION, verdict='uncertain', space_group=dataclasses.replace(GROUP, certain=False))
+    assert name_contradictions(crystal, doubtful) == []
+    _, prepared = read_and_prepare(tmp_path / 'a.hkl', settings())
+    write_results(crystal, prepared, SOLUTION, tmp_path, 0)
+    assert len(json.loads((tmp_path / 'a.json').read_text(encoding='utf-8'))['warnings']) == 3
 
 
 def test_a_cell_that_is_given_has_not_the_uncertainties_of_another(tmp_path):

@@ -42,6 +42,7 @@ LEAST_PART_COMPARED = 0.02  # of the reflections; with fewer a class is not test
 EXPECTED_ABSENT, WEAK_ABSENT = 0.005, 0.05  # mean E² of reflections that a centring forbids: noise, or noise if so weak
 FEW_STRONG = 0.2  # of them above 3 σ, then
 FEW_LEFT = 0.01  # of the reflections that a centring forbids: left over where the others were removed
+NEGLIGIBLE = 1e-9  # what is less, of what it is to be compared with, is nothing
 REFLECTIONS_IN_SHELL, MOST_SHELLS = 60, 20
 MOST_SHELLS_OF_UNRELATED = 8  # wide ones, in which equivalents, being at the same 1/d, are few
 MOST_POSSIBLE, FEWEST_TO_DOUBT = 1000, 100_000  # reflections for each measured one, and in all
@@ -308,7 +309,8 @@ def _misfit_of_unrelated(reflections, cell):
     random = np.random.default_rng(0)
     pairs = [random.permutation(shell)[: len(shell) // 2 * 2] for shell in np.array_split(order, shells)]
     first, second = np.reshape(reflections.intensities[np.concatenate(pairs)], (-1, 2)).T
-    return np.sum(np.abs(first - second)) / max(np.sum(np.abs(first + second)), np.finfo(float).tiny)
+    least = NEGLIGIBLE * np.sum(np.abs(first) + np.abs(second)) + np.finfo(float).tiny
+    return np.sum(np.abs(first - second)) / max(np.sum(np.abs(first + second)), least)
 
 
 def _choose(classes, laue, claimed, warnings):
@@ -425,7 +427,7 @@ def _score_centring(symbol, vectors, measurements, cell, possible):
     forbidden = absent_by_centring(measurements.hkl, vectors)
     expected = len(measurements) * np.mean(absent_by_centring(possible, vectors))
     squares = _squared_e(measurements.intensities, cell.inverse_spacings(measurements.hkl))
-    others = max(np.mean(squares[~forbidden]), np.finfo(float).tiny) if np.any(~forbidden) else 1.0
+    others = max(np.mean(squares[~forbidden]), NEGLIGIBLE) if np.any(~forbidden) else 1.0
     strong = measurements.intensities > 3 * measurements.sigmas
     return CentringScore(
         symbol=symbol,

@@ -8,6 +8,7 @@ import math
 import re
 from typing import NamedTuple
 
+import gemmi
 import numpy as np
 
 from patterson_jax.crystal.cell import UnitCell
@@ -255,11 +256,13 @@ def read_instructions(text: str, name: str) -> Claims:
         formula_units, *sigmas = _floats(name, 'ZERR', found['ZERR'][0], 7)
         cell_sigmas = tuple(sigmas)
     contents, elements, notes = _contents(found)
+    title, symops = found['TITL'][0][0] if 'TITL' in found else '', _symmetry(found, name)
+    notes += _check_title(title, symops)
     for keyword in ('TWIN', 'BASF'):
         if keyword in found:
             notes.append(f'{keyword} {" ".join(found[keyword][0])}: a twin, solved as if it were a single crystal')
     return Claims(
-        title=found['TITL'][0][0] if 'TITL' in found else '',
+        title=title,
         cell=cell,
         cell_source=name if cell else '',
         cell_sigmas=cell_sigmas,
@@ -267,7 +270,7 @@ def read_instructions(text: str, name: str) -> Claims:
         contents=contents,
         elements=elements,
         formula_units=formula_units,
-        symops=_symmetry(found, name),
+        symops=symops,
         hklf=hklf,
         notes=tuple(notes),
     )
@@ -330,6 +333,16 @@ def _joined_lines(text):
         else:
             yield line.strip()
     yield joined.strip()
+
+
+def _check_title(title, symops):
+    """What is to be said where the title ends with the symbol of another space group than the operations make."""
+    match = re.search(r'\bin\s+([PABCIFR][-\d()/a-z\s:]*)$', title)
+    named = gemmi.find_spacegroup_by_name(re.sub('[()]', '', match[1]).strip()) if match else None
+    meant = gemmi.find_spacegroup_by_ops(gemmi.GroupOps([gemmi.Op(each) for each in symops])) if symops else None
+    if named is None or meant is None or named.number == meant.number:
+        return []
+    return [f'TITL says {match[1].strip()}, LATT and SYMM say {meant.hm}']
 
 
 def _floats(name, keyword, words, count):
