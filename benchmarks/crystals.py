@@ -16,12 +16,16 @@ by an .ins; else the truth enters only when the answer is scored:
 - elements: right ones among the sites found; and among those found where the two differ by more than two in Z.
 - right: map over 0.8, nine sites in ten, at most a tenth too many, and the group that is known or its mirror image.
 
+With `--peer=PYTHON`, a Python that has cctbx, its charge flipping is run on the same data, with the true space group,
+for at most `--peer-seconds`; a map of it is right if its map correlation is, and wrongly accepted if it is not.
+
 Printed as Markdown and written to `crystals-DEVICE.json` beside this file, or to `--json`.
 """
 
 import argparse
 import dataclasses
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -47,6 +51,7 @@ NEAR = 0.5  # Å
 SAME_SITE = 0.1  # Å, of images of a known atom
 FULL = 0.5  # occupancy from which a known atom must be found
 TELLING = 2  # difference in atomic number above which elements must be told apart
+PEER_PATIENCE = 10  # wall seconds for each second of processor time
 KNOWN_U = 0.04  # Å², of atoms of which it is not known
 
 
@@ -263,15 +268,65 @@ def measure(folder: Path, options: argparse.Namespace) -> dict:
         'seconds': solution.seconds,
         'seconds_with_compilation': wall,
         **score(known, solution),
+        **({'peer': ask_peer(known, options)} if options.peer else {}),
     }
+
+
+def ask_peer(known: Known, options: argparse.Namespace) -> dict:
+    """What the charge flipping of cctbx makes of a crystal, and how right that is."""
+    data = known.data
+    problem = {
+        'cell': list(data.cell.parameters),
+        'symops': known.content['symops'],
+        'hkl': data.hkl.tolist(),
+        'amplitudes': np.sqrt(np.maximum(data.intensities, 0)).tolist(),
+        'seconds': options.peer_seconds,
+        'seed': options.seed,
+    }
+    command = [options.peer, str(Path(__file__).with_name('crystal_peer.py'))]
+    limit = PEER_PATIENCE * options.peer_seconds + 60
+    try:
+        done = subprocess.run(command, input=json.dumps(problem), capture_output=True, text=True, timeout=limit)
+        answer = json.loads(done.stdout)
+    except (OSError, subprocess.TimeoutExpired, ValueError) as error:
+        return {'accepted': False, 'map': None, 'seconds': None, 'remark': f'no answer: {type(error).__name__}'}
+    scored = peer_map(known, np.reshape(answer['hkl'], (-1, 3)).astype(int), np.array(answer['phases']))
+    return {'map': scored, **{key: answer[key] for key in ('accepted', 'attempts', 'seconds', 'remark')}}
+
+
+def peer_map(known: Known, hkl: np.ndarray, phases: np.ndarray) -> float | None:
+    """The map correlation of phases `(n,)` of indices `(n, 3)`, one of each Friedel pair at least; None without any."""
+    if not len(hkl) or not known.atoms:
+        return None
+    wanted = _half_sphere(known.data)
+    found = {tuple(each): phase for each, phase in zip(hkl.tolist(), phases.tolist(), strict=True)}
+    found |= {tuple(-index for index in each): -phase for each, phase in found.items()}
+    kept = np.array([tuple(each) in found for each in wanted.tolist()])
+    wanted = wanted[kept]
+    answer = np.exp(1j * np.array([found[tuple(each)] for each in wanted.tolist()]))
+    return place(wanted, known_structure_factors(known, wanted), answer).correlation
 
 
 def table(results: list[dict]) -> str:
     """The results as Markdown."""
-    lines = [
-        '| crystal | known group | d, Å | group | map | sites | extra | elements | Z > 2 | R1 | verdict | starts | s |',
-        '|---' * 13 + '|',
+    heads = [
+        'crystal',
+        'known group',
+        'd, Å',
+        'group',
+        'map',
+        'sites',
+        'extra',
+        'elements',
+        'Z > 2',
+        'R1',
+        'verdict',
+        'starts',
+        's',
     ]
+    with_peer = any('peer' in each for each in results)
+    heads += ['cctbx: map', 'accepted', 's'] if with_peer else []
+    lines = [f'| {" | ".join(heads)} |', '|---' * len(heads) + '|']
     for each in results:
         group = f'{each["group"]}{"" if each["group_right"] else " ✗"}'
         shares = [each.get(key) for key in ('sites', 'extra', 'elements', 'telling_elements')]
@@ -280,7 +335,7 @@ def table(results: list[dict]) -> str:
         lines.append(
             f'| {each["name"]} | {each["known_group"]} | {each["resolution"]:.2f} | {group} | {" | ".join(figures)} '
             f'| {_figure(each["r_factor"], ".3f")} | {each["verdict"]}{wrong} | {each["starts"]} '
-            f'| {each["seconds"]:.1f} |'
+            f'| {each["seconds"]:.1f} |{_peer_cells(each["peer"]) if with_peer else ""}'
         )
     scored = [each for each in results if 'right' in each]
     solved = [each for each in results if each['verdict'] == 'solved']
@@ -290,7 +345,22 @@ def table(results: list[dict]) -> str:
         f'{sum(each["group_right"] for each in results)} of {len(results)} groups, {len(solved)} called solved, '
         f'{len(wrong)} of these wrong{": " + ", ".join(wrong) if wrong else ""}'
     )
+    if with_peer:
+        peers = [each['peer'] for each in results if 'right' in each]
+        right = sum((each['map'] or 0) > RIGHT_MAP for each in peers)
+        taken = [each for each in peers if each['accepted']]
+        lines.append(
+            f'\ncctbx: {right} of {len(peers)} maps right, {len(taken)} accepted, '
+            f'{sum((each["map"] or 0) <= RIGHT_MAP for each in taken)} of these wrong'
+        )
     return '\n'.join(lines)
+
+
+def _peer_cells(peer):
+    accepted = 'yes' if peer['accepted'] else 'no'
+    if accepted == 'yes' and peer['map'] is not None and peer['map'] <= RIGHT_MAP:
+        accepted = 'yes (wrong)'
+    return f' {_figure(peer["map"], ".2f")} | {accepted} | {_figure(peer["seconds"], ".1f")} |'
 
 
 def _figure(value, form):
@@ -306,6 +376,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--seed', type=int, default=0, help='of the starts')
     parser.add_argument('--starts', type=int, default=MAX_STARTS, help='for a crystal, at most')
     parser.add_argument('--seconds', type=float, default=0.0, help='for a crystal, at most; 0: no limit')
+    parser.add_argument('--peer', default='', metavar='PYTHON', help='one that has cctbx, which is measured beside')
+    parser.add_argument('--peer-seconds', type=float, default=60.0, help='of processor time for cctbx, at most')
     parser.add_argument('--json', type=Path, help='file to write; default crystals-DEVICE.json beside this program')
     return parser.parse_args(arguments)
 

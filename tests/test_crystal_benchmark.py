@@ -125,6 +125,21 @@ def test_the_table_names_wrong_verdicts(folder):
     assert lines[-1] == '1 of 2 right, 2 of 2 groups, 2 called solved, 1 of these wrong: invented'
 
 
+def test_phases_of_the_peer_are_scored_in_any_frame(folder):
+    known = crystals.read_folder(folder)
+    hkl = known.data.hkl[5:]
+    truth = np.angle(crystals.known_structure_factors(known, hkl))
+    moved = truth + np.pi * hkl.sum(axis=1)
+    assert crystals.peer_map(known, np.concatenate([hkl, -hkl]), np.concatenate([moved, -moved])) > 0.999
+    assert crystals.peer_map(known, hkl, np.random.default_rng(0).permutation(moved)) < 0.5
+    assert crystals.peer_map(known, hkl[:0], moved[:0]) is None
+    entry = {'name': 'invented', 'known_group': 'P 21 21 21 (#19)', 'resolution': 1.0, 'verdict': 'solved'}
+    entry |= {'r_factor': 0.05, 'starts': 2, 'seconds': 1.0, **crystals.score(known, answer(known, known.atoms))}
+    lines = crystals.table([entry | {'peer': {'map': 0.3, 'accepted': True, 'seconds': 2.0}}]).splitlines()
+    assert lines[2].endswith('| 0.30 | yes (wrong) | 2.0 |')
+    assert lines[-1] == 'cctbx: 0 of 1 maps right, 1 accepted, 1 of these wrong'
+
+
 def test_what_is_no_folder_of_a_crystal_is_named(tmp_path):
     with pytest.raises(InputError, match='no folder of a crystal'):
         crystals.read_folder(tmp_path)
