@@ -40,10 +40,10 @@ from patterson_jax.crystal.preparation import prepare
 from patterson_jax.crystal.reflections import Measurements
 from patterson_jax.crystal.structure import CrystalData, CrystalSolution
 from patterson_jax.errors import InputError, exit_on_errors
-from patterson_jax.files.common import write_json
 from patterson_jax.files.crystals import read_crystal
 from patterson_jax.solving.crystal_solver import MAX_STARTS, solve_crystal
 from patterson_jax.solving.spacegroup import enantiomorph, fine_shape
+from patterson_jax.writing import write_json
 
 RIGHT_MAP, RIGHT_SITES, MOST_EXTRA = 0.8, 0.9, 0.1
 FIRST_ENDINGS = ('.hkl', '.cif', '.fcf')  # of published files that are tried before others

@@ -46,13 +46,14 @@ from benchmarks.device_cells import BEST, LATEST, finite, relative_error, unpack
 from patterson_jax.compiler import avoid_wrong_fusion
 from patterson_jax.config import differences, validate
 from patterson_jax.errors import InputError, exit_on_errors, require
-from patterson_jax.files.common import make_directory, write_json
+from patterson_jax.files.common import make_directory
 from patterson_jax.learning.checkpoints import has_checkpoint
 from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.publishing import LARGEST_CHECKPOINT, LOG, SLICES, publish
 from patterson_jax.runs import evaluate_experiment, read_record
 from patterson_jax.shipped import find_config, make_configs_importable
 from patterson_jax.weights import weight_fields
+from patterson_jax.writing import write_json
 
 ROOT = speed.ROOT
 REPORT = 'device.json'

@@ -30,11 +30,11 @@ from patterson_jax.config import Experiment, validate
 from patterson_jax.errors import InputError, exit_on_errors, require
 from patterson_jax.evaluation import EvaluationSettings, evaluate
 from patterson_jax.figures import draw_frontier
-from patterson_jax.files.common import write_json
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.attempt import Network
 from patterson_jax.solving.methods.registry import classical_names, method_names
 from patterson_jax.weights import load_network
+from patterson_jax.writing import write_json
 
 MANY_ATTEMPTS = 10_000  # the seconds are the limit
 PEAKS_PER_ATOM = 4

@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 
 from patterson_jax.compiler import avoid_wrong_fusion, require_right_results
 from patterson_jax.errors import InputError, is_real, is_whole, real_array, require
-from patterson_jax.files.common import make_directory, write_json
+from patterson_jax.files.common import make_directory
 from patterson_jax.files.maps import Map, write_map
 from patterson_jax.files.structures import file_positions, is_element, write_pdb, write_res, write_xyz
 from patterson_jax.files.viewers import write_chimerax
@@ -34,6 +34,7 @@ from patterson_jax.solving.map_solver import SolvedMap, SolveSettings, solve_map
 from patterson_jax.solving.reflections import absolute_scale
 from patterson_jax.solving.separation import SeparationSettings
 from patterson_jax.solving.verdict import expected_r_factors, highest_solved
+from patterson_jax.writing import write_json
 
 ENDINGS = ('.json', '.xyz', '.pdb', '.res', '.cxc', '.png', '_density.ccp4')  # of the files of an answer
 DRAWN_LEVEL = 0.4  # of the highest density, where viewers draw its surface

@@ -17,7 +17,6 @@ from patterson_jax.crystal.preparation import ClassScore, Prepared
 from patterson_jax.crystal.structure import CrystalSolution
 from patterson_jax.crystals import CrystalSettings, read_and_prepare
 from patterson_jax.errors import InputError
-from patterson_jax.files.common import write_json, write_whole
 from patterson_jax.files.crystal_results import solution_content, write_crystal_cif, write_crystal_res, write_hkl
 from patterson_jax.files.crystals import CrystalFile
 from patterson_jax.files.maps import write_density
@@ -26,6 +25,7 @@ from patterson_jax.pictures import crystal_drawing, draw_structure
 from patterson_jax.progress import ProgressReport
 from patterson_jax.solving import crystal_solver
 from patterson_jax.solving.spacegroup import enantiomorph
+from patterson_jax.writing import write_json, write_whole
 
 BETWEEN_CENTRES = 0.85  # of ⟨|E² − 1|⟩: 0.97 with a centre of symmetry, 0.74 without
 MOST_MISCOUNTED = 0.15  # of an element's atoms, by which what is found may differ from what files claim

@@ -10,7 +10,6 @@ from typing import Literal
 import jax
 import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import TwoSlopeNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Polygon, Rectangle
@@ -30,7 +29,6 @@ ORIGINAL, INVERSE, CLASH, UNEXPLAINED = '#c8322f', '#2f5fc8', '#2f9e44', '#8a8a8
 COMPARED = ('#c8322f', '#e08a1e', '#2f5fc8', '#2f9e44', '#7b3fa0', '#1a9c9c')
 LEAST_SHOWN = 0.1  # voxels with less density are left empty, as in the paper's Figure 10
 LEAST_MISFIT = 1e-12  # none is drawn lower, for the logarithm's sake
-DOTS_PER_INCH = 150
 FURTHEST = 1000  # times the cases seen, to which a learning curve is drawn out
 
 STAGES: dict[str, tuple[str, Literal['step', 'stepfilled'], str]] = {  # of an evaluation: colour, histogram and name
@@ -72,7 +70,7 @@ def draw_example(path: Path, example: Example, problem: Problem) -> None:
     patterson = np.asarray(network_input(example.patterson, problem))
     _draw_patterson(figure.add_subplot(2, 2, 4), patterson, problem.input_scale)
     _legend(figure, ('original', 'inverse', 'both') if both else ('original', 'inverse'))
-    _save(figure, path)
+    pictures.save_figure(path, figure)
 
 
 def _draw_patterson(axes, patterson, vector_peak):
@@ -106,7 +104,7 @@ def draw_losses(path: Path, rows: list[dict]) -> None:
     correlation_axes.set_ylabel('correlation with the true map')
     correlation_axes.set_ylim(top=1)
     loss_axes.legend(frameon=False)
-    _save(figure, path)
+    pictures.save_figure(path, figure)
 
 
 @_in_our_style
@@ -138,7 +136,7 @@ def draw_learning_curve(path: Path, rows: list[dict], curve: LearningCurve | Non
     axes.set_ylabel('mean squared error of the map')
     axes.grid(alpha=0.25, which='both')
     axes.legend(frameon=False, fontsize=9)
-    _save(figure, path)
+    pictures.save_figure(path, figure)
 
 
 @_in_our_style
@@ -169,7 +167,7 @@ def draw_comparison(path: Path, curves: dict[str, tuple[list[dict], list[dict]]]
     figure.suptitle('training solid, validation dashed', fontsize=10)
     handles, labels = error_axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc='outside lower center', ncols=2, frameon=False, fontsize=9)
-    _save(figure, path)
+    pictures.save_figure(path, figure)
 
 
 @_in_our_style
@@ -196,7 +194,7 @@ def draw_maps(path: Path, cases: Evaluated, problem: Problem, num_shown: int = 3
             _draw_voxels(axes, maps[column], atoms[column], problem, box)
             axes.set_title(titles[column], fontsize=9)
     _legend(figure)
-    _save(figure, path)
+    pictures.save_figure(path, figure)
 
 
 @_in_our_style
@@ -220,7 +218,7 @@ def draw_separation(path: Path, misfits: np.ndarray) -> None:
     axes.set_ylabel('misfit, Σ(|Fc|² − |Fo|²)² / Σ|Fo|⁴')
     axes.grid(alpha=0.25)
     figure.legend(loc='outside right upper', title='lowest misfit', frameon=False, fontsize=9)
-    _save(figure, path)
+    pictures.save_figure(path, figure)
 
 
 @_in_our_style
@@ -251,7 +249,7 @@ def draw_errors(path: Path, report: dict) -> None:
     axes.set_xlabel('distance between found and true atom, voxels')
     axes.set_ylabel('atoms')
     axes.legend(fontsize=8, loc='upper right', framealpha=1, edgecolor='none')
-    _save(figure, path)
+    pictures.save_figure(path, figure)
 
 
 @_in_our_style
@@ -290,7 +288,7 @@ def draw_frontier(path: Path, cells: list[dict]) -> None:
             axes.set_ylabel('atoms')
     figure.colorbar(image, ax=panels, label='atoms found within 1 voxel', shrink=0.6)
     figure.suptitle('cases with every atom found, and seconds a case', fontsize=10)
-    _save(figure, path)
+    pictures.save_figure(path, figure)
 
 
 @_in_our_style
@@ -336,7 +334,7 @@ def draw_solution(
     figure.suptitle(title, fontsize=9)
     if both:
         _legend(figure)
-    _save(figure, path)
+    pictures.save_figure(path, figure)
 
 
 @_in_our_style
@@ -388,7 +386,7 @@ def draw_ambiguity(
     for axes, positions in zip(panels[0], true_pair, strict=False):
         _draw_triangles(axes, positions)
     _mark_own_vectors(panels[1:], periodic_pair)
-    _save(figure, path)
+    pictures.save_figure(path, figure)
 
 
 def _reach(points):
@@ -502,11 +500,3 @@ def _legend(figure, labels=('original', 'inverse', 'both', 'neither')):
     colours = {'original': ORIGINAL, 'inverse': INVERSE, 'both': CLASH, 'neither': UNEXPLAINED}
     handles = [matplotlib.patches.Patch(color=colours[label], label=label) for label in labels]
     figure.legend(handles=handles, loc='outside lower center', ncols=4, frameon=False)
-
-
-def _save(figure, path):
-    FigureCanvasAgg(figure)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.part')
-    figure.savefig(part, dpi=DOTS_PER_INCH, format='png')
-    part.replace(path)

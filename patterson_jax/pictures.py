@@ -21,6 +21,7 @@ from matplotlib.lines import Line2D
 
 from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.crystal.structure import Site, SpaceGroup
+from patterson_jax.writing import write_whole
 
 COLOURS = {  # of non-metals as is usual among chemists, of metals after their salts, flames or looks; 'X' is unknown
     'X': '#c8322f',
@@ -219,7 +220,6 @@ def _tilt(up, aside):
 def draw_structure(path: Path, drawing: Drawing, title: str) -> None:
     """Draws a structure as a PNG, with a title above and the colours of its elements below."""
     figure = Figure(figsize=(7, 7.4), facecolor=BACKGROUND)
-    FigureCanvasAgg(figure)
     draw_on(figure.add_axes((0.02, 0.06, 0.96, 0.85)), drawing)
     figure.suptitle(title, fontsize=10, y=0.98, va='top')
     elements = sorted(set(drawing.elements), key=lambda element: (element != 'C', element))
@@ -227,10 +227,14 @@ def draw_structure(path: Path, drawing: Drawing, title: str) -> None:
     handles = [circle(color=colour_of(each), label=each) for each in elements if each != 'X']
     if handles:
         figure.legend(handles=handles, loc='lower center', ncols=min(len(handles), 10), frameon=False, fontsize=10)
+    save_figure(path, figure)
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """Writes a figure as a PNG, and makes its directory."""
+    FigureCanvasAgg(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.part')
-    figure.savefig(part, dpi=DOTS_PER_INCH, format='png')
-    part.replace(path)
+    write_whole(path, lambda part: figure.savefig(part, dpi=DOTS_PER_INCH, format='png'))
 
 
 def draw_on(axes: Axes, drawing: Drawing) -> None:

@@ -16,7 +16,6 @@ from patterson_jax.config import Experiment, differences
 from patterson_jax.errors import InputError, require
 from patterson_jax.evaluation import MATCH_DISTANCE
 from patterson_jax.figures import draw_learning_curve, draw_losses
-from patterson_jax.files.common import write_json
 from patterson_jax.inspection import count_weights, training_operations
 from patterson_jax.learning.checkpoints import (
     CHECKSUMS,
@@ -30,6 +29,7 @@ from patterson_jax.runs import RECORD, check_record, evaluation_settings, read_r
 from patterson_jax.shipped import find_network
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.weights import weight_fields
+from patterson_jax.writing import write_json
 
 LARGEST_CHECKPOINT = 16 * 2**20  # bytes, without the state of the optimiser; what a repository bears
 SLICES = 'slices.json'

@@ -12,13 +12,14 @@ from patterson_jax.config import Experiment, check_devices, differences
 from patterson_jax.errors import InputError, Unfinished, require
 from patterson_jax.evaluation import describe_scores, evaluate
 from patterson_jax.figures import draw_errors, draw_losses, draw_maps, draw_separation
-from patterson_jax.files.common import make_directory, write_json
+from patterson_jax.files.common import make_directory
 from patterson_jax.learning.checkpoints import Checkpoints, has_checkpoint
 from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.learning.parallel import is_first_process, on_any_process, wait_for_all
 from patterson_jax.learning.training import Start, train
 from patterson_jax.shipped import find_network
 from patterson_jax.weights import load_weights, network_with
+from patterson_jax.writing import write_json
 
 RECORD = 'config.json'
 UNKNOWN_MACHINE = {'device': 'unknown', 'devices': 1, 'jax': 'unknown'}  # of a run that did not record it

@@ -6,7 +6,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from patterson_jax import figures
+from patterson_jax import figures, pictures
 from patterson_jax.figures import draw_separation
 
 
@@ -14,7 +14,7 @@ from patterson_jax.figures import draw_separation
 def made(monkeypatch):
     """The figures that are made, in place of their files."""
     made = []
-    monkeypatch.setattr(figures, '_save', lambda figure, path: made.append(figure))
+    monkeypatch.setattr(pictures, 'save_figure', lambda path, figure: made.append(figure))
     return made
 
 

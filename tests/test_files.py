@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from patterson_jax.errors import InputError
-from patterson_jax.files.common import plain_name, write_json
+from patterson_jax.files.common import plain_name
 from patterson_jax.files.maps import read_map, require_memory, write_map
 from patterson_jax.files.structures import (
     file_positions,
@@ -31,6 +31,7 @@ from patterson_jax.simulation.maps import origin_distances
 from patterson_jax.simulation.patterson import patterson_map
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.input_maps import checked_patterson, restore_origin_term
+from patterson_jax.writing import write_json
 
 draw = jax.jit(render, static_argnums=(1, 2))
 TYPE_OF_MODE = {0: 'i1', 1: 'i2', 2: 'f4', 6: 'u2', 12: 'f2'}

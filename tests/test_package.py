@@ -20,9 +20,10 @@ WINGS = {  # and the parts of the package, itself apart, that each may use
     'crystal': {'errors', 'precision'},
     'simulation': {'errors', 'compiler', 'precision', 'crystal'},
     'networks': {'errors', 'precision', 'simulation'},
-    'learning': {'errors', 'precision', 'progress', 'crystal', 'simulation', 'networks'},
+    'learning': {'errors', 'precision', 'progress', 'writing', 'crystal', 'simulation', 'networks'},
     'solving': {'errors', 'precision', 'crystal', 'simulation'},
-    'files': {'errors', 'crystal'},
+    'files': {'errors', 'writing', 'crystal'},
+    'writing': set(),
     'errors': set(),  # no wings, but all may use them
     'compiler': {'errors'},
     'precision': set(),

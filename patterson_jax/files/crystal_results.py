@@ -14,8 +14,8 @@ from patterson_jax.crystal.scatterers import form_factors
 from patterson_jax.crystal.structure import CrystalData, CrystalSolution, Site, SpaceGroup
 from patterson_jax.errors import InputError
 from patterson_jax.files.claims import Claims
-from patterson_jax.files.common import write_whole
 from patterson_jax.files.shelx import LATTICES, hklf_matrix
+from patterson_jax.writing import write_whole
 
 MO_K_ALPHA = 0.71073  # Å, where a crystal's wavelength is not known
 LONGEST_LINE = 79  # characters that SHELX reads

@@ -23,7 +23,8 @@ import numpy as np
 
 from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.errors import InputError
-from patterson_jax.files.common import require_content, write_whole
+from patterson_jax.files.common import require_content
+from patterson_jax.writing import write_whole
 
 TYPE_OF_MODE = {0: 'i1', 1: 'i2', 2: 'f4', 6: 'u2', 12: 'f2'}
 HEADER_BYTES = 1024

@@ -338,7 +338,9 @@ def _joined_lines(text):
 def _check_title(title, symops):
     """What is to be said where the title ends with the symbol of another space group than the operations make."""
     match = re.search(r'\bin\s+([PABCIFR][-\d()/a-z\s:]*)$', title)
-    named = gemmi.find_spacegroup_by_name(re.sub('[()]', '', match[1]).strip()) if match else None
+    if match is None:
+        return []
+    named = gemmi.find_spacegroup_by_name(re.sub('[()]', '', match[1]).strip())
     meant = gemmi.find_spacegroup_by_ops(gemmi.GroupOps([gemmi.Op(each) for each in symops])) if symops else None
     if named is None or meant is None or named.number == meant.number:
         return []

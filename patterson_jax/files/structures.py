@@ -13,7 +13,8 @@ import gemmi
 import numpy as np
 
 from patterson_jax.errors import InputError, require
-from patterson_jax.files.common import require_content, shortened, write_whole
+from patterson_jax.files.common import require_content, shortened
+from patterson_jax.writing import write_whole
 
 PDB_RANGE = (-999.999, 9999.999)  # what fits the eight columns of a coordinate, Å
 SHELX_RANGE = (-5, 5)  # cells; SHELXL takes a value beyond as the number of a free variable

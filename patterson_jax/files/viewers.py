@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from patterson_jax.files.common import write_whole
+from patterson_jax.writing import write_whole
 
 
 def write_chimerax(path: Path, level: float, sphere_radius: float) -> None:

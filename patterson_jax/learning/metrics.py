@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from patterson_jax.learning.parallel import is_first_process
+from patterson_jax.writing import write_whole
 
 
 class Clock:
@@ -45,9 +46,7 @@ class MetricsLog:
         self.events = None
         if is_first_process():
             kept = ''.join(json.dumps(row) + '\n' for row in read_metrics(path) if row['step'] <= step)
-            part = path.with_name(f'.{path.name}.part')
-            part.write_text(kept)
-            part.replace(path)
+            write_whole(path, lambda part: part.write_text(kept))
             self.events = _event_writer(path.parent / 'tensorboard', step)
 
     def write(self, row: dict) -> None:
