@@ -2,9 +2,9 @@
 
     python run_experiment.py --config=configs/crystal.py --mode=solve --input=NAME.hkl --output=solved
 
-writes NAME.res with NAME.hkl beside it, to refine at once in SHELXL or Olex2, NAME.cif, NAME.json,
-NAME_density.ccp4 and NAME.png. It takes seconds for a usual crystal on a laptop, after up to 20 s in which programs are
-compiled for the first time.
+writes NAME.html to look at, NAME.res with NAME.hkl beside it, to refine at once in SHELXL or Olex2, NAME.cif,
+NAME.json, NAME_density.ccp4 and NAME.png. It takes seconds for a usual crystal on a laptop, after up to 20 s in which
+programs are compiled for the first time.
 
 What files do not say, or say wrongly, is given by flags, which lead:
 

@@ -36,7 +36,7 @@ from patterson_jax.solving.separation import SeparationSettings
 from patterson_jax.solving.verdict import expected_r_factors, highest_solved
 from patterson_jax.writing import write_json
 
-ENDINGS = ('.json', '.xyz', '.pdb', '.res', '.cxc', '.png', '_density.ccp4')  # of the files of an answer
+ENDINGS = ('.json', '.html', '.xyz', '.pdb', '.res', '.cxc', '.png', '_density.ccp4')  # of the files of an answer
 DRAWN_LEVEL = 0.4  # of the highest density, where viewers draw its surface
 
 
@@ -157,7 +157,7 @@ class Answer:
         return report
 
     def write(self, directory: str | Path, name: str = 'solution') -> list[Path]:
-        """Writes `NAME.json`, `.xyz`, `.pdb`, `.res` (SHELX), `.cxc` (ChimeraX), `.png` and `_density.ccp4`.
+        """Writes `NAME.html` to look at, `.json`, `.xyz`, `.pdb`, `.res`, `.cxc` (ChimeraX), `.png`, `_density.ccp4`.
 
         Args:
             directory: made if it does not exist.
@@ -169,7 +169,10 @@ class Answer:
         Raises:
             InputError: a file of such a name is there that is no earlier answer, or the directory cannot be made.
         """
-        from patterson_jax.figures import draw_solution  # matplotlib, which nothing else here needs
+        # They need matplotlib, which nothing else here does.
+        from patterson_jax.figures import draw_solution
+        from patterson_jax.pictures import map_drawing
+        from patterson_jax.reports import map_report, write_report
 
         directory = Path(directory)
         require(is_element(self.element), 'element', self.element, "a chemical symbol, or 'X'")
@@ -181,16 +184,21 @@ class Answer:
         problem, text = self.solved.problem, f'{self._title}, {self._merit}'
         edge, radius = problem.grid_size * self.voxel_size, problem.atom_radius * self.voxel_size
         # The JSON is the first, because it tells that the others are results, which may be replaced.
-        write_json(target['.json'], self.report())
+        content, level = self.report(), DRAWN_LEVEL * float(np.max(self.density))
+        write_json(target['.json'], content)
         write_map(target['_density.ccp4'], self.density, self.voxel_size)
         write_xyz(target['.xyz'], self.positions, self.element, text)
         write_pdb(target['.pdb'], self.positions, edge, self.element, text)
         write_res(target['.res'], self.positions, edge, self.element, text)
-        write_chimerax(target['.cxc'], DRAWN_LEVEL * float(np.max(self.density)), radius / 2)
+        write_chimerax(target['.cxc'], level, radius / 2)
         both = self.solution.prediction is not None and problem.target == 'both'
         title = f'{self._title}\n{self._merit}'
         atoms, style = self.positions_voxels, (both, self.voxel_size, self.element)
         draw_solution(target['.png'], self.density, atoms, problem, title, *style)
+        drawing = map_drawing(self.positions, self.element, edge, radius)
+        rivals = [each.r_factor for each in self.solution.rivals]
+        cut = problem.resolution is not None
+        write_report(target['.html'], map_report(content, self.density, level, drawing, rivals, name, cut))
         return list(target.values())
 
 

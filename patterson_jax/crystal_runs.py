@@ -7,7 +7,9 @@ import dataclasses
 import hashlib
 import json
 import tempfile
+import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import gemmi
@@ -23,13 +25,14 @@ from patterson_jax.files.maps import write_density
 from patterson_jax.files.shelx import hklf_matrix
 from patterson_jax.pictures import crystal_drawing, draw_structure
 from patterson_jax.progress import ProgressReport
+from patterson_jax.reports import crystal_report, write_report
 from patterson_jax.solving import crystal_solver
 from patterson_jax.solving.spacegroup import enantiomorph
 from patterson_jax.writing import write_json, write_whole
 
 BETWEEN_CENTRES = 0.85  # of ⟨|E² − 1|⟩: 0.97 with a centre of symmetry, 0.74 without
 MOST_MISCOUNTED = 0.15  # of an element's atoms, by which what is found may differ from what files claim
-ENDINGS = ('.json', '.res', '.hkl', '.cif', '.png', '_density.ccp4')  # of what a crystal gives
+ENDINGS = ('.json', '.html', '.res', '.hkl', '.cif', '.png', '_density.ccp4')  # of what a crystal gives
 
 
 def solve_crystal_file(settings: CrystalSettings, seed: int, output: Path, path: Path) -> None:
@@ -41,6 +44,13 @@ def solve_crystal_file(settings: CrystalSettings, seed: int, output: Path, path:
     crystal, prepared = read_and_prepare(path, settings)
     print('\n'.join(describe(crystal, prepared)), flush=True)
     refuse_to_overwrite(crystal, output)
+    course: list[tuple[int, float, str]] = []
+    began = time.perf_counter()
+
+    def progress(ended: int, note: str) -> None:
+        course.append((ended, time.perf_counter() - began, note))
+        report.update(ended, note)
+
     try:
         with ProgressReport('starts', settings.max_starts) as report:
             solution = crystal_solver.solve_crystal(
@@ -48,13 +58,13 @@ def solve_crystal_file(settings: CrystalSettings, seed: int, output: Path, path:
                 seed=seed,
                 max_starts=settings.max_starts,
                 max_seconds=settings.max_seconds,
-                progress=report.update,
+                progress=progress,
             )
     except InputError as error:
         raise InputError(f'{path}: {error}') from error
     if contradictions := name_contradictions(crystal, solution):
         print('\n'.join(f'note: {each}' for each in contradictions))
-    written = write_results(crystal, prepared, solution, output, seed)
+    written = write_results(crystal, prepared, solution, output, seed, course)
     endings = ', '.join(each.name.removeprefix(crystal.path.stem) for each in written)
     print(f'{summary(crystal.path.stem, solution)}; {output / crystal.path.stem}{endings}')
 
@@ -151,33 +161,47 @@ def _shown_before(score, prepared):
 
 
 def write_results(
-    crystal: CrystalFile, prepared: Prepared, solution: CrystalSolution, output: Path, seed: int
+    crystal: CrystalFile,
+    prepared: Prepared,
+    solution: CrystalSolution,
+    output: Path,
+    seed: int,
+    course: Sequence[tuple[int, float, str]] = (),
 ) -> list[Path]:
     """Writes all files of a solution, of which there are fewer where nothing was found, and returns their paths.
 
     All are made before any is put in its place. The JSON is the first, because it tells that the others are results,
     which may be replaced as long as they are as they were written.
+
+    Args:
+        crystal: as it was read.
+        prepared: as it was merged.
+        solution: what was found.
+        output: directory.
+        seed: of the starts.
+        course: of the starts, for the report: how many had ended, after how many seconds, what they had come to.
     """
     files = _result_files(crystal.path, output)
     refuse_to_overwrite(crystal, output)
     with tempfile.TemporaryDirectory(prefix=f'.{crystal.path.stem}.', dir=output) as directory:
         made = _result_files(crystal.path, Path(directory))
-        _make_results(crystal, prepared, solution, made)
+        content = _report(crystal, prepared, solution, seed)
+        _make_results(crystal, prepared, solution, made, content, course)
         made = {ending: file for ending, file in made.items() if file.exists()}
         for ending in ENDINGS[1:]:
             if files[ending].exists() and not _same_file(files[ending], crystal.path):
                 files[ending].unlink()
         digests = {ending: _digest(file) for ending, file in made.items()}
-        write_json(files['.json'], {**_report(crystal, prepared, solution, seed), 'files': digests})
+        write_json(files['.json'], {**content, 'files': digests})
         for ending, file in made.items():
             if not _same_file(files[ending], crystal.path):
                 file.replace(files[ending])
     return [files['.json'], *(files[ending] for ending in made)]
 
 
-def _make_results(crystal, prepared, solution, files):
-    """Writes what there is beside the JSON."""
-    name, data, group = crystal.path.stem, prepared.data, solution.space_group
+def _make_results(crystal, prepared, solution, files, content, course):
+    """Writes what there is beside the JSON, which has `content`."""
+    name, data, group, drawing = crystal.path.stem, prepared.data, solution.space_group, None
     r_factor = '' if solution.r_factor is None else f', R1 {solution.r_factor:.3f}'
     if group is not None and solution.atoms:
         hklf, factor = _write_reflections(crystal, prepared.change, files['.hkl'])
@@ -185,9 +209,12 @@ def _make_results(crystal, prepared, solution, files):
         write_crystal_cif(files['.cif'], data, solution, crystal.claims, name)
         hydrogen = ', hydrogen not looked for' if data.formula is None or 'H' in data.formula else ''
         heading = f'{name}: {solution.verdict}\n{group.hm}{r_factor}{hydrogen}'
-        draw_structure(files['.png'], crystal_drawing(data.cell, group, solution.atoms), heading)
+        drawing = crystal_drawing(data.cell, group, solution.atoms)
+        draw_structure(files['.png'], drawing, heading)
     if solution.density is not None:
         write_density(files['_density.ccp4'], solution.density, data.cell)
+    printed = describe(crystal, prepared)
+    write_report(files['.html'], crystal_report(content, data.cell, solution.density, drawing, course, printed, name))
 
 
 def _report(crystal, prepared, solution, seed):

@@ -125,7 +125,7 @@ def _simulate_file(experiment, output, path):
 
 
 def solve_crystals(config: ConfigDict, inputs: tuple[Path, ...], output: Path | None) -> None:
-    """Solves crystals from their reflections: `NAME.json`, `.res`, `.hkl`, `.cif`, `.png`, `_density.ccp4`."""
+    """Solves crystals from their reflections: `NAME.html`, `.json`, `.res`, `.hkl`, `.cif`, `.png`, `_density.ccp4`."""
     seed, settings = validate_crystal(config)
     output = _prepare_output(inputs, output)
     _for_each(inputs, functools.partial(solve_crystal_file, settings, seed, output))
@@ -139,7 +139,7 @@ def solve_files(
     inputs: tuple[Path, ...],
     output: Path | None,
 ) -> None:
-    """Solves Patterson maps in CCP4 files: `NAME.json`, `.xyz`, `.pdb`, `.res`, `.cxc`, `.png`, `_density.ccp4`.
+    """Solves Patterson maps in files: `NAME.html`, `.json`, `.xyz`, `.pdb`, `.res`, `.cxc`, `.png`, `_density.ccp4`.
 
     The network needs the weights of a run and the grid that it was trained on. `auto` goes without it where there are
     no weights, none being asked for, or another grid.

@@ -319,17 +319,8 @@ def draw_solution(
     figure = Figure(figsize=(11, 5.5))
     axes = figure.add_axes((0.0, 0.08, 0.5, 0.8), projection='3d')
     _draw_voxels(axes, density, positions, problem, _occupied_box(density[None]), (1, -1) if both else (1,))
-    places, elements = np.asarray(positions, float) * voxel_size, (element,) * len(positions)
-    bonds, edge = pictures.find_bonds(places, elements), problem.grid_size * voxel_size
-    radius = problem.atom_radius * voxel_size
-    drawing = pictures.Drawing(
-        positions=places,
-        elements=elements,
-        bonds=bonds,
-        cell=edge * np.eye(3),
-        origin=(-edge / 2,) * 3,
-        radii=np.full(len(places), radius / 2 if len(bonds) else radius),
-    )
+    edge, places = problem.grid_size * voxel_size, np.asarray(positions, float) * voxel_size
+    drawing = pictures.map_drawing(places, element, edge, problem.atom_radius * voxel_size, (-edge / 2,) * 3)
     pictures.draw_on(figure.add_axes((0.5, 0.05, 0.5, 0.85)), drawing)
     figure.suptitle(title, fontsize=9)
     if both:

@@ -69,6 +69,7 @@ class Drawing:
         origin: where the cell begins, Å.
         radii: `(n,)` of the balls, Å; None: parts of van der Waals radii.
         endless: whether bonds go on through all cells; then the cell stands upright, else molecules lie flat.
+        sites: `(n,)`, of each the number of its atom in the asymmetric unit; None: there is none.
     """
 
     positions: np.ndarray
@@ -78,6 +79,7 @@ class Drawing:
     origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
     radii: np.ndarray | None = None
     endless: bool = False
+    sites: np.ndarray | None = None
 
 
 def colour_of(element: str) -> tuple[float, float, float]:
@@ -118,7 +120,23 @@ def crystal_drawing(cell: UnitCell, group: SpaceGroup | None, atoms: tuple[Site,
     positions = fractions @ cell.orthogonalization.T
     elements = tuple(atoms[site].element for site in sites)
     bonds = find_bonds(positions, elements)
-    return Drawing(positions, elements, bonds, cell.orthogonalization, endless=molecule is None)
+    return Drawing(
+        positions, elements, bonds, cell.orthogonalization, endless=molecule is None, sites=np.asarray(sites)
+    )
+
+
+def map_drawing(
+    positions: np.ndarray,
+    element: str,
+    edge: float,
+    radius: float,
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> Drawing:
+    """Equal atoms in a cubic cell, with the radius of the problem's or, where some seem bonded, half of it; Å."""
+    elements = (element,) * len(positions)
+    bonds = find_bonds(positions, elements)
+    radii = np.full(len(positions), radius / 2 if len(bonds) else radius)
+    return Drawing(positions, elements, bonds, edge * np.eye(3), origin, radii)
 
 
 def _distinct(fractions, sites, cell):
@@ -237,12 +255,18 @@ def save_figure(path: Path, figure: Figure) -> None:
     write_whole(path, lambda part: figure.savefig(part, dpi=DOTS_PER_INCH, format='png'))
 
 
+def view_of(drawing: Drawing) -> np.ndarray:
+    """The rotation `(3, 3)` in which a structure is shown."""
+    if drawing.cell is not None and drawing.endless:
+        return cell_view(drawing.cell)
+    return best_view(drawing.positions)
+
+
 def draw_on(axes: Axes, drawing: Drawing) -> None:
     """Draws a structure on axes, of which nothing else is shown."""
-    cell = drawing.cell if drawing.endless else None
-    view = best_view(drawing.positions) if cell is None else cell_view(cell)
+    view = view_of(drawing)
     places = drawing.positions @ view.T
-    radii = drawing.radii if drawing.radii is not None else _usual_radii(drawing.elements)
+    radii = drawing.radii if drawing.radii is not None else usual_radii(drawing.elements)
     edges = _cell_edges(drawing) @ view.T
     pieces = [*_edge_pieces(edges, places, radii, drawing.bonds)]
     for bond in drawing.bonds:
@@ -270,7 +294,8 @@ def draw_on(axes: Axes, drawing: Drawing) -> None:
     axes.set_axis_off()
 
 
-def _usual_radii(elements):
+def usual_radii(elements: tuple[str, ...]) -> np.ndarray:
+    """Radii `(n,)` of the balls of elements, Å."""
     radii = np.array([gemmi.Element('C' if each == 'X' else each).vdw_r for each in elements])
     return np.minimum(BALL * radii, LARGEST_BALL)
 

@@ -46,7 +46,7 @@ def test_scale_and_integers_and_lists_change_nothing(patterson, answer):
 
 def test_an_answer_writes_files_that_other_programs_read(answer, tmp_path):
     files = answer.write(tmp_path / 'results', 'three')
-    assert sorted(files) == sorted((tmp_path / 'results').iterdir()) and len(files) == 7
+    assert sorted(files) == sorted((tmp_path / 'results').iterdir()) and len(files) == 8
     report = json.loads((tmp_path / 'results' / 'three.json').read_text())
     assert report['verdict'] == 'solved' and report['alternatives_searched'] and report['input'] is None
     np.testing.assert_allclose(report['positions'], answer.positions, atol=1e-4)

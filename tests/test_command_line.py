@@ -59,7 +59,7 @@ LEAST_SQUARES = (QUICK, SMALL_BOX, '--config.solve.method=least_squares', '--con
 AUTO = (QUICK, SMALL_BOX, '--config.solve.max_attempts=1')
 TRIANGLE = np.array([[0.0, 0, 0], [1.5, 0, 0], [0, 1.5, 0.4]])
 CUT = '--config.problem.resolution=4'
-ENDINGS = ('.json', '.xyz', '.pdb', '.res', '.cxc', '.png', '_density.ccp4')
+ENDINGS = ('.json', '.html', '.xyz', '.pdb', '.res', '.cxc', '.png', '_density.ccp4')
 
 
 class Result(NamedTuple):

@@ -125,7 +125,7 @@ def test_all_files_of_a_solution_are_written_and_the_reflections_byte_for_byte(t
     output.mkdir()
     written = write_results(crystal, prepared, SOLUTION, output, 7)
     assert sorted(each.name for each in written) == sorted(each.name for each in output.iterdir())
-    assert {each.name for each in written} == {'a.json', 'a.res', 'a.hkl', 'a.cif', 'a.png', 'a_density.ccp4'}
+    assert {each.name for each in written} == {'a.json', 'a.html', 'a.res', 'a.hkl', 'a.cif', 'a.png', 'a_density.ccp4'}
     assert (output / 'a.hkl').read_bytes() == path.read_bytes()
     report = json.loads((output / 'a.json').read_text(encoding='utf-8'))
     assert (report['verdict'], report['space_group']['number'], len(report['atoms'])) == ('solved', 14, 2)
@@ -142,9 +142,9 @@ def test_an_earlier_result_is_replaced_and_nothing_else(tmp_path):
     output.mkdir()
     write_results(crystal, prepared, SOLUTION, output, 0)
     nothing = dataclasses.replace(SOLUTION, verdict='not solved', space_group=None, atoms=(), density=None)
-    assert [each.name for each in write_results(crystal, prepared, nothing, output, 0)] == ['a.json']
-    assert [each.name for each in output.iterdir()] == ['a.json']
-    assert json.loads((output / 'a.json').read_text(encoding='utf-8'))['files'] == {}
+    assert [each.name for each in write_results(crystal, prepared, nothing, output, 0)] == ['a.json', 'a.html']
+    assert sorted(each.name for each in output.iterdir()) == ['a.html', 'a.json']
+    assert json.loads((output / 'a.json').read_text(encoding='utf-8'))['files'].keys() == {'.html'}
     (output / 'a.json').write_text('{}', encoding='utf-8')
     line = refusal(write_results, crystal, prepared, SOLUTION, output, 0)
     assert line == f'{output / "a.json"} exists and is no earlier result; name another --output'
@@ -258,7 +258,7 @@ def test_the_command_solves_a_measured_crystal(perovskite):
     lines = printed.splitlines()
     assert lines[0].startswith('perovskite.cif: F² and σ(F²) of 759 reflections in fixed columns')
     assert lines[-1].startswith('perovskite: solved, P m -3 m (221), ')
-    assert lines[-1].endswith('perovskite.json, .res, .hkl, .cif, .png, _density.ccp4')
+    assert lines[-1].endswith('perovskite.json, .html, .res, .hkl, .cif, .png, _density.ccp4')
     density = np.array(gemmi.read_ccp4_map(str(output / 'perovskite_density.ccp4')).grid)
     for atom in report['atoms']:
         place = [round(size * fract) % size for size, fract in zip(density.shape, atom['fract'], strict=True)]
