@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from patterson_jax.networks.registry import NETWORKS
+from patterson_jax.solving.methods.registry import METHODS
+
 ROOT = Path(__file__).parents[1]
 PAGES = ('extending.md', 'machine_learner.md')
 
@@ -16,5 +19,11 @@ def test_examples_run(page):
     blocks = re.findall(r'```python\n(.*?)```', text, flags=re.S)
     assert blocks and any('assert' in block for block in blocks)
     namespace = {'__name__': page}
-    for block in blocks:
-        exec(compile(block, page, 'exec'), namespace)
+    before = [(registry, dict(registry)) for registry in (NETWORKS, METHODS)]
+    try:
+        for block in blocks:
+            exec(compile(block, page, 'exec'), namespace)
+    finally:  # what a page registers does not stay
+        for registry, known in before:
+            registry.clear()
+            registry.update(known)
