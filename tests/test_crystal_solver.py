@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from invented import invent
 
+from benchmarks import gaussian_atoms
 from patterson_jax.errors import InputError
 from patterson_jax.solving.crystal_solver import Cluster, best_answer, solve_crystal
 from patterson_jax.solving.crystal_structure import Interpretation
@@ -68,3 +69,24 @@ def test_a_map_found_once_must_explain_the_data_clearly_better_than_one_found_of
 def test_a_wrong_budget_is_named(name, value):
     with pytest.raises(InputError, match=f'{name} is {value}'):
         solve_crystal(invent(*CRYSTAL, 1.5).data, **{name: value})
+
+
+def test_equal_atoms_without_chemistry_are_found_in_an_oblique_cell():
+    """The paper's problem without its cube and its empty box; the verdict misses the chemistry, and says so."""
+    solution, error = gaussian_atoms.solve(0)
+    assert error < gaussian_atoms.RIGHT and solution.space_group.number == 1
+    assert solution.verdict == 'uncertain' and any('bond' in reason for reason in solution.reasons)
+
+
+def test_the_largest_error_is_at_the_best_origin_and_hand():
+    generator = np.random.default_rng(0)
+    atoms = gaussian_atoms.draw_atoms(generator)
+    apart = gaussian_atoms.distances(atoms, atoms)
+    assert np.min(apart[np.triu_indices(len(atoms), 1)]) >= gaussian_atoms.APART
+    moved = (0.3 - generator.permutation(atoms)) % 1
+    assert gaussian_atoms.largest_error(moved, atoms) < 1e-9
+    moved[4] += [0.01, 0, 0]
+    np.testing.assert_allclose(gaussian_atoms.largest_error(moved, atoms), 0.063 * 0.95, rtol=1e-6)
+    assert gaussian_atoms.largest_error(moved[1:], atoms) == np.inf
+    moved[4] = moved[5]
+    assert gaussian_atoms.largest_error(moved, atoms) == np.inf
