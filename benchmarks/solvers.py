@@ -2,6 +2,7 @@
 
     python -m benchmarks.solvers                                      # the classical methods, hours on two cores
     python -m benchmarks.solvers --methods=least_squares --atoms=10 --noises=0
+    python -m benchmarks.solvers --methods=truth                      # what the data keep: the limit of any method
     python -m benchmarks.solvers --methods=network --checkpoint=pretrained/unrolled  # joins what is in the file already
 
 Cells are the paper's problem with other numbers of atoms, the inner box growing with them so that it stays as full;
@@ -32,6 +33,7 @@ from patterson_jax.evaluation import EvaluationSettings, evaluate
 from patterson_jax.figures import draw_frontier
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.attempt import Network
+from patterson_jax.solving.limit import TRUTH
 from patterson_jax.solving.methods.registry import classical_names, method_names
 from patterson_jax.weights import load_network
 from patterson_jax.writing import write_json
@@ -67,8 +69,9 @@ def _listed(kind):
 
 
 def _method(word):
-    if word not in method_names():
-        raise argparse.ArgumentTypeError(f'{word!r} is none of {", ".join(method_names())}')
+    names = (*method_names(), TRUTH)
+    if word not in names:
+        raise argparse.ArgumentTypeError(f'{word!r} is none of {", ".join(names)}')
     return word
 
 
@@ -150,7 +153,7 @@ def _line(cell):
 
 
 def _order(cell):
-    return cell['atoms'], -(cell['resolution'] or 99), cell['noise'], method_names().index(cell['method'])
+    return cell['atoms'], -(cell['resolution'] or 99), cell['noise'], (*method_names(), TRUTH).index(cell['method'])
 
 
 def _network(checkpoint):

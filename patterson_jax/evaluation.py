@@ -27,6 +27,7 @@ from patterson_jax.simulation.maps import map_correlation
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.attempt import Network
 from patterson_jax.solving.interpretation import Interpretation, interpret_batch
+from patterson_jax.solving.limit import TRUTH, solutions_from_truth
 from patterson_jax.solving.methods.registry import method_names
 from patterson_jax.solving.orientations import ORIENTATIONS, averaged_over_orientations
 from patterson_jax.solving.separation import SeparationSettings
@@ -55,7 +56,7 @@ class EvaluationSettings:
     more_orientations: int = 0
 
     def __post_init__(self):
-        names = method_names()
+        names = (*method_names(), TRUTH)
         for method in self.chosen_methods:
             require(method in names, 'methods', self.methods, f'some of {", ".join(names)}, with commas between')
         require(self.num_cases >= 0, 'num_cases', self.num_cases, '0 or more')
@@ -200,16 +201,20 @@ def _evaluate_methods(problem, separation, search, settings, seed, network):
         random_matches.append(_matches(cases.random, cases.positions))
         for method, found in answers.items():
             with ProgressReport(method.replace('_', ' '), settings.num_cases, start) as progress:
-                solutions = solve_maps(
-                    cases.keys,
-                    cases.patterson,
-                    problem,
-                    dataclasses.replace(search, method=method),
-                    separation,
-                    network,
-                    functools.partial(_show_progress, progress, start),
-                    at_once,
-                )
+                if method == TRUTH:
+                    solutions = solutions_from_truth(cases.patterson, cases.positions, problem)
+                    progress.update(indices[-1] + 1)
+                else:
+                    solutions = solve_maps(
+                        cases.keys,
+                        cases.patterson,
+                        problem,
+                        dataclasses.replace(search, method=method),
+                        separation,
+                        network,
+                        functools.partial(_show_progress, progress, start),
+                        at_once,
+                    )
             match = _matches(np.stack([each.positions for each in solutions]), cases.positions)
             for place, each in enumerate(solutions):
                 own = jax.tree.map(operator.itemgetter(place), match)
@@ -380,7 +385,7 @@ def _scores(match):
 def describe_scores(report: dict) -> str:
     """What an evaluation found, in words: one line for each method, and one for positions at random."""
     lines = [f'{report["cases"]} unseen cases of {report["atoms"] // report["cases"]} atoms']
-    for name in ('separated', 'refined', *method_names(), 'random'):
+    for name in ('separated', 'refined', *method_names(), TRUTH, 'random'):
         scores = report.get(name)
         if scores is None:
             continue

@@ -26,6 +26,7 @@ from patterson_jax.solving import cases as solving_cases
 from patterson_jax.solving.attempt import Attempt, Network
 from patterson_jax.solving.cases import Case
 from patterson_jax.solving.least_squares import Finished
+from patterson_jax.solving.limit import solutions_from_truth
 from patterson_jax.solving.methods.method import Method, Proposal
 from patterson_jax.solving.methods.random_starts import STARTS
 from patterson_jax.solving.methods.registry import METHODS, attempts, classical_names, method_names
@@ -401,3 +402,14 @@ def test_the_ambiguity_of_a_small_cell_is_gone_in_a_large_one():
         assert solution.verdict == 'solved' and not solution.alternatives
         assert are_congruent(solution.positions, positions, 0.02)
         assert not are_congruent(solution.positions, other, 0.5)
+
+
+def test_clean_data_keep_the_truth_and_noise_moves_it(examples):
+    kept = solutions_from_truth(examples.patterson, examples.positions, PROBLEM)
+    for solution, true in zip(kept, examples.positions, strict=True):
+        assert solution.verdict == 'solved' and solution.method == 'truth' and solution.starts == 1
+        assert np.max(errors(solution, true)) < 1e-4
+    noisy = cases(dataclasses.replace(PROBLEM, noise=1.0))
+    moved = solutions_from_truth(noisy.patterson, noisy.positions, PROBLEM)
+    assert all(solution.verdict != 'solved' for solution in moved)
+    assert max(np.max(errors(*pair)) for pair in zip(moved, noisy.positions, strict=True)) > 0.05
