@@ -233,7 +233,9 @@ def model_card(
         'data': f'{examples:,} cases of the training stream, made as they were needed',
         'arithmetic': f'{in_words}, forward and backward, {in_all / 1e15:.3g} PFLOP in all, counted as direct '
         'convolutions, other transforms left out',
-        'maps': f'in validation of one orientation of the cell, in the evaluation the mean of {orientations}',
+        'maps': f'in validation of one orientation of the cell, in the evaluation the mean of {orientations}'
+        if orientations > 1
+        else 'of one orientation of the cell',
         'training': f'{sum(each["seconds"] for each in slices) / 3600:.2f} hours',
         'checksums': f'in `checkpoints/{step}/{CHECKSUMS}`, verified whenever the weights are loaded; SHA-256 of that '
         f'file: `{seal}`',
@@ -256,7 +258,10 @@ def model_card(
 def _outlook(problem, last, curve):
     """How the loss falls with cases and, for the paper's problem, when it would be that of the paper's accuracy."""
     if curve is None:
-        return 'The log is too short to say how the loss falls with the number of cases.'
+        return (
+            'How the loss falls with the number of cases cannot be told yet: the log is too short, or the loss still '
+            'more than half of that of empty maps.'
+        )
     law = f'Over the last three quarters of the cases the validation loss fell as cases^{-curve.exponent:.2f}.'
     if not _is_papers(problem):
         return law

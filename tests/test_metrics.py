@@ -58,10 +58,19 @@ def test_a_log_gone_on_with_drops_what_comes_again_and_a_line_cut_short(tmp_path
 def test_a_power_law_is_found_in_the_end_of_a_log_and_leads_on():
     """The first quarter of the cases, and rows without validation, do not count."""
     cases = np.arange(100, 2001, 100)
-    rows = [{'examples': int(each), 'validation_loss': 9.0 if each < 500 else 3.0 * each**-0.5} for each in cases]
+    rows = [
+        {
+            'examples': int(each),
+            'validation_loss': 9.0 if each < 500 else 3.0 * each**-0.5,
+            'validation_empty_loss': 1.0,
+        }
+        for each in cases
+    ]
     curve = fit_learning_curve([{'examples': 50, 'loss': 1.0}, *rows])
     np.testing.assert_allclose(curve, (3.0, 0.5), rtol=1e-9)
     assert curve.loss_at(900) == pytest.approx(0.1)
     assert curve.cases_at(0.01) == pytest.approx(90_000)
     assert curve._replace(exponent=-0.1).cases_at(0.01) == curve._replace(exponent=1e-3).cases_at(0.01) == np.inf
-    assert fit_learning_curve(rows[:2]) is None is fit_learning_curve([])
+    assert fit_learning_curve(rows[4:6]) is None is fit_learning_curve([])
+    low = [row | {'validation_empty_loss': 0.1} for row in rows]  # of which the losses are more than half
+    assert fit_learning_curve(low) is None

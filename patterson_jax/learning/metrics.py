@@ -106,9 +106,13 @@ class LearningCurve(NamedTuple):
 def fit_learning_curve(rows: list[dict]) -> LearningCurve | None:
     """The power law nearest to the logged validation losses, in logarithms, from a quarter of the cases on.
 
-    None with fewer than three of them.
+    None with fewer than three of them, or while the loss is more than half of that of empty maps: it falls slowly at
+    first, which says nothing of what follows.
     """
-    points = [(row['examples'], row['validation_loss']) for row in rows if 'validation_loss' in row]
+    validated = [row for row in rows if 'validation_loss' in row]
+    if not validated or validated[-1]['validation_loss'] > validated[-1]['validation_empty_loss'] / 2:
+        return None
+    points = [(row['examples'], row['validation_loss']) for row in validated]
     chosen = np.log([point for point in points if 4 * point[0] >= points[-1][0]])
     if len(chosen) < 3:
         return None
