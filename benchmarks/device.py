@@ -51,7 +51,7 @@ from patterson_jax.learning.checkpoints import has_checkpoint
 from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.publishing import LARGEST_CHECKPOINT, LOG, SLICES, publish
 from patterson_jax.runs import evaluate_experiment, read_record
-from patterson_jax.shipped import find_config, make_configs_importable
+from patterson_jax.shipped import find_config, find_network, make_configs_importable
 from patterson_jax.weights import weight_fields
 from patterson_jax.writing import write_json
 
@@ -736,7 +736,8 @@ def publish_if_better(workdir: Path, step: int, target: Path | None) -> None:
     """Evaluates and publishes a run's weights, if their validation loss is lower than that of those that are there."""
     config = ConfigDict(read_record(workdir)['config'])
     experiment = validate(config)
-    target = target or Path(config.train.init_from or f'pretrained/{config.model.network}')
+    begun_with = find_network(config.train.init_from) if config.train.init_from else None
+    target = target or begun_with or Path('pretrained') / config.model.network
     rows = [row for row in read_metrics(workdir / LOG) if row['step'] == step and 'validation_loss' in row]
     if not rows:
         print(f'not published: step {step} was not validated')

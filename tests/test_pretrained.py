@@ -6,6 +6,7 @@ import importlib
 import json
 from pathlib import Path
 
+import jax
 import pytest
 
 from patterson_jax.config import validate
@@ -13,15 +14,16 @@ from patterson_jax.evaluation import EvaluationSettings, evaluate
 from patterson_jax.learning.checkpoints import CHECKSUMS
 from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.publishing import LARGEST_CHECKPOINT
+from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.attempt import Network
-from patterson_jax.weights import load_weights
+from patterson_jax.weights import load_network, load_weights
 
 PRETRAINED = Path(__file__).parents[1] / 'pretrained'
 NAMES = sorted(path.name for path in PRETRAINED.iterdir() if path.is_dir())
 
 
 def test_the_weights_that_the_readme_names_are_there():
-    assert 'unrolled' in NAMES
+    assert {'paper', 'unrolled'} <= set(NAMES)
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -38,14 +40,22 @@ def test_card_log_and_checkpoint_belong_together(name):
     assert sum(path.stat().st_size for path in checkpoint.rglob('*') if path.is_file()) <= LARGEST_CHECKPOINT
 
 
+def test_the_papers_network_is_shipped_as_weights_alone():
+    network, files = load_network('paper'), [path for path in (PRETRAINED / 'paper').rglob('*') if path.is_file()]
+    assert sum(leaf.size for leaf in jax.tree.leaves(network.params)) == 1_202_821
+    assert network.trained_on == dataclasses.replace(Problem(), input_scale=0.07)
+    assert not [path for path in files if 'optimizer' in path.parts]
+    assert sum(path.stat().st_size for path in files if 'checkpoints' in path.parts) < 6e6
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_the_network_does_on_unseen_cases_what_its_card_says(name):
-    """On ten unseen cases; and worse if it is shown each map in one orientation alone."""
+    """On ten unseen cases; and worse in one orientation alone, if it is meant to be shown each map in several."""
     config = importlib.import_module(f'configs.{name}').get_config()
     experiment = validate(config)
     weights = load_weights(experiment, config, PRETRAINED / name)
     told = json.loads((PRETRAINED / name / 'evaluation.json').read_text())
-    assert experiment.solve.orientations == told['settings']['solve']['orientations'] > 1
+    assert experiment.solve.orientations == told['settings']['solve']['orientations']
 
     def scores(orientations):
         solving = dataclasses.replace(experiment.solve, orientations=orientations)
@@ -53,10 +63,13 @@ def test_the_network_does_on_unseen_cases_what_its_card_says(name):
         network = Network(experiment.model.apply, weights.params)
         return evaluate(experiment.problem, experiment.separate, solving, settings, config.seed + 1, network)[0]
 
-    found, alone = scores(experiment.solve.orientations), scores(1)
+    found = scores(experiment.solve.orientations)
     assert found['map']['correlation'] == pytest.approx(told['map']['correlation'], abs=0.03)
     assert found['separated']['recall'] > told['separated']['recall'] - 0.05
     assert found['separated']['mean_error'] == pytest.approx(told['separated']['mean_error'], rel=0.3)
+    if experiment.solve.orientations == 1:
+        return
+    alone = scores(1)
     # The mean of six has two thirds of the error of one: 1.06e-5 and 1.62e-5 measured.
     assert found['map']['mse'] < 0.8 * alone['map']['mse']
     assert found['separated_in_place']['mean_error'] < alone['separated_in_place']['mean_error']
