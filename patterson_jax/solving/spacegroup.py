@@ -9,6 +9,7 @@ given.
 """
 
 import dataclasses
+import functools
 import itertools
 from typing import NamedTuple
 
@@ -455,7 +456,17 @@ def _tabulated(number, matrices, shifts):
     """The setting of gemmi's table that has these rotations and centring: symbol, operations and its origin.
 
     Origin choice 2 where there are two; the nearest origin. Without such a setting the operations stay as they are.
+    The same groups come again from start to start, and a look into the table takes 40 ms of a cubic one.
     """
+    shifts = np.rint(shifts * GEMMI_DENOMINATOR).astype(int)
+    return _look_up(number, np.asarray(matrices, int).tobytes(), shifts.tobytes())
+
+
+@functools.lru_cache(maxsize=256)
+def _look_up(number, matrices, shifts):
+    """`_tabulated` of the bytes of arrays."""
+    matrices = np.frombuffer(matrices, int).reshape(-1, 3, 3)
+    shifts = np.frombuffer(shifts, int).reshape(-1, 3) / GEMMI_DENOMINATOR
     ours = _by_rotation(matrices, shifts)
     identity = _as_key(np.eye(3, dtype=int))
     settings = [setting for setting in gemmi.spacegroup_table() if setting.number == number]
