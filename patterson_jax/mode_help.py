@@ -7,7 +7,7 @@ takes   --config=NAME or FILE[:variant]   as quick, unrolled, or a file of your 
         --workdir=DIR                     default runs/CONFIG; the same command there goes on where it was
         --config.section.field=value      any number of the experiment; configs/base.py explains each
         --sweep=N, --distributed          one of the config's sweep(); with other processes
-leaves  config.json, metrics.jsonl, checkpoints/, evaluation.json and figures/ in the workdir
+leaves  report.html to look at; config.json, metrics.jsonl, checkpoints/, evaluation.json, figures/ in the workdir
 
 patterson-jax --config=quick
 patterson-jax --config=quick --workdir=runs/wide --config.model.features=24
@@ -18,7 +18,7 @@ takes   --config=NAME                     the problem and the network
         --workdir=DIR, --checkpoint=DIR   whose best weights to use; --checkpoint=unrolled comes with the code
         --config.evaluate.methods=LIST    network, least_squares, phase_retrieval, minimum_function, auto
         --config.evaluate.num_cases=N
-leaves  evaluation.json and figures/ in the workdir
+leaves  report.html to look at; evaluation.json and figures/ in the workdir
 
 patterson-jax --config=unrolled --mode=evaluate --checkpoint=unrolled
 patterson-jax --config=base --mode=evaluate --config.evaluate.methods=least_squares,minimum_function

@@ -1,4 +1,4 @@
-"""A report on a solution as one HTML file, which opens in a browser without a network: verdict, figures, structure.
+"""A report on a solution, or on a run, as one HTML file, which opens in a browser without a network.
 
 The structure is drawn by 3Dmol.js (N. Rego and D. Koes, Bioinformatics 31, 1322, 2015), which the file carries with it;
 its licence is beside it in `page/`. The file's own policy forbids the browser to fetch anything. Whatever comes from a
@@ -30,6 +30,12 @@ from patterson_jax.writing import write_whole
 PAGE = Path(__file__).parent / 'page'
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 LIBRARIES = ('jax', 'jaxlib', 'numpy', 'gemmi', 'moyopy')  # on which a result may depend
+PICTURES = {  # of a run, by the names of their files
+    'losses': 'Training and validation loss, and map correlation',
+    'maps': 'Unseen cases: true maps and predicted ones',
+    'separation': 'Separation: misfit after each swap',
+    'errors': 'Distances between found and true atoms',
+}
 MOST_VOXELS = 400_000  # of the density that a report carries
 AROUND_ATOMS = 1.5  # Å from atoms that are drawn, in which density is shown
 SHOWN_LEVEL = 0.2  # of a crystal's density at its median atom, where the surface is drawn at first
@@ -96,7 +102,8 @@ class Report:
         drawing: the structure; None: there is none.
         names: of the drawing's atoms, shown when one points at them.
         density: drawn with it.
-        atoms: of the structure.
+        atoms: of the structure, or scores.
+        title: above that table.
         course: of the starts, or what else led there: a sentence on it and a table.
         sections: further ones: title, and lines as they were printed.
         pictures: title and PNG.
@@ -114,6 +121,7 @@ class Report:
     names: tuple[str, ...] = ()
     density: Density | None = None
     atoms: Table | None = None
+    title: str = 'Atoms'
     course: tuple[str, Table] | None = None
     sections: tuple[tuple[str, tuple[str, ...]], ...] = ()
     pictures: tuple[tuple[str, bytes], ...] = ()
@@ -140,7 +148,7 @@ def page(report: Report) -> str:
         '</div>',
         f'<h2>What to do next</h2>{_list(report.steps, "ol", _with_code)}' if report.steps else '',
         *(_picture(title, content) for title, content in report.pictures),
-        f'<h2>Atoms</h2>{_table(report.atoms)}' if report.atoms is not None else '',
+        f'<h2>{html.escape(report.title)}</h2>{_table(report.atoms)}' if report.atoms is not None else '',
     ]
     if report.course is not None:
         words, table = report.course
@@ -275,6 +283,55 @@ def map_report(
         density=Density(values, matrix, level, 'of a full voxel' if 'atoms' in content['density'] else 'as predicted'),
         atoms=Table(('atom', 'x, Å', 'y, Å', 'z, Å'), places),
         course=(words, Table(('set of atoms', 'R1'), tuple((who, f'{value:.4f}') for who, value in sets))),
+    )
+
+
+def evaluation_report(content: dict, config: dict, pictures: Sequence[Path], workdir: Path) -> Report:
+    """The report on a run, or on methods that need none: scores on unseen cases, pictures, settings.
+
+    Args:
+        content: of `evaluation.json`.
+        config: resolved.
+        pictures: PNG files that belong to it; those that are missing are passed over.
+        workdir: of the run.
+    """
+    stages = {name: scores for name, scores in content.items() if isinstance(scores, dict) and 'recall' in scores}
+    rows = tuple(
+        (
+            name.replace('_', ' '),
+            f'{scores["recall"]:.2%}',
+            f'{scores["matched"]} of {content["atoms"]}',
+            '–' if scores['mean_error'] is None else f'{scores["mean_error"]:.3g}',
+            f'{scores["solved"]} of {content["cases"]}',
+            f'{scores["seconds_per_case"]:.3g}' if scores.get('seconds_per_case') is not None else '',
+        )
+        for name, scores in stages.items()
+    )
+    head = (
+        *('what', 'atoms found within 1 voxel', 'pairs of nearest, as the paper counts'),
+        *('mean error, voxels', 'cases with every atom', 'seconds a case'),
+    )
+    merits = [
+        ('cases', f'{content["cases"]}', f'{content["atoms"]} atoms, seed {content["seed"]}, on {content["device"]}')
+    ]
+    if content.get('map'):
+        merits.append(('map correlation', f'{content["map"]["correlation"]:.4f}', 'of predicted and true maps'))
+    if content.get('weights'):
+        merits.append(('step', f'{content["weights"]["step"]}', 'of the weights that were scored'))
+    return Report(
+        name=workdir.name,
+        source=str(workdir),
+        state='evaluated',
+        claim='Scores on cases that nothing was trained on. What positions at random score is in the table too.',
+        merits=tuple(merits),
+        steps=(
+            'Compare with the classical methods: `--mode=evaluate --config.evaluate.methods=network,least_squares`.',
+            'The log is `metrics.jsonl`; every figure of this page is in `evaluation.json`.',
+        ),
+        atoms=Table(head, rows),
+        title='Scores',
+        sections=(('Settings', tuple(json.dumps(config, indent=2, ensure_ascii=False).splitlines())),),
+        pictures=tuple((PICTURES.get(each.stem, each.stem), each.read_bytes()) for each in pictures if each.is_file()),
     )
 
 

@@ -17,6 +17,7 @@ from patterson_jax.learning.checkpoints import Checkpoints, has_checkpoint
 from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.learning.parallel import is_first_process, on_any_process, wait_for_all
 from patterson_jax.learning.training import Start, train
+from patterson_jax.reports import evaluation_report, write_report
 from patterson_jax.shipped import find_network
 from patterson_jax.weights import load_weights, network_with
 from patterson_jax.writing import write_json
@@ -132,8 +133,11 @@ def _score(weights, experiment, config, workdir):
         for difference in differences(weights.config, config, ('problem',)):
             print(f'note: in the training of these weights {difference}')
     draw_errors(figures / 'errors.png', report)
+    names = ('losses', 'maps', 'separation', 'errors') if weights and shown else ('errors',)
+    pictures = [figures / f'{name}.png' for name in names]
+    write_report(workdir / 'report.html', evaluation_report(report, config, pictures, workdir))
     write_json(workdir / 'evaluation.json', report)  # last: where it is, all is
-    print(f'{describe_scores(report)}\n{workdir / "evaluation.json"}, {figures}')
+    print(f'{describe_scores(report)}\n{workdir / "report.html"}, evaluation.json, figures')
 
 
 def evaluation_settings(config: dict) -> dict:

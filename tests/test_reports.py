@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,11 +21,13 @@ from patterson_jax.reports import (
     Table,
     crystal_report,
     embedded,
+    evaluation_report,
     map_report,
     page,
     write_report,
 )
 
+RUN = Path(__file__).parents[1] / 'pretrained' / 'unrolled'
 EVIL = '</script><script>alert("x")</script><b>&amp; <!-- \u2028'
 CELL = UnitCell(5.0, 6.0, 7.0, 80.0, 95.0, 105.0)
 FRACTIONS = np.array([[0.1, 0.2, 0.3], [0.25, 0.35, 0.4], [-0.1, 0.9, 0.2]])
@@ -274,3 +277,19 @@ def test_a_browser_draws_it_and_does_not_complain(pages, kind, tmp_path):
     atoms = len(drawn(pages[kind])['atoms'])
     assert f'data-drawn="{atoms}"' in done.stdout
     assert re.search(r'<span id="level-value">[0-9.e+-]+ ', done.stdout)
+
+
+def test_a_run_is_reported_with_its_scores_its_pictures_and_its_settings(tmp_path):
+    report = json.loads((RUN / 'evaluation.json').read_text(encoding='utf-8'))
+    config = json.loads((RUN / 'config.json').read_text(encoding='utf-8'))
+    pictures = [RUN / 'figures' / f'{name}.png' for name in ('losses', 'none')]
+    text = page(evaluation_report(report, config, pictures, tmp_path / EVIL.replace('/', '')))
+    parsed = Parsed(text)
+    cells = parsed.texts['td']
+    for stage in ('separated', 'refined', 'random'):
+        scores = report[stage]
+        assert f'{scores["recall"]:.2%}' in cells and f'{scores["matched"]} of {report["atoms"]}' in cells
+    assert json.loads(parsed.texts['pre'][0]) == config
+    (source,) = (value for tag, name, value in parsed.attributes if (tag, name) == ('img', 'src'))
+    assert base64.b64decode(source.partition(',')[2]) == pictures[0].read_bytes()
+    assert '<script' not in text

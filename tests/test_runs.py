@@ -198,12 +198,13 @@ def test_a_run_of_no_cases_to_evaluate_is_only_trained(tmp_path, monkeypatch):
 
 
 def test_methods_that_need_no_network_are_evaluated_without_any_weights(tmp_path, monkeypatch, capsys):
-    scores = {'recall': 0.5, 'solved': 1, 'mean_error': 0.25}
+    scores = {'recall': 0.5, 'matched': 4, 'solved': 1, 'mean_error': 0.25}
     given = []
 
     def evaluate(*arguments):
         given.append(arguments)
-        return {'cases': 4, 'atoms': 8, 'least_squares': scores, 'random': scores}, None
+        counts = {'cases': 4, 'atoms': 8, 'seed': SEED, 'device': 'cpu'}
+        return counts | {'least_squares': scores, 'random': scores}, None
 
     monkeypatch.setattr(runs, 'evaluate', evaluate)
     for name in ('draw_maps', 'draw_separation'):
@@ -221,6 +222,7 @@ def test_methods_that_need_no_network_are_evaluated_without_any_weights(tmp_path
     assert 'weights' not in report and report['least_squares'] == scores
     assert report['settings']['solve'] == config.solve.to_dict()
     assert drawn == [(tmp_path / 'run' / 'figures' / 'errors.png', scores)]
+    assert '4 of 8' in (tmp_path / 'run' / 'report.html').read_text(encoding='utf-8')
     assert 'least squares: 50.00% of atoms' in capsys.readouterr().out
     for methods in ('network', 'least_squares,network', ''):
         config.evaluate.methods = methods
