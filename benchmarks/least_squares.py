@@ -44,6 +44,7 @@ from patterson_jax.solving.least_squares import (
     stages_from_random,
 )
 from patterson_jax.solving.reflections import count_within, free_reflections, observed_amplitudes, reflections
+from patterson_jax.writing import markdown_table
 
 LIBRARIES = ('jax', 'jaxlib', 'optimistix', 'lineax', 'numpy')
 TOLERANCE = 1e-5  # of Optimistix, relative and absolute; ours has none
@@ -152,10 +153,7 @@ def as_markdown(rows: list[dict]) -> str:
     def cell(value):
         return f'{value:.3g}' if isinstance(value, float) else '–' if value is None else value
 
-    lines = [list(TITLES.values())] + [[cell(row[name]) for name in TITLES] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ['-' * (width - 1) + ':' for width in widths])
-    return '\n'.join('| ' + ' | '.join(map(str.rjust, line, widths)) + ' |' for line in lines)
+    return markdown_table(TITLES.values(), [[cell(row[name]) for name in TITLES] for row in rows], aligned=True)
 
 
 def positive(word: str) -> int:

@@ -34,14 +34,15 @@ from patterson_jax.figures import draw_frontier
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.attempt import Network
 from patterson_jax.solving.limit import TRUTH
-from patterson_jax.solving.methods.registry import classical_names, method_names
+from patterson_jax.solving.methods.registry import AUTO, classical_names, method_names
 from patterson_jax.weights import load_network
-from patterson_jax.writing import write_json
+from patterson_jax.writing import markdown_table, write_json
 
 MANY_ATTEMPTS = 10_000  # the seconds are the limit
 PEAKS_PER_ATOM = 4
 DEFAULT_ORIENTATIONS = unrolled.get_config().solve.orientations
 WHOLE = 'all'  # of the amplitudes
+COLUMNS = ('atoms', 'data', 'noise', 'method', 'recall', 'solved', 'said so, wrongly', 'error, voxels', 's a case')
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -100,7 +101,7 @@ def measure_cell(
     problem, experiment = cell_experiment(*cell)
     solving = dataclasses.replace(
         experiment.solve,
-        method=method,
+        method=AUTO if method == TRUTH else method,  # the truth is not searched for
         max_attempts=MANY_ATTEMPTS,
         max_seconds=seconds,
         orientations=orientations,
@@ -131,24 +132,27 @@ def run(options: argparse.Namespace, output: Path) -> list[dict]:
             )
             content['cells'] = [each for each in content['cells'] if not place.items() <= each.items()] + [cell]
             write_json(output, content)
-            print(_line(cell), file=sys.stderr, flush=True)
+            print(*_row(cell), sep=' | ', file=sys.stderr, flush=True)
     return content['cells']
 
 
 def table(cells: list[dict]) -> str:
     """The cells as Markdown, one line for each problem and method."""
-    names = ('atoms', 'data', 'noise', 'method', 'recall', 'solved', 'said so, wrongly', 'error, voxels', 's a case')
-    head = [f'| {" | ".join(names)} |', '|---' * len(names) + '|']
-    return '\n'.join([*head, *map(_line, sorted(cells, key=_order))])
+    return markdown_table(COLUMNS, map(_row, sorted(cells, key=_order)))
 
 
-def _line(cell):
+def _row(cell):
     said = cell['verdict']['solved']
-    data = cell['resolution'] or WHOLE
     return (
-        f'| {cell["atoms"]} | {data} | {cell["noise"]:.0%} | {cell["method"].replace("_", " ")} | {cell["recall"]:.3f} '
-        f'| {cell["solved"]} / {cell["cases"]} | {said["right"] + said["wrong"]}, {said["wrong"]} '
-        f'| {cell["mean_error"]:.3g} | {cell["seconds_per_case"]:.2f} |'
+        cell['atoms'],
+        cell['resolution'] or WHOLE,
+        f'{cell["noise"]:.0%}',
+        cell['method'].replace('_', ' '),
+        f'{cell["recall"]:.3f}',
+        f'{cell["solved"]} / {cell["cases"]}',
+        f'{said["right"] + said["wrong"]}, {said["wrong"]}',
+        f'{cell["mean_error"]:.3g}',
+        f'{cell["seconds_per_case"]:.2f}',
     )
 
 

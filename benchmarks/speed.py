@@ -43,6 +43,7 @@ import numpy as np
 from absl import app, flags
 
 from patterson_jax.errors import InputError, exit_on_errors, require
+from patterson_jax.writing import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'torch')
@@ -420,7 +421,7 @@ def spectral_parts(image: Any, kernel: Any, cotangent: Any) -> Iterator[tuple[st
     import jax
     import jax.numpy as jnp
 
-    from patterson_jax.learning import convolution as spectral
+    from patterson_jax.networks import convolution as spectral
 
     axes = spectral.plan(image.shape, kernel.shape)
     window, tile, tap = ([getattr(axis, f'{kind}_waves') for axis in axes] for kind in ('window', 'tile', 'tap'))
@@ -862,10 +863,8 @@ def as_markdown(name: str, table: dict) -> str:
 
 def aligned(columns: dict[str, str], rows: list[dict]) -> list[str]:
     """The lines of a Markdown table; `columns` are keys of the rows and what stands above them."""
-    cells = [list(columns.values())] + [[number(row.get(key)) for key in columns] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    cells.insert(1, ['-' * (width - 1) + ':' for width in widths])
-    return ['| ' + ' | '.join(map(str.rjust, row, widths)) + ' |' for row in cells]
+    rows_of_cells = [[number(row.get(key)) for key in columns] for row in rows]
+    return markdown_table(columns.values(), rows_of_cells, aligned=True).splitlines()
 
 
 def describe_machine(found: dict) -> dict:

@@ -19,7 +19,7 @@ from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.learning.parallel import is_first_process
 from patterson_jax.learning.training import TrainingSettings
 from patterson_jax.runs import check_record, evaluate_experiment, evaluation_settings, train_experiment
-from patterson_jax.writing import write_json
+from patterson_jax.writing import markdown_table, write_json, write_whole
 
 FIXED = ('problem.', 'model.', 'separate.')  # sections from whose values the runs of a comparison are made
 COLUMNS = {
@@ -163,10 +163,9 @@ def write_table(path: Path, runs: list[Run], workdir: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path.with_suffix('.json'), {'runs': rows})
     columns = {key: words for key, words in COLUMNS.items() if any(row[key] is not None for row in rows)}
-    lines = [['run', *columns.values()], ['---'] * (1 + len(columns))]
-    for row in rows:
-        lines.append([row['label'], *('' if row[key] is None else f'{row[key]:.3f}' for key in columns)])
-    path.with_suffix('.md').write_text(''.join(f'| {" | ".join(line)} |\n' for line in lines), encoding='utf-8')
+    lines = [[row['label'], *('' if row[key] is None else f'{row[key]:.3f}' for key in columns)] for row in rows]
+    table = markdown_table(['run', *columns.values()], lines) + '\n'
+    write_whole(path.with_suffix('.md'), lambda part: part.write_text(table, encoding='utf-8'))
 
 
 def comparison_row(run: Run, workdir: Path) -> dict:

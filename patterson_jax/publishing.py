@@ -29,7 +29,7 @@ from patterson_jax.runs import RECORD, check_record, evaluation_settings, read_r
 from patterson_jax.shipped import find_network
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.weights import weight_fields
-from patterson_jax.writing import write_json
+from patterson_jax.writing import markdown_table, write_json
 
 LARGEST_CHECKPOINT = 16 * 2**20  # bytes, without the state of the optimiser; what a repository bears
 SLICES = 'slices.json'
@@ -251,7 +251,7 @@ def model_card(
     pictures = '\n\n'.join(
         f'![{name.capitalize()}](figures/{name}.png)' for name in ('losses', 'learning', 'errors', 'maps')
     )
-    tables = (_table(('', ''), facts.items()), _slice_table(slices, problem), _score_table(report, problem))
+    tables = (markdown_table(('', ''), facts.items()), _slice_table(slices, problem), _score_table(report, problem))
     return '\n\n'.join((title, words, *tables, _outlook(problem, slices[-1], curve), pictures)) + '\n'
 
 
@@ -282,7 +282,7 @@ def _slice_table(slices, problem):
         *('cases', 'voxels seen', 'batch', 'learning rate', 'weight of filled voxels', 'seed'),
         *('hours', 'on', 'validation: correlation', 'loss'),
     )
-    return _table(
+    return markdown_table(
         head,
         (
             (
@@ -320,7 +320,7 @@ def _score_table(report, problem):
         correlation += f', of the mean map of {more["orientations"]} orientations {more["map"]["correlation"]:.4f}'
     if _is_papers(problem) and report['atoms'] == PAPERS_ATOMS:
         rows.append(("the paper's own figures, on cases of its own", PAPERS_PAIRS, '', '', f'{PAPERS_ERROR:.3g}', ''))
-    return _table((*head, 'seconds a case'), rows) + f'\n\n{correlation}.'
+    return markdown_table((*head, 'seconds a case'), rows) + f'\n\n{correlation}.'
 
 
 def _score_row(words, scores):
@@ -332,8 +332,3 @@ def _score_row(words, scores):
         f'{scores["mean_error"]:.3g}',
         f'{scores["seconds_per_case"]:.3f}' if 'seconds_per_case' in scores else '',
     )
-
-
-def _table(head, rows):
-    lines = [head, ['---'] * len(head), *rows]
-    return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)

@@ -1,8 +1,8 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and tables in Markdown."""
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 
@@ -31,3 +31,15 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def markdown_table(head: Sequence[object], rows: Iterable[Sequence[object]], aligned: bool = False) -> str:
+    """A table in Markdown; `aligned`, its columns are as wide as their longest cell and numbers stand at the right."""
+    lines = [[str(cell) for cell in line] for line in (head, *rows)]
+    rule = ['---'] * len(lines[0])
+    if aligned:
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        lines = [list(map(str.rjust, line, widths)) for line in lines]
+        rule = ['-' * (width - 1) + ':' for width in widths]
+    lines.insert(1, rule)
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
