@@ -107,9 +107,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.evaluate = ml_collections.ConfigDict()
     config.evaluate.num_cases = 500  # 0: train only
     config.evaluate.batch_size = 20  # cases that the network is given at once; does not change the scores
-    config.evaluate.methods = (
-        'network'  # of `solve`, or 'truth', what data keep; with commas; '': the paper's procedure
-    )
+    # Of `solve`, or 'truth', what the data keep; with commas between; '': the paper's procedure, nothing refined.
+    config.evaluate.methods = 'network'
     config.evaluate.more_orientations = 0  # in which to score the paper's procedure a second time; 24 is all
 
     # Units in files; the rest of the program knows only voxels.
