@@ -265,7 +265,7 @@ def test_weights_with_running_averages_are_evaluated_as_they_were_trained(later,
         'problem': config.problem.to_dict(),
         'separate': config.separate.to_dict(),
         'solve': config.solve.to_dict(),
-        'evaluate': {'num_cases': 4, 'batch_size': 4, 'methods': ''},
+        'evaluate': {'num_cases': 4, 'batch_size': 4, 'methods': '', 'more_orientations': 0},
     }
     moved = jax.tree.map(np.array, weights.params)
     assert any(np.any(each['mean'] != 0) for each in moved['batch_stats'].values())
