@@ -147,8 +147,8 @@ def page(report: Report) -> str:
         f'<section><h2>Figures of merit</h2>{_merits(report.merits)}</section>' if report.merits else '',
         '</div>',
         f'<h2>What to do next</h2>{_list(report.steps, "ol", _with_code)}' if report.steps else '',
-        *(_picture(title, content) for title, content in report.pictures),
         f'<h2>{html.escape(report.title)}</h2>{_table(report.atoms)}' if report.atoms is not None else '',
+        *(_picture(title, content) for title, content in report.pictures),
     ]
     if report.course is not None:
         words, table = report.course
