@@ -35,7 +35,7 @@ patterson-jax --config=quick --mode=simulate --input=molecule.xyz --output=maps
     'solve': """Solves crystals from their reflections, or Patterson maps.
 
 a crystal: --config=crystal
-takes   --input=NAME.hkl                  or CIF, .fcf; .ins, .res or .cif beside it are read; may be repeated
+takes   --input=NAME.hkl                  or CIF, .fcf, .mtz; .ins, .res or .cif beside it are read; may be repeated
         --output=DIR
         --config.crystal.cell='a b c α β γ', .formula=C12H22O11, .laue=2/m, .wavelength=Å   lead over the files
         --config.crystal.max_starts=N     48; more for a crystal that does not solve

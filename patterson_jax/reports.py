@@ -424,6 +424,8 @@ def _crystal_steps(content, name):
             listed = ', '.join(f'{each["label"]} ({each["element_confidence"]:.0%})' for each in doubtful[:MOST_LISTED])
             others = f', and {len(doubtful) - MOST_LISTED} others of the table' if len(doubtful) > MOST_LISTED else ''
             yield f'Check the elements with a low confidence: {listed}{others}.'
+        if any(reason.startswith('but the elements') for reason in content['reasons']):
+            yield 'Check the formula: the sites explain the data, but not with these elements.'
         hydrogen = content['contents'] is None or 'H' in content['contents']
         yield f'Then refine anisotropically (ANIS){", and add hydrogen (HFIX)" if hydrogen else ""}.'
         if not _has_inversion(group['symops']):
