@@ -1,0 +1,191 @@
+"""All 230 space groups: a made-up crystal in each, from intensities to atoms.
+
+    python -m benchmarks.space_groups                       # one crystal in each of the 230
+    python -m benchmarks.space_groups --groups=195-230      # of some of them
+
+Some C, N and O stand in general positions at random, 1.4 Å apart or more, 18 Å³ to an atom, in a cell of the group's
+standard setting (origin choice 2, hexagonal axes); data to 0.8 Å with an error of 3 %, merged in the Laue class, which
+is claimed as by an .ins; what the group forbids is measured too, as noise. Scored as in `benchmarks.crystals`. A group
+or its mirror image is right; the hand cannot be known.
+
+Printed are the counts and what was missed; all is written to `space_groups.json` beside this file, or to `--json`.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import gemmi
+import numpy as np
+
+from benchmarks.crystals import Known, known_structure_factors, score
+from patterson_jax.crystal.cell import UnitCell
+from patterson_jax.crystal.preparation import prepare
+from patterson_jax.crystal.reflections import Measurements, sphere
+from patterson_jax.crystal.structure import CrystalData
+from patterson_jax.solving.crystal_solver import solve_crystal
+
+ELEMENTS = ('C', 'C', 'O', 'N')
+SPACE = 18.0  # Å³ of an atom
+ATOMS, FEWEST, MOST = 48, 3, 12  # in the primitive cell, about; in the asymmetric unit
+APART = 1.4  # Å
+U_ISO, ERROR, BACKGROUND = 0.03, 0.03, 0.005  # Å²; of an intensity; of their mean
+RESOLUTION = 0.8  # Å
+
+
+def invent(number: int, seed: int) -> Known:
+    """A crystal in the standard setting of a space group."""
+    generator = np.random.default_rng([seed, number])
+    setting = gemmi.get_spacegroup_reference_setting(number)
+    operations = setting.operations()
+    order = len(list(operations))
+    count = int(np.clip(ATOMS * len(operations.cen_ops) // order, FEWEST, MOST))
+    while True:
+        cell = random_cell(setting, SPACE * count * order, generator)
+        places = _random_places(list(operations), cell, count, generator)
+        if places is not None:
+            break
+    atoms = [
+        {'el': ELEMENTS[index % len(ELEMENTS)], 'xyz': place.tolist(), 'occ': 1.0, 'U': ['iso', [U_ISO]]}
+        for index, place in enumerate(places)
+    ]
+    content = {
+        'name': f'{number}',
+        'spacegroup': f'{setting.xhm()} (#{number})',
+        'symops': [each.triplet() for each in operations],
+        'occ_includes_site_multiplicity': False,
+        'atoms': atoms,
+    }
+    half = sphere(cell, RESOLUTION)
+    unique = gemmi.ReciprocalAsu(setting)
+    hkl = np.array([each for each in np.concatenate([half, -half]).tolist() if unique.is_in(each)], np.int32)
+    nothing = CrystalData(cell, hkl, np.ones(len(hkl)), np.ones(len(hkl)), '-1', np.eye(3)[None], 'P')
+    intensities = np.abs(known_structure_factors(Known(nothing, content), hkl)) ** 2
+    sigmas = np.hypot(ERROR * intensities, BACKGROUND * intensities.mean())
+    counts = Counter(atom['el'] for atom in atoms)
+    prepared = prepare(
+        Measurements(hkl, intensities + sigmas * generator.standard_normal(len(hkl)), sigmas),
+        cell,
+        formula={element: float(number * order) for element, number in counts.items()},
+        claimed=np.unique([each.rot for each in operations], axis=0) // gemmi.Op.DEN,
+    )
+    return Known(prepared.data, content)
+
+
+def random_cell(setting: gemmi.SpaceGroup, volume: float, generator: np.random.Generator) -> UnitCell:
+    """A cell of the group's crystal system and of a volume, Å³, with edges and angles at random where they are free."""
+    system = setting.crystal_system_str()
+    ratios = generator.uniform(0.8, 1.3, 3)
+    angles = np.full(3, 90.0)
+    if system == 'triclinic':
+        angles = generator.uniform(75, 105, 3)
+    elif system == 'monoclinic':
+        angles[1] = generator.uniform(95, 110)
+    elif system in ('tetragonal', 'trigonal', 'hexagonal'):
+        ratios[1] = ratios[0]
+        angles[2] = 90.0 if system == 'tetragonal' else 120.0
+    elif system == 'cubic':
+        ratios[:] = 1
+    unit = UnitCell(*ratios.tolist(), *angles.tolist())
+    edges = ratios * (volume / unit.volume) ** (1 / 3)
+    return UnitCell(*edges.tolist(), *angles.tolist())
+
+
+def _random_places(operations, cell, count, generator):
+    """General positions `(count, 3)`, all images apart; None where too few fit."""
+    images = np.zeros((0, 3))
+    chosen: list[np.ndarray] = []
+    for _ in range(4000):
+        place = generator.random(3)
+        orbit = np.array([each.apply_to_xyz(place.tolist()) for each in operations])
+        differences = np.concatenate([images, orbit])[:, None] - orbit[:1]
+        differences -= np.rint(differences)
+        distances = np.linalg.norm(differences @ cell.orthogonalization.T, axis=-1)
+        if np.sum(distances < APART) == 1:
+            images = np.concatenate([images, orbit])
+            chosen.append(place)
+            if len(chosen) == count:
+                return np.array(chosen)
+    return None
+
+
+def measure(number: int, options: argparse.Namespace) -> dict:
+    """Solves and scores the crystal of one group; the entry of the JSON file."""
+    known = invent(number, options.seed)
+    began = time.process_time()
+    solution = solve_crystal(known.data, seed=options.seed, max_starts=options.starts, max_seconds=options.seconds)
+    scored = score(known, solution)
+    group = solution.space_group
+    return {
+        'number': number,
+        'known_group': known.content['spacegroup'],
+        'cell': [round(each, 4) for each in known.data.cell.parameters],
+        'atoms': len(known.atoms),
+        'reflections': len(known.data.hkl),
+        'laue_class': known.data.laue_class,
+        'verdict': solution.verdict,
+        'reasons': list(solution.reasons),
+        'certain': None if group is None else group.certain,
+        'candidates': [] if group is None else list(group.candidates),
+        'r_factor': solution.r_factor,
+        'starts': solution.starts,
+        'cpu_seconds': round(time.process_time() - began, 1),
+        **scored,
+    }
+
+
+def summary(results: list[dict]) -> str:
+    """Counts, and each miss in a line."""
+    solved = [each for each in results if each['verdict'] == 'solved']
+    wrong = [each for each in solved if not each['right']]
+    lines = [
+        f'{len(results)} groups: {sum(each["right"] for each in results)} right, '
+        f'{sum(each["group_right"] for each in results)} with the right group, '
+        f'{sum((each.get("map") or 0) > 0.8 for each in results)} with a right map; '
+        f'{len(solved)} called solved, {len(wrong)} of these wrong'
+    ]
+    for each in results:
+        if not each['right'] or each['verdict'] != 'solved':
+            found = f'{each["group"]}{"" if each["group_right"] else " (wrong)"}'
+            shares = ', '.join(
+                f'{key} {each[key]:.2f}' for key in ('map', 'sites', 'extra') if each.get(key) is not None
+            )
+            lines.append(
+                f'- {each["known_group"]}, Laue class {each["laue_class"]}: {found}, {shares}, {each["verdict"]} '
+                f'({"; ".join(each["reasons"])}), {each["starts"]} starts'
+            )
+    return '\n'.join(lines)
+
+
+def parse_groups(text: str) -> list[int]:
+    """The numbers that '1-15,62' means."""
+    numbers = []
+    for part in text.split(','):
+        first, _, last = part.partition('-')
+        numbers += range(int(first), int(last or first) + 1)
+    return [number for number in numbers if 1 <= number <= 230]
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(prog='python -m benchmarks.space_groups', description=__doc__.partition('\n')[0])
+    parser.add_argument('--groups', type=parse_groups, default='1-230', help="as '1-15,62'")
+    parser.add_argument('--seed', type=int, default=0, help='of the crystals and the starts')
+    parser.add_argument('--starts', type=int, default=6, help='for a crystal, at most')
+    parser.add_argument('--seconds', type=float, default=30.0, help='for a crystal, at most; 0: no limit')
+    parser.add_argument('--json', type=Path, default=Path(__file__).with_name('space_groups.json'), help='to write')
+    options = parser.parse_args()
+    results = []
+    for number in options.groups:
+        results.append(measure(number, options))
+        print(summary(results[-1:]).splitlines()[-1], results[-1]['cpu_seconds'], file=sys.stderr, flush=True)
+        content = {'seed': options.seed, 'starts': options.starts, 'seconds': options.seconds, 'groups': results}
+        options.json.write_text(json.dumps(content, indent=1), encoding='utf-8')
+    print(summary(results))
+
+
+if __name__ == '__main__':
+    main()
