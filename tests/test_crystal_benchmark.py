@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from invented import invent
 
-from benchmarks import crystals
+from benchmarks import crystals, space_groups
 from patterson_jax.crystal.structure import CrystalSolution, Site, SpaceGroup
 from patterson_jax.errors import InputError
 
@@ -78,8 +78,8 @@ def test_published_files_are_read_where_there_is_no_merged_one(folder, tmp_path)
     published = crystals.read_folder(tmp_path)
     np.testing.assert_array_equal(published.data.hkl, known.data.hkl)
     np.testing.assert_allclose(published.data.intensities, known.data.intensities)
-    (tmp_path / 'merged.hkl').write_text('1 0 0 5 1\n0 1 0 4 1\n0 0 2 4 1\n', encoding='utf-8')
-    assert len(crystals.read_folder(tmp_path).data.hkl) == 3
+    (tmp_path / 'merged.hkl').write_text(''.join(f'{h} 1 2 5 1\n' for h in range(12)), encoding='utf-8')
+    assert len(crystals.read_folder(tmp_path).data.hkl) == 12
     assert len(crystals.read_folder(tmp_path, raw=True).data.hkl) == len(known.data.hkl)
 
 
@@ -143,3 +143,31 @@ def test_phases_of_the_peer_are_scored_in_any_frame(folder):
 def test_what_is_no_folder_of_a_crystal_is_named(tmp_path):
     with pytest.raises(InputError, match='no folder of a crystal'):
         crystals.read_folder(tmp_path)
+
+
+@pytest.mark.parametrize('number', [1, 14, 76, 148, 167, 198])
+def test_a_crystal_of_any_group_obeys_it_and_its_cell(number):
+    known = space_groups.invent(number, 0)
+    operations = gemmi.GroupOps(known.operators)
+    assert gemmi.find_spacegroup_by_ops(operations).number == known.number == number
+    data = known.data
+    assert data.laue_class == gemmi.SpaceGroup(number).laue_str()
+    images = np.array([each.apply_to_xyz(atom['xyz']) for atom in known.atoms for each in known.operators])
+    differences = images[:, None] - images[:: len(known.operators)]
+    distances = np.linalg.norm((differences - np.rint(differences)) @ data.cell.orthogonalization.T, axis=-1)
+    assert np.sort(distances, axis=0)[1].min() > 1.4  # so that none is on a special position
+    assert data.cell.volume / len(images) == pytest.approx(18)
+    found = operations.find_centering()
+    assert data.centring == found
+
+
+def test_what_was_missed_in_a_group_is_said():
+    entry = {'known_group': 'P 41 (#76)', 'laue_class': '4/m', 'group': 'P 43', 'group_right': True, 'starts': 3}
+    entry |= {'map': 0.97, 'sites': 1.0, 'extra': 0.0, 'right': True, 'verdict': 'solved', 'reasons': ['all is well']}
+    missed = entry | {'group': 'P 4', 'group_right': False, 'right': False, 'verdict': 'uncertain', 'reasons': ['why']}
+    lines = space_groups.summary([entry, missed]).splitlines()
+    assert lines[0].startswith('2 groups: 1 right, 1 with the right group, 2 with a right map; 1 called solved, 0 of')
+    assert lines[1:] == [
+        '- P 41 (#76), Laue class 4/m: P 4 (wrong), map 0.97, sites 1.00, extra 0.00, uncertain (why), 3 starts'
+    ]
+    assert space_groups.parse_groups('1-3,62,231') == [1, 2, 3, 62]
