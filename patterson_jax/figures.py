@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.colors import TwoSlopeNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Polygon, Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from patterson_jax import pictures
 from patterson_jax.evaluation import MATCH_DISTANCE, Evaluated
@@ -132,6 +132,7 @@ def draw_learning_curve(path: Path, rows: list[dict], curve: LearningCurve | Non
         axes.axhline(goal, color=CLASH, linewidth=1, label="loss with the paper's accuracy")
     axes.set_xscale('log')
     axes.set_yscale('log')
+    axes.xaxis.set_minor_formatter(NullFormatter())  # over less than a decade they would touch
     axes.set_xlabel('cases seen')
     axes.set_ylabel('mean squared error of the map')
     axes.grid(alpha=0.25, which='both')
