@@ -140,7 +140,8 @@ def test_a_batch_number_is_no_sigma_where_that_is_blank():
     words = [' '.join([*map(str, record), '3']) for record in RECORDS]
     words[1] = '0 -2 3 -1.25 3'
     line = refusal(read_hkl, as_text(words), 'a.hkl')
-    assert line == ("a.hkl, line 2: '0 -2 3 -1.25 3' may end with σ or with a batch number; other lines have both")
+    told = "a.hkl, line 2: '0 -2 3 -1.25 3' may end with σ or with a batch number; other lines have both; write both"
+    assert line == told
     columns, _ = read_hkl(as_text([words[0], '0 -2 3 -1.25 0.75', *words[2:]]), 'a.hkl')
     assert_records(columns)
 
@@ -176,7 +177,8 @@ BAD_LINES = ['   1   2   x   12.00    1.00', 'nonsense', '   1   2   3', '   1  
 @pytest.mark.parametrize('bad', BAD_LINES)
 def test_a_line_among_the_reflections_that_is_none_is_named(bad):
     line = refusal(read_hkl, as_text([*fixed(), bad, *fixed()]), 'a.hkl')
-    assert line == f'a.hkl, line 5: {bad.strip()!r} is no reflection, and 4 follow after it'
+    cure = 'take the line out, or end the list with a line of zeros'
+    assert line == f'a.hkl, line 5: {bad.strip()!r} is no reflection, and 4 follow after it; {cure}'
 
 
 def test_reflections_after_the_record_of_zeros_are_passed_over_and_counted():

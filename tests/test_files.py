@@ -282,7 +282,7 @@ def damaged(content, place):
 
 CUBE = whole_numbers(8, 8, 8)
 WHOLE = cubic_bytes(CUBE)
-PARTIAL = 'only part of the cell; the whole cell is needed'
+PARTIAL = 'only part of the cell; write it again with the limits of the whole cell'
 NOT_CUBIC = 'only cubic grids in cubic cells'
 NO_MAPS = {
     'missing': (None, 'no such file'),

@@ -77,12 +77,13 @@ def measured_rows():
         cell = frontier_cell(method, 10, None, 0.0)
         yield row(f'{words}, no network', f'{found(cell["solved"], cell["cases"])} cases', f'{cell["mean_error"]:.6f}')
     trained = content('pretrained/paper/evaluation.json')
+    scores, at_random = trained['separated_in_place'], trained['random']['matched']
     slices = content('pretrained/paper/slices.json')
     hours = sum(each['seconds'] for each in slices) / 3600
     yield row(
         f"the paper's own network by our training, so far {hours:.1f} hours and {slices[-1]['end']} cases",
-        f'{found(trained["separated_in_place"]["matched"], trained["atoms"])} atoms; at random {trained["random"]["matched"]}',
-        f'{trained["separated_in_place"]["mean_error"]:.2f}',
+        f'{found(scores["matched"], trained["atoms"])} atoms; at random {at_random}',
+        f'{scores["mean_error"]:.2f}',
     )
     crystals = content('benchmarks/crystals-cpu.json')['crystals']
     known = [each for each in crystals if each.get('right') is not None]

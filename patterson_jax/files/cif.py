@@ -69,7 +69,9 @@ def read_cif_reflections(text: str, name: str, block_name: str = '') -> CifConte
         raise InputError(f'{name}: no data block {block_name!r}; it has {shortened(names) or "none"}')
     having = [(block, source) for block in blocks if (source := _find_reflections(block))]
     if not having:
-        raise InputError(f'{name}: no reflections in it: no _shelx_hkl_file, and no loop of measured F² or F')
+        raise InputError(
+            f'{name}: no reflections in it: no _shelx_hkl_file, and no loop of measured F² or F; give the .hkl'
+        )
     if len(having) > 1:
         names = ', '.join(block.name for block, _ in having)
         raise InputError(

@@ -156,9 +156,9 @@ def _read(path, file, num_bytes):
     try:
         return file.read(num_bytes)
     except EOFError as error:
-        raise InputError(f'{path}: cut short, the end of the compressed file is missing') from error
+        raise InputError(f'{path}: cut short, the end of the compressed file is missing; copy it again') from error
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f'{path}: damaged, gzip cannot uncompress it ({error})') from error
+        raise InputError(f'{path}: damaged, gzip cannot uncompress it ({error}); copy it again') from error
 
 
 def _read_header(path, file):
@@ -168,7 +168,7 @@ def _read_header(path, file):
     if len(content) < HEADER_BYTES:
         raise InputError(f'{not_a_map}: {len(content)} bytes, and the header alone has {HEADER_BYTES}')
     if content[MAP_WORD] != b'MAP ':
-        raise InputError(f"{not_a_map}: the word 'MAP' is not where its header has it")
+        raise InputError(f"{not_a_map}: the word 'MAP' is not where its header has it; CCP4 and MRC files are read")
     header = _parsed(content)
     if min(header.shape) < 1 or header.mode not in TYPE_OF_MODE:
         raise InputError(
@@ -185,7 +185,9 @@ def _read_header(path, file):
     if min(header.sampling) < 1:
         raise InputError(f'{not_a_map}: its header divides the cell into {list(header.sampling)} voxels')
     if math.prod(header.sampling) > MOST_SYMMETRY_OPERATORS * header.num_values:
-        raise InputError(f'{path}: the map covers only part of the cell; the whole cell is needed')
+        raise InputError(
+            f'{path}: the map covers only part of the cell; write it again with the limits of the whole cell'
+        )
     if not header.has_no_cell and not all(math.isfinite(value) and value > 0 for value in header.cell):
         raise InputError(f'{path}: its header gives the cell as {", ".join(f"{value:g}" for value in header.cell)}')
     return header
@@ -212,7 +214,9 @@ def _read_values(path, file, header):
     content = _read(path, file, header.symmetry_bytes + size)
     if len(content) < header.symmetry_bytes + size:
         found = HEADER_BYTES + len(content)
-        raise InputError(f'{path}: cut short, {found} bytes where its header announces {header.num_bytes}')
+        raise InputError(
+            f'{path}: cut short, {found} bytes where its header announces {header.num_bytes}; copy it again'
+        )
     if isinstance(file, gzip.GzipFile) and len(_read(path, file, MOST_AFTER_VALUES)) == MOST_AFTER_VALUES:
         raise InputError(f'{path}: uncompressed it has far more than the {header.num_bytes} bytes of its header')
     values = np.frombuffer(content, header.type, header.num_values, header.symmetry_bytes)
@@ -233,7 +237,9 @@ def _whole_cell(path, block, header):
     if group is not None and np.any(np.isnan(values)):
         _expand(path, values, group)
     if np.any(np.isnan(values)):
-        raise InputError(f'{path}: the map covers only part of the cell; the whole cell is needed')
+        raise InputError(
+            f'{path}: the map covers only part of the cell; write it again with the limits of the whole cell'
+        )
     return values
 
 

@@ -92,7 +92,7 @@ def read_hkl(text: str, name: str) -> tuple[Columns, str]:
     if following and not lines[last].is_end:
         raise InputError(
             f'{name}, line {lines[last].number}: {shortened(lines[last].text.strip())!r} is no reflection, and '
-            f'{following} follow after it'
+            f'{following} follow after it; take the line out, or end the list with a line of zeros'
         )
     if following:
         notes.append(f'{following} after the record of zeros passed over')
@@ -127,14 +127,15 @@ def _columns(records, name, notes):
         line = next(line for line in differing if not _has_batch_for_sigma(line))
         raise InputError(
             f'{name}, line {line.number}: {shortened(line.text)!r} is {_shown(line.by_columns)} by columns and '
-            f'{_shown(line.by_words)} by words, and the file has lines that can only be columns'
+            f'{_shown(line.by_words)} by words, and the file has lines that can only be columns; '
+            'put blanks between the numbers'
         )
     if not (all_columns or all_words):
         by_words = sum(line.by_words is not None for line in records) > len(records) / 2
         bad = next(line for line in records if not (line.by_words if by_words else line.by_columns))
         raise InputError(
             f'{name}, line {bad.number}: {shortened(bad.text)!r} does not read as {WORDS if by_words else FIXED}, '
-            'as most of the file does'
+            'as most of the file does; write it as the others are'
         )
     by_columns = all_columns and only_batches
     if not by_columns:
@@ -170,7 +171,7 @@ def _refuse_batches_for_sigmas(records, name):
         if len(each) == 5 and re.fullmatch(r'[+-]?\d+', each[4]):
             raise InputError(
                 f'{name}, line {line.number}: {shortened(line.text.strip())!r} may end with σ or with a batch number; '
-                'other lines have both'
+                'other lines have both; write both'
             )
 
 
