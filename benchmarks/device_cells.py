@@ -242,7 +242,7 @@ def pack(workdir: Path, step: int, target: Path) -> None:
     """One checkpoint of a run, with its record and log, as a tar file from which training goes on once unpacked."""
     with tempfile.TemporaryDirectory() as place:
         copy = Path(place) / str(step)
-        copy_checkpoint(workdir / 'checkpoints' / str(step), copy)
+        copy_checkpoint(workdir / 'checkpoints' / str(step), copy, with_optimizer=True)
         part = target.with_name(f'.{target.name}.part')
         with tarfile.open(part, 'w') as tar:
             add_bytes(tar, 'step', str(step).encode())  # the first, so that it is found at once

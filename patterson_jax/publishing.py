@@ -72,7 +72,7 @@ def publish(experiment: Experiment, config: ConfigDict, workdir: Path, output: P
 
     part = output.with_name(f'.{output.name}.part')
     shutil.rmtree(part, ignore_errors=True)
-    copy_checkpoint(source, part / 'checkpoints' / str(step))
+    copy_checkpoint(source, part / 'checkpoints' / str(step), with_optimizer=False)
     shutil.copyfile(workdir / RECORD, part / RECORD)
     write_json(part / 'evaluation.json', report)
     write_json(part / SLICES, slices)

@@ -199,7 +199,7 @@ def test_where_no_atom_or_pair_is_there_is_no_mean_of_them():
 
 def test_of_the_cases_shown_three_are_drawn_as_maps(params, monkeypatch):
     figures = []
-    monkeypatch.setattr('patterson_jax.figures._save', lambda figure, path: figures.append(figure))
+    monkeypatch.setattr('patterson_jax.pictures.save_figure', lambda path, figure: figures.append(figure))
     draw_maps(None, scored(params, 10, 4)[1], PROBLEM)
     titles = [axes.get_title().partition(':')[0] for axes in figures[0].axes[::2]]
     assert titles == ['case 1', 'case 2', 'case 3']
@@ -319,7 +319,7 @@ def test_every_method_has_a_name_and_a_line_of_its_own_where_scores_are_told(cla
 )
 def test_errors_are_drawn_of_what_was_scored_and_nothing_else(which, curves, classical, both, paper, monkeypatch):
     figures = []
-    monkeypatch.setattr('patterson_jax.figures._save', lambda figure, path: figures.append(figure))
+    monkeypatch.setattr('patterson_jax.pictures.save_figure', lambda path, figure: figures.append(figure))
     report = {'classical': classical, 'both': both, 'paper': paper}[which][0]
     draw_errors(None, report)
     (axes,) = figures[0].axes

@@ -208,7 +208,7 @@ def test_three_atoms_in_a_cell_are_never_ambiguous_and_four_can_be():
 
 def test_the_picture_shows_what_is_equal_and_rings_what_is_not(monkeypatch):
     made = []
-    monkeypatch.setattr(figures, '_save', lambda figure, path: made.append(figure))
+    monkeypatch.setattr('patterson_jax.pictures.save_figure', lambda path, figure: made.append(figure))
     draw_ambiguity(None, example_pair(PROBLEM), periodic_pair(16), PROBLEM, 16)
     rows = [[axes for axes in row.axes if axes.get_title()] for row in made[0].subfigs]
     assert [len(row) for row in rows] == [4, 4, 4]

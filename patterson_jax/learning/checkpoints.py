@@ -339,12 +339,16 @@ def _checksums(place):
     return {str(path.relative_to(place)): _checksum(path) for path in files}
 
 
-def copy_checkpoint(source: Path, target: Path) -> None:
-    """Copies what is needed to use a checkpoint's weights, with checksums of its own.
+def copy_checkpoint(source: Path, target: Path, with_optimizer: bool) -> None:
+    """Copies a checkpoint, with checksums of its own, and without Orbax's notes of the path at which it was written.
 
-    That is all but the state of the optimiser and Orbax's notes of the path at which it was written.
+    Args:
+        source: directory of the checkpoint.
+        target: directory to make.
+        with_optimizer: whether to copy the state of the optimiser, without which a training cannot go on from it.
     """
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns('commit_success*', 'optimizer'))
+    left_out = ('commit_success*',) if with_optimizer else ('commit_success*', 'optimizer')
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(*left_out))
     (target / CHECKSUMS).write_text(json.dumps(_checksums(target), indent=1))
 
 
