@@ -247,15 +247,10 @@ def _distances(cell, first, second):
     return np.linalg.norm(differences @ cell.orthogonalization.T, axis=-1)
 
 
-def measure(folder: Path, options: argparse.Namespace) -> dict:
-    """Solves and scores one crystal; the entry of the JSON file."""
-    known = read_folder(folder, options.resolution, options.raw)
-    began = time.perf_counter()
-    solution = solve_crystal(known.data, seed=options.seed, max_starts=options.starts, max_seconds=options.seconds)
-    wall = time.perf_counter() - began
+def answer(known: Known, solution: CrystalSolution) -> dict:
+    """What the solver says of a crystal, and how right that is."""
     group = solution.space_group
     return {
-        'name': known.content['name'],
         'known_group': known.content['spacegroup'],
         'reflections': len(known.data.hkl),
         'verdict': solution.verdict,
@@ -263,11 +258,23 @@ def measure(folder: Path, options: argparse.Namespace) -> dict:
         'certain': None if group is None else group.certain,
         'candidates': [] if group is None else list(group.candidates),
         'r_factor': solution.r_factor,
-        'resolution': solution.resolution,
         'starts': solution.starts,
+        **score(known, solution),
+    }
+
+
+def measure(folder: Path, options: argparse.Namespace) -> dict:
+    """Solves and scores one crystal; the entry of the JSON file."""
+    known = read_folder(folder, options.resolution, options.raw)
+    began = time.perf_counter()
+    solution = solve_crystal(known.data, seed=options.seed, max_starts=options.starts, max_seconds=options.seconds)
+    wall = time.perf_counter() - began
+    return {
+        'name': known.content['name'],
+        **answer(known, solution),
+        'resolution': solution.resolution,
         'seconds': solution.seconds,
         'seconds_with_compilation': wall,
-        **score(known, solution),
         **({'peer': ask_peer(known, options)} if options.peer else {}),
     }
 

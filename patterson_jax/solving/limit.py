@@ -8,11 +8,10 @@ import time
 
 import jax
 import numpy as np
-from jax import Array
 
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.atom_sets import compact
-from patterson_jax.solving.attempt import Attempt, attempt, solved_for
+from patterson_jax.solving.attempt import attempt, solved_for
 from patterson_jax.solving.cases import Case, Solution
 from patterson_jax.solving.methods.method import Method, Proposal
 from patterson_jax.solving.separation import SeparationSettings
@@ -28,7 +27,7 @@ def solutions_from_truth(pattersons: np.ndarray, positions: np.ndarray, problem:
         positions: `(count, num_atoms, 3)`, the atoms behind them, voxels from the box centre.
         problem: what they are.
     """
-    program = _refine_truth.lower(pattersons[0], positions[0], solved_for(problem, with_network=False)).compile()
+    program = _compile_refinement(solved_for(problem, with_network=False))
     solutions = []
     for patterson, true in zip(pattersons, positions, strict=True):
         case, began = Case(problem), time.perf_counter()
@@ -38,10 +37,15 @@ def solutions_from_truth(pattersons: np.ndarray, positions: np.ndarray, problem:
     return solutions
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _refine_truth(patterson: Array, true: Array, problem: Problem) -> Attempt:
-    key = jax.random.key(0)  # nothing is drawn
-    return attempt(key, 0, patterson, _truth_of(true), False, problem, SeparationSettings())
+@functools.lru_cache(maxsize=16)
+def _compile_refinement(problem):
+    def run(patterson, true):
+        key = jax.random.key(0)  # nothing is drawn
+        return attempt(key, 0, patterson, _truth_of(true), False, problem, SeparationSettings())
+
+    patterson = jax.ShapeDtypeStruct((problem.grid_size,) * 3, np.float32)
+    positions = jax.ShapeDtypeStruct((problem.num_atoms, 3), np.float32)
+    return jax.jit(run).lower(patterson, positions).compile()
 
 
 def _truth_of(true):
