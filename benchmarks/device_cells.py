@@ -44,11 +44,11 @@ from patterson_jax.runs import RECORD, train_experiment
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.patterson import patterson_map
 from patterson_jax.simulation.problem import Problem
-from patterson_jax.solving.attempt import attempt
+from patterson_jax.solving.attempt import compiled_attempt
 from patterson_jax.solving.interpretation import interpret_map
 from patterson_jax.solving.least_squares import voxel_amplitudes
 from patterson_jax.solving.methods.registry import METHODS
-from patterson_jax.solving.reflections import absolute_scale, observed_amplitudes, r_factor, reflections
+from patterson_jax.solving.reflections import measure, r_factor, reflections
 
 Tell = Callable[[dict], None]
 
@@ -136,9 +136,12 @@ def truth(cell: dict, tell: Tell) -> None:
     problem, seed = experiment.problem, experiment.seed
     keys, examples = verdicts.cases_of('evaluation', cell['cases'], seed, problem)
 
+    held = reflections(problem)
+
     def at_truth(example):
-        observed = observed_amplitudes(absolute_scale(example.patterson, problem), problem)
-        return r_factor(observed, voxel_amplitudes(example.positions, reflections(problem), problem)[0])
+        data = measure(example.patterson, held, problem.num_atoms, problem.atom_volume)
+        calculated, _ = voxel_amplitudes(example.positions, held, problem.num_atoms, problem.atom_radius)
+        return r_factor(data.observed, calculated, where=jnp.arange(len(calculated)) < held.number)
 
     r_factors = jax.jit(lambda examples: jax.lax.map(at_truth, examples))(examples)
     tell({'r_factor': float(np.mean(r_factors)), 'highest_r_factor': float(np.max(r_factors))})
@@ -169,13 +172,16 @@ def solving(cell: dict, tell: Tell) -> None:
     problem, separation, method = experiment.problem, experiment.separate, cell['method']
     keys, examples = verdicts.cases_of('evaluation', cell['at_once'], experiment.seed, problem)
 
-    def solve(key, patterson, target):
-        if method == 'separation':  # of the true map
-            return interpret_map(key, patterson, target, problem, separation).positions
-        return attempt(key, 0, patterson, METHODS[method], False, problem, separation).finished.positions[0]
+    keys, maps, targets = jax.device_put((keys, examples.patterson, examples.target))
+    if method == 'separation':  # of the true map
+        separate = jax.jit(jax.vmap(lambda *case: interpret_map(*case, problem, separation).positions))
+        run = functools.partial(separate, keys, maps, targets)
+    else:
+        attempt = compiled_attempt(METHODS[method], False, problem, separation, None, cell['at_once'])
 
-    arguments = jax.device_put((keys, examples.patterson, examples.target))
-    run = functools.partial(jax.jit(jax.vmap(solve)), *arguments)
+        def run():
+            return attempt(keys, np.int32(0), maps).finished[0].positions
+
     first = jax.device_get(run())
     timing = speed.measure(run, jax.block_until_ready, cell['repeats'], cell['seconds'])
     second = jax.device_get(run())

@@ -29,21 +29,24 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from patterson_jax.errors import InputError, exit_on_errors, require
 from patterson_jax.simulation.examples import make_batch, stream_key
 from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving import reflections as data_of
 from patterson_jax.solving.atom_sets import compact, same_atoms
 from patterson_jax.solving.least_squares import (
     ITERATIONS,
+    Stages,
     random_positions,
     refine,
     refinement_weights,
     sphere_amplitudes,
     stages_from_random,
 )
-from patterson_jax.solving.reflections import count_within, free_reflections, observed_amplitudes, reflections
+from patterson_jax.solving.reflections import Measured, reflections
 from patterson_jax.writing import markdown_table
 
 LIBRARIES = ('jax', 'jaxlib', 'optimistix', 'lineax', 'numpy')
@@ -59,8 +62,8 @@ TITLES = {
 }
 
 
-def with_optimistix(linear_solver: str, our_derivatives: bool, problem: Problem) -> Callable[[Array, Array], Array]:
-    """`refine` by Optimistix, from positions `(num_atoms, 3)` and amplitudes to positions.
+def with_optimistix(linear_solver: str, our_derivatives: bool, problem: Problem) -> Callable[[Array, Measured], Array]:
+    """`refine` by Optimistix, from positions `(num_atoms, 3)` and data to positions.
 
     Args:
         linear_solver: 'qr', or 'cholesky' of the normal equations.
@@ -72,24 +75,30 @@ def with_optimistix(linear_solver: str, our_derivatives: bool, problem: Problem)
 
     choices = {'qr': lineax.QR, 'cholesky': lambda: lineax.Normal(lineax.Cholesky())}
     solver = optimistix.LevenbergMarquardt(TOLERANCE, TOLERANCE, linear_solver=choices[linear_solver]())
+    held = reflections(problem)
 
-    def refine_all(positions, observed):
-        for resolution, iterations in stages_from_random(problem):
-            count = count_within(problem, resolution)
-            model = functools.partial(sphere_amplitudes, chosen=reflections(problem)[:count], problem=problem)
+    def refine_all(positions, data):
+        for count, iterations in zip(*stages(problem), strict=True):
+            model = functools.partial(_spheres, held, int(count), problem)
             amplitudes_of = _with_derivatives(model) if our_derivatives else lambda each, model=model: model(each)[0]
-            weights = refinement_weights(observed[:count], free_reflections(problem)[:count])
+            given = refinement_weights(data, int(count))[: int(count)], data.observed[: int(count)]
 
-            def residuals(positions, data, amplitudes_of=amplitudes_of):
-                weights, observed = data
+            def residuals(positions, given, amplitudes_of=amplitudes_of):
+                weights, observed = given
                 return weights * (amplitudes_of(positions) - observed)
 
-            data = weights, observed[:count]
-            result = optimistix.least_squares(residuals, solver, positions, data, max_steps=iterations, throw=False)
+            steps = int(iterations)
+            result = optimistix.least_squares(residuals, solver, positions, given, max_steps=steps, throw=False)
             positions = result.value
         return compact(positions, problem.grid_size)
 
     return refine_all
+
+
+def _spheres(held, count, problem, positions):
+    return sphere_amplitudes(
+        positions, held.hkl[:count], held.form_factors[:count], problem.num_atoms, problem.grid_size
+    )
 
 
 def _with_derivatives(model):
@@ -105,10 +114,17 @@ def _with_derivatives(model):
     return amplitudes
 
 
-def methods(problem: Problem) -> dict[str, Callable[[Array, Array], Array]]:
-    """What is compared, by name: each from positions and amplitudes to positions."""
+def stages(problem: Problem) -> Stages:
+    """Those from random positions, on the host."""
+    nothing = np.zeros((1, 1, 1), np.float32)
+    data = Measured(nothing, np.zeros(0, np.float32), reflections(problem), problem.num_atoms)
+    return jax.device_get(stages_from_random(data, problem))
+
+
+def methods(problem: Problem) -> dict[str, Callable[[Array, Measured], Array]]:
+    """What is compared, by name: each from positions and data to positions."""
     return {
-        'ours': lambda positions, observed: refine(positions, observed, problem, stages_from_random(problem)).positions,
+        'ours': lambda positions, data: refine(positions, data, stages_from_random(data, problem)).positions,
         'Optimistix, QR': with_optimistix('qr', False, problem),
         'Optimistix, Cholesky': with_optimistix('cholesky', False, problem),
         'Optimistix, Cholesky, our derivatives': with_optimistix('cholesky', True, problem),
@@ -120,14 +136,15 @@ def measure(problem: Problem, num_cases: int, num_starts: int, repeats: int) -> 
     examples = jax.jit(functools.partial(make_batch, problem=problem))(
         stream_key(0, 'evaluation'), 0, jnp.arange(num_cases)
     )
-    observed = jax.jit(jax.vmap(lambda patterson: observed_amplitudes(patterson, problem)))(examples.patterson)
+    prepare = jax.jit(functools.partial(data_of.measure, num_atoms=problem.num_atoms, atom_volume=problem.atom_volume))
+    data = [prepare(patterson, reflections(problem)) for patterson in examples.patterson]
     keys = jax.random.split(jax.random.key(0), num_cases * num_starts)
     starts = jax.vmap(lambda key: random_positions(key, problem))(keys)
     starts = starts.reshape(num_cases, num_starts, problem.num_atoms, 3)
     compiled, rows = {}, {}
     for name, method in methods(problem).items():
         began = time.perf_counter()
-        compiled[name] = jax.jit(jax.vmap(method, in_axes=(0, None))).lower(starts[0], observed[0]).compile()
+        compiled[name] = jax.jit(jax.vmap(method, in_axes=(0, None))).lower(starts[0], data[0]).compile()
         rows[name] = {'method': name, 'compile': time.perf_counter() - began, 'times': [], 'right': 0}
     right = jax.jit(jax.vmap(functools.partial(same_atoms, tolerance=AT_TRUTH), in_axes=(0, None)))
     for case in range(num_cases):
@@ -135,7 +152,7 @@ def measure(problem: Problem, num_cases: int, num_starts: int, repeats: int) -> 
         for repeat in range(-1, repeats):  # the first call is a warm-up
             for name, run in compiled.items():
                 began = time.perf_counter()
-                positions = jax.block_until_ready(run(starts[case], observed[case]))
+                positions = jax.block_until_ready(run(starts[case], data[case]))
                 if repeat < 0:
                     rows[name]['right'] += int(jnp.sum(right(positions, true)))
                 else:
@@ -185,8 +202,7 @@ def main() -> None:
         rows = measure(problem, chosen.cases, chosen.starts, chosen.repeats)
         about = {'device': device, 'processor': platform.processor() or platform.machine(), 'cores': os.cpu_count()}
         settings = {'cases': chosen.cases, 'starts': chosen.starts, 'repeats': chosen.repeats}
-        stages = [round(float(each.resolution), 3) for each in stages_from_random(problem)]
-        settings |= {'stages': stages, 'steps': ITERATIONS}
+        settings |= {'reflections': stages(problem).counts.tolist(), 'steps': ITERATIONS}
         report = about | {'versions': versions, 'settings': settings, 'rows': rows}
         chosen.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + '\n')
         print(as_markdown(rows))

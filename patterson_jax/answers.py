@@ -287,7 +287,8 @@ def _box_edge(num_atoms, grid_size, atom_radius):
 def _explain(patterson, positions, problem):
     """The density of atoms found, and the correlation of their Patterson map with the given one."""
     density = render(positions, problem.grid_size, problem.atom_radius)
-    return density, patterson_correlation(absolute_scale(patterson, problem), positions, problem)
+    scaled = absolute_scale(patterson, problem.num_atoms, problem.atom_volume)
+    return density, patterson_correlation(scaled, positions, problem)
 
 
 def _rounded(values: ArrayLike) -> Sequence:

@@ -1,7 +1,6 @@
 """Trained weights, from a run or from what comes with the code, held against what they are to be used for."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -65,7 +64,17 @@ def load_network(name: str | Path, problem: Problem | None = None) -> Network:
 
 def network_with(model: nn.Module, params: Any, trained_on: Problem) -> Network:
     """A model with weights, as the solver takes it."""
-    return Network(cast(Callable[[Any, Array], Array], model.apply), params, trained_on)
+    return Network(_Apply(model), params, trained_on)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Apply:
+    """A model's `apply`, equal to that of an equal model: so what is compiled for one serves the other."""
+
+    model: nn.Module
+
+    def __call__(self, params: Any, inputs: Array) -> Array:
+        return cast(Array, self.model.apply(params, inputs))
 
 
 def load_weights(experiment: Experiment, config: ConfigDict, directory: Path) -> Weights:

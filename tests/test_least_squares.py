@@ -13,9 +13,11 @@ from patterson_jax.simulation.patterson import frequencies, patterson_map, spher
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.atom_sets import compact, same_atoms
 from patterson_jax.solving.least_squares import (
+    Stages,
+    difference_limit,
     finish,
     highest_point,
-    minimise,
+    minimise_spheres,
     move_worst_atom,
     random_positions,
     refine,
@@ -26,35 +28,29 @@ from patterson_jax.solving.least_squares import (
     voxel_amplitudes,
     with_falloff,
 )
-from patterson_jax.solving.reflections import (
-    absolute_scale,
-    count_within,
-    free_reflections,
-    observed_amplitudes,
-    reflections,
-)
+from patterson_jax.solving.reflections import Measured, measure, reflections
 
 PROBLEM = Problem(grid_size=16, num_atoms=3, box_edge=6.0)
 LARGER = Problem(grid_size=24, num_atoms=5, box_edge=8.0)
 NUM_SETS = 6  # always so many at once, so that little is compiled
-MODELS = pytest.mark.parametrize('amplitudes_of', [sphere_amplitudes, voxel_amplitudes])
+MAPS = Measured(patterson=0, observed=0, reflections=None, num_atoms=None)
 
 draw = jax.jit(render, static_argnums=(1, 2))
-amplitudes = jax.jit(observed_amplitudes, static_argnums=1)
-finish_many = jax.jit(jax.vmap(finish, in_axes=(0, 0, None)), static_argnums=2)
+measure_one = jax.jit(measure, static_argnums=3)
 same = jax.jit(same_atoms)
 
 
-def refine_whole(positions, observed, problem):
-    return refine(positions, observed, problem, stages_from_random(problem))
+def refine_whole(positions, data, problem):
+    return refine(positions, data, stages_from_random(data, problem))
 
 
-def repair_last(positions, observed, problem, rounds):
-    return repair(positions, observed, problem, rounds, stages_from_random(problem)[-1].resolution)
+def repair_last(positions, data, problem, rounds):
+    return repair(positions, data, rounds, stages_from_random(data, problem).counts[-1], problem)
 
 
-refine_many = jax.jit(jax.vmap(refine_whole, in_axes=(0, 0, None)), static_argnums=2)
-repair_many = jax.jit(jax.vmap(repair_last, in_axes=(0, 0, None, None)), static_argnums=(2, 3))
+refine_many = jax.jit(jax.vmap(refine_whole, in_axes=(0, MAPS, None)), static_argnums=2)
+repair_many = jax.jit(jax.vmap(repair_last, in_axes=(0, MAPS, None, None)), static_argnums=2)
+finish_many = jax.jit(jax.vmap(finish, in_axes=(0, MAPS, None)), static_argnums=2)
 
 
 def true_sets(problem, count, seed=0):
@@ -78,9 +74,12 @@ def displaced(atoms, distance, seed=0):
 
 
 def measured(sets, problem):
-    """The amplitudes of the maps of several sets, `(count, num_reflections)`."""
+    """What is known of the maps of several sets."""
     maps = [patterson_map(draw(atoms, problem.grid_size, problem.atom_radius)) for atoms in sets]
-    return np.array([amplitudes(patterson, problem) for patterson in maps])
+    data = [measure_one(each, reflections(problem), problem.num_atoms, problem.atom_volume) for each in maps]
+    return data[0].replace(
+        **{name: np.stack([getattr(each, name) for each in data]) for name in ('patterson', 'observed')}
+    )
 
 
 def largest_error(found, true):
@@ -91,46 +90,71 @@ def largest_error(found, true):
     return min(max(each.min(axis=0).max(), each.min(axis=1).max()) for each in distances)
 
 
-def sphere_model(problem, count):
-    return functools.partial(sphere_amplitudes, chosen=reflections(problem)[:count], problem=problem)
+def used(problem):
+    """Which places of an array of reflections have one."""
+    held = reflections(problem)
+    return np.arange(len(held.hkl)) < held.number
+
+
+def count_within(problem, resolution):
+    return int(np.sum(np.sum(reflections(problem).hkl ** 2, axis=-1)[used(problem)] <= resolution**2))
+
+
+def sphere_model(positions, problem):
+    held = reflections(problem)
+    return sphere_amplitudes(positions, held.hkl, held.form_factors, problem.num_atoms, problem.grid_size)
+
+
+def voxel_model(positions, problem):
+    return voxel_amplitudes(positions, reflections(problem), problem.num_atoms, problem.atom_radius)
+
+
+MODELS = pytest.mark.parametrize('model', [sphere_model, voxel_model])
+amplitudes_of_spheres = jax.jit(lambda positions, problem: sphere_model(positions, problem)[0], static_argnums=1)
 
 
 def spheres(atoms, problem):
-    """The amplitudes of isolated spheres, `(num_reflections,)`: data that the model of the stages explains exactly."""
-    return np.asarray(jax.jit(lambda each: sphere_amplitudes(each, reflections(problem), problem)[0])(atoms))
+    """The amplitudes of isolated spheres, `(length,)`: data that the model of the stages explains exactly."""
+    return np.where(used(problem), amplitudes_of_spheres(atoms, problem), 0)
+
+
+def with_amplitudes(observed, problem):
+    """Data of these amplitudes `(…, length)`; least squares looks at nothing else."""
+    observed = np.asarray(observed, np.float32)
+    return Measured(np.zeros(observed.shape[:-1] + (1,) * 3), observed, reflections(problem), problem.num_atoms)
 
 
 @MODELS
-def test_derivatives_are_those_of_the_amplitudes(amplitudes_of):
+def test_derivatives_are_those_of_the_amplitudes(model):
     atoms = displaced(true_sets(PROBLEM, 1)[0], 0.5)
-    model = functools.partial(amplitudes_of, chosen=reflections(PROBLEM), problem=PROBLEM)
-    values, slopes = jax.jit(model)(atoms)
+    model = jax.jit(functools.partial(model, problem=PROBLEM))
+    values, slopes = model(atoms)
     automatic = jax.jit(jax.jacfwd(lambda each: model(each)[0]))(atoms)
-    assert slopes.shape == (len(reflections(PROBLEM)), 3, 3)
+    assert slopes.shape == (len(reflections(PROBLEM).hkl), 3, 3)
     scale = np.max(np.abs(automatic))
     np.testing.assert_allclose(slopes, automatic, atol=1e-4 * scale)
     step = np.random.default_rng(0).normal(0, 0.01, atoms.shape).astype(np.float32)
-    change = (jax.jit(model)(atoms + step)[0] - jax.jit(model)(atoms - step)[0]) / 2
+    change = (model(atoms + step)[0] - model(atoms - step)[0]) / 2
     strong = values > 0.1  # where the amplitude is near 0 it bends
     expected = np.einsum('rad,ad->r', slopes, step)
     np.testing.assert_allclose(change[strong], expected[strong], atol=0.02 * np.max(np.abs(expected)))
 
 
 def test_a_falloff_multiplies_amplitudes_and_has_the_right_derivatives():
-    chosen = reflections(PROBLEM)
     atoms = displaced(true_sets(PROBLEM, 1)[0], 0.5)
+    squared = np.sum((reflections(PROBLEM).hkl / np.float32(16)) ** 2, axis=-1)
 
     @jax.jit
     def model(parameters):
-        values, slopes = sphere_amplitudes(parameters[:-2].reshape(3, 3), chosen, PROBLEM)
-        return with_falloff(parameters[-2:], values, slopes.reshape(len(chosen), 9), chosen, PROBLEM)
+        values, slopes = sphere_model(parameters[:-2].reshape(3, 3), PROBLEM)
+        return with_falloff(parameters[-2:], values, slopes.reshape(len(values), 9), squared)
 
     automatic_slopes = jax.jit(jax.jacfwd(lambda parameters: model(parameters)[0]))
     for k, falloff in ((0.0, 0.0), (0.3, 1.5), (-0.2, -0.4)):
         parameters = jnp.append(atoms.ravel(), jnp.array([k, falloff]))
         values, slopes = model(parameters)
-        factor = np.exp(k - falloff * np.sum((chosen / 16) ** 2, axis=-1))
-        np.testing.assert_allclose(values, factor * spheres(atoms, PROBLEM), rtol=1e-4, atol=1e-5)
+        factor = np.exp(k - falloff * squared)
+        np.testing.assert_allclose(values, factor * amplitudes_of_spheres(atoms, PROBLEM), rtol=1e-4, atol=1e-5)
         automatic = automatic_slopes(parameters)
         np.testing.assert_allclose(slopes, automatic, atol=1e-4 * np.max(np.abs(automatic)))
 
@@ -140,8 +164,8 @@ def test_amplitudes_of_voxels_are_those_of_the_rendered_density(radius):
     problem = Problem(grid_size=16, num_atoms=3, box_edge=6.0, atom_radius=radius)
     atoms = displaced(true_sets(problem, 1)[0], 0.5)
     spectrum = np.abs(np.fft.fftn(np.asarray(draw(atoms, 16, radius), np.float64)))
-    values, _ = jax.jit(lambda each: voxel_amplitudes(each, reflections(problem), problem))(atoms)
-    expected = spectrum[tuple(reflections(problem).T)]
+    values, _ = jax.jit(functools.partial(voxel_model, problem=problem))(atoms)
+    expected = spectrum[tuple(reflections(problem).hkl.T)]
     np.testing.assert_allclose(values, np.sqrt(expected**2 + 1e-6), atol=1e-5 * spectrum.max())
 
 
@@ -151,25 +175,19 @@ def test_the_form_factor_of_a_sphere_is_that_of_rendered_atoms_on_average_over_p
     fractions = (np.arange(6) + 0.5) / 6  # of a voxel: on average only every sixth order is folded back
     places = np.array(list(itertools.product(fractions, repeat=3)), np.float32)
     density = jax.jit(jax.vmap(lambda place: render(place[None], 16, radius)))(places)
-    chosen = frequencies(16)
+    hkl = frequencies(16)
     from_centre = 8 + places - 0.5  # a voxel's value belongs to its centre, and the transform counts from there
-    about_atom = np.exp(2j * np.pi / 16 * np.einsum('hkld,pd->phkl', chosen, from_centre))
+    about_atom = np.exp(2j * np.pi / 16 * np.einsum('hkld,pd->phkl', hkl, from_centre))
     average = np.mean(np.fft.rfftn(np.asarray(density, np.float64), axes=(1, 2, 3)) * about_atom, axis=0)
-    np.testing.assert_allclose(average, sphere_factor(chosen, problem), atol=1e-3 * problem.atom_volume)
-    assert sphere_factor(chosen, problem)[0, 0, 0] == pytest.approx(problem.atom_volume)
+    factor = sphere_factor(hkl, 16, radius)
+    np.testing.assert_allclose(average, factor, atol=1e-3 * problem.atom_volume)
+    assert factor[0, 0, 0] == pytest.approx(problem.atom_volume)
 
 
-@MODELS
-def test_minimising_never_raises_the_misfit(amplitudes_of):
-    observed = measured(true_sets(PROBLEM, 1), PROBLEM)[0]
-    count = count_within(PROBLEM, 6.0)
-    model = functools.partial(amplitudes_of, chosen=reflections(PROBLEM)[:count], problem=PROBLEM)
+def test_minimising_never_raises_the_misfit(refined_small):
+    data = measured(true_sets(PROBLEM, 1), PROBLEM)
     starts = np.random.default_rng(0).uniform(-3, 3, (8, 3, 3)).astype(np.float32)
-
-    def misfit_after(number, start):
-        return minimise(model, start, observed, PROBLEM, count, number).misfit
-
-    misfits = np.array([jax.jit(jax.vmap(functools.partial(misfit_after, number)))(starts) for number in (1, 12)])
+    misfits = np.array([[refined_small(each, data.observed[0], steps).misfit for each in starts] for steps in (1, 12)])
     assert np.all(np.diff(misfits, axis=0) <= 1e-6 * misfits[0])
     assert np.all(misfits[1:].mean(axis=1) < 0.95 * misfits[:-1].mean(axis=1))
 
@@ -178,12 +196,13 @@ def test_minimising_never_raises_the_misfit(amplitudes_of):
 def refined_small():
     """Minimises on the amplitudes up to |h| = 6 that it is given."""
     count = count_within(PROBLEM, 6.0)
-    return jax.jit(lambda start, observed: minimise(sphere_model(PROBLEM, count), start, observed, PROBLEM, count, 15))
+    run = jax.jit(minimise_spheres)
+    return lambda start, observed, steps=15: run(start, with_amplitudes(observed, PROBLEM), count, steps)
 
 
 def test_free_reflections_have_no_influence_and_others_have(refined_small):
     true = true_sets(PROBLEM, 1)[0]
-    observed, free = spheres(true, PROBLEM), free_reflections(PROBLEM)
+    observed, free = spheres(true, PROBLEM), reflections(PROBLEM).free
     # The weights have the mean over all of them, so that the free ones are changed in place.
     shuffled = observed.copy()
     count = count_within(PROBLEM, 6.0)
@@ -201,10 +220,10 @@ def test_free_reflections_have_no_influence_and_others_have(refined_small):
 def test_the_misfit_is_the_weighted_squared_error_of_the_working_reflections(refined_small):
     true = true_sets(PROBLEM, 1)[0]
     count = count_within(PROBLEM, 6.0)
-    observed = spheres(true, PROBLEM) * np.random.default_rng(1).normal(1, 0.1, len(reflections(PROBLEM)))
+    observed = spheres(true, PROBLEM) * np.random.default_rng(1).normal(1, 0.1, len(used(PROBLEM)))
     observed = np.abs(observed).astype(np.float32)
     result = refined_small(displaced(true, 0.1), observed)
-    working, there = ~free_reflections(PROBLEM)[:count], observed[:count]
+    working, there = ~reflections(PROBLEM).free[:count], observed[:count]
     weights = working / (there**2 + np.mean(there**2))
     errors = spheres(result.positions, PROBLEM)[:count] - there
     np.testing.assert_allclose(result.misfit, np.sum(weights * errors**2) / np.sum(weights * there**2), rtol=1e-3)
@@ -220,8 +239,8 @@ def test_positions_that_are_exact_stay_where_they_are(refined_small):
 @pytest.mark.parametrize('problem', [PROBLEM, LARGER])
 def test_refinement_from_displaced_atoms_comes_back_to_the_truth(problem):
     sets = true_sets(problem, NUM_SETS)
-    observed = np.array([spheres(atoms, problem) for atoms in sets])
-    result = refine_many(displaced(sets, 0.6), observed, problem)
+    data = with_amplitudes([spheres(atoms, problem) for atoms in sets], problem)
+    result = refine_many(displaced(sets, 0.6), data, problem)
     errors = np.array([largest_error(*pair) for pair in zip(result.positions, sets, strict=True)])
     assert np.sum(errors < 1e-3) >= NUM_SETS - 1
     assert np.all((result.misfit < 1e-6) == (errors < 1e-3))
@@ -233,7 +252,7 @@ def test_random_starts_find_the_atoms_and_lie_in_the_inner_box():
     starts = jax.vmap(lambda key: random_positions(key, PROBLEM))(jax.random.split(jax.random.key(0), NUM_SETS))
     assert np.max(np.abs(starts)) <= 3
     assert len(np.unique(starts)) == starts.size
-    result = refine_many(starts, np.repeat(measured(sets, PROBLEM), NUM_SETS, axis=0), PROBLEM)
+    result = refine_many(starts, measured(np.repeat(sets, NUM_SETS, axis=0), PROBLEM), PROBLEM)
     errors = [largest_error(positions, sets[0]) for positions in result.positions]
     assert sum(error < 0.1 for error in errors) >= 2
     assert largest_error(result.positions[np.argmin(result.misfit)], sets[0]) < 0.1
@@ -256,8 +275,8 @@ def test_the_exact_finish_ends_at_the_truth(problem):
 
 def test_the_finish_takes_isolated_spheres_where_they_explain_more():
     sets = true_sets(PROBLEM, NUM_SETS)
-    observed = np.array([spheres(atoms, PROBLEM) for atoms in sets])  # from no voxels
-    finished = finish_many(displaced(sets, 0.05), observed, PROBLEM)
+    data = with_amplitudes([spheres(atoms, PROBLEM) for atoms in sets], PROBLEM)  # from no voxels
+    finished = finish_many(displaced(sets, 0.05), data, PROBLEM)
     assert max(largest_error(*pair) for pair in zip(finished.positions, sets, strict=True)) < 2e-3
     assert np.all(finished.r_factor < 0.01)
 
@@ -265,10 +284,9 @@ def test_the_finish_takes_isolated_spheres_where_they_explain_more():
 def test_the_finish_scales_atoms_of_another_size_and_does_not_move_them():
     sets = true_sets(LARGER, NUM_SETS)
     wider = Problem(grid_size=24, num_atoms=5, box_edge=8.0, atom_radius=1.3)
-    scale = np.float32((LARGER.atom_volume / wider.atom_volume) ** 2)
-    maps = [scale * patterson_map(draw(atoms, 24, 1.3)) for atoms in sets]
-    observed = np.array([amplitudes(patterson, LARGER) for patterson in maps])
-    finished = finish_many(displaced(sets, 0.05), observed, LARGER)
+    scale = np.float32(LARGER.atom_volume / wider.atom_volume)
+    observed = scale * np.asarray(measured(sets, wider).observed)
+    finished = finish_many(displaced(sets, 0.05), with_amplitudes(observed, LARGER), LARGER)
     assert max(largest_error(*pair) for pair in zip(finished.positions, sets, strict=True)) < 0.1
     calculated = np.array([spheres(atoms, LARGER) for atoms in finished.positions])
     factor = np.sum(observed * calculated) / np.sum(calculated**2)
@@ -330,37 +348,37 @@ def lost_one(sets, seed=0):
 def test_an_atom_that_is_lost_is_taken_out_and_put_back():
     sets = true_sets(LARGER, NUM_SETS)
     spoilt, lost = lost_one(sets)
-    count = count_within(LARGER, stages_from_random(LARGER)[-1].resolution)
-    chosen = reflections(LARGER)[:count]
-    observed = np.array([spheres(atoms, LARGER)[:count] for atoms in sets])
-    move = jax.jit(jax.vmap(lambda *given: move_worst_atom(*given, chosen, LARGER), in_axes=(0, None, 0)))
-    moved = np.asarray(move(spoilt, 0, observed))
+    data = with_amplitudes([spheres(atoms, LARGER) for atoms in sets], LARGER)
+    count = count_within(LARGER, difference_limit(LARGER))
+    move = jax.jit(jax.vmap(lambda *given: move_worst_atom(*given, count, LARGER), in_axes=(0, None, MAPS)))
+    moved = np.asarray(move(spoilt, 0, data))
     changed = np.any(moved != spoilt, axis=-1)
     np.testing.assert_array_equal(np.sum(changed, axis=-1), 1)
     back = np.array([np.linalg.norm(moved[n, which] - sets[n, which]) < 1.2 for n, which in enumerate(lost)])
     assert np.sum(back) >= NUM_SETS - 1
-    others = np.asarray(move(spoilt, 1, observed))
+    others = np.asarray(move(spoilt, 1, data))
     assert np.all(np.argmax(changed, axis=-1) != np.argmax(np.any(others != spoilt, axis=-1), axis=-1))
 
 
 def test_repair_brings_a_lost_atom_back():
     sets = true_sets(LARGER, NUM_SETS)
     spoilt, _ = lost_one(sets, seed=1)
-    observed = np.array([spheres(atoms, LARGER) for atoms in sets])
-    result = repair_many(spoilt, observed, LARGER, 4)
+    data = with_amplitudes([spheres(atoms, LARGER) for atoms in sets], LARGER)
+    result = repair_many(spoilt, data, LARGER, 4)
     errors = [largest_error(*pair) for pair in zip(result.positions, sets, strict=True)]
     assert sum(error < 0.01 for error in errors) >= NUM_SETS - 1
     np.testing.assert_allclose(np.mean(result.positions, axis=1), 0, atol=1e-5)
-    whole = repair_many(sets, observed, LARGER, 4)
+    whole = repair_many(sets, data, LARGER, 4)
     assert np.all(whole.misfit <= result.misfit + 1e-9)
     np.testing.assert_allclose(whole.positions, sets, atol=1e-4)
 
 
 @pytest.mark.parametrize('place', [(0, 0, 0), (3.1, -1.7, 2.4), (-4, 4, 4)])
 def test_a_map_is_highest_where_its_only_atom_is(place):
-    chosen = reflections(LARGER)[: count_within(LARGER, 7.0)]
-    coefficients = np.exp(-2j * np.pi / 24 * (chosen @ np.array(place))).astype(np.complex64)
-    found = jax.jit(lambda given: highest_point(given, chosen, LARGER))(coefficients)
+    hkl = np.asarray(reflections(LARGER).within(7))
+    known = (np.sum(hkl**2, axis=-1) <= 49) & np.any(hkl != 0, axis=-1)
+    coefficients = (known * np.exp(-2j * np.pi / 24 * (hkl @ np.array(place)))).astype(np.complex64)
+    found = jax.jit(lambda given: highest_point(given, hkl, 7, LARGER))(coefficients)
     np.testing.assert_allclose(found, place, atol=24 / 21 / 2 + 0.01)
 
 
@@ -383,25 +401,32 @@ SIZES = [
 ]
 
 
+def no_map(problem):
+    return with_amplitudes(np.zeros(len(used(problem))), problem)
+
+
 @pytest.mark.parametrize('problem', SIZES, ids=str)
-def test_stages_rise_within_the_resolution_and_each_adds_reflections(problem):
-    stages = [each.resolution for each in stages_from_random(problem)]
-    counts = [count_within(problem, each) for each in stages]
-    assert 1 <= len(stages) <= 3
-    assert counts[0] > 0
-    assert np.all(np.diff(stages) > 0)
-    assert np.all(np.diff(counts) > 0)
-    assert stages[-1] <= min(problem.resolution or np.inf, problem.grid_size / 2)
-    assert counts[0] >= 2 * problem.num_atoms or len(stages) == 1
+def test_stages_rise_within_the_resolution_and_the_first_has_two_reflections_for_each_atom(problem):
+    counts, iterations = stages_from_random(no_map(problem), problem)
+    squared = np.sum(reflections(problem).hkl ** 2, axis=-1)[used(problem)]
+    assert len(counts) == len(iterations) == 3
+    assert np.all(np.diff(counts) >= 0)
+    assert counts[0] >= min(2 * problem.num_atoms, len(squared))
+    assert counts[0] >= np.sum(squared <= (0.92 * problem.grid_size / problem.box_edge) ** 2)
+    for first, second in itertools.pairwise(counts):
+        # 1.6 times as far, as far as there are data; a first that was moved out ends with its last reflection
+        assert second == len(squared) or squared[second] > 1.6**2 * squared[first - 1]
+    for count in counts:
+        assert count == len(squared) or squared[count] > squared[count - 1]
 
 
 def test_next_to_no_data_gives_numbers():
     problem = Problem(grid_size=8, num_atoms=1, box_edge=3.0, resolution=1.0)
-    assert len(reflections(problem)) == 3
+    assert reflections(problem).number == 3
     atoms = np.array([[(1.3, 0.4, -0.2)]], np.float32)
-    observed = measured(atoms, problem)
-    refined = refine_many(displaced(atoms, 0.3), observed, problem)
-    finished = finish_many(refined.positions, observed, problem)
+    data = measured(atoms, problem)
+    refined = refine_many(displaced(atoms, 0.3), data, problem)
+    finished = finish_many(refined.positions, data, problem)
     for each in (*refined, finished.positions, finished.r_factor):  # none is free
         assert np.all(np.isfinite(each))
     assert refined.misfit < 1e-3
@@ -409,29 +434,48 @@ def test_next_to_no_data_gives_numbers():
 
 @pytest.mark.parametrize('problem', SIZES, ids=str)
 def test_sets_from_maps_are_refined_at_waves_of_four_voxels_or_where_the_data_end(problem):
-    (stage,) = stages_from_map(problem)
-    assert stage.resolution == min(problem.grid_size / 4, problem.resolution or np.inf)
-    assert stage.iterations == 20
+    stages = stages_from_map(no_map(problem), problem)
+    np.testing.assert_array_equal(stages.counts, count_within(problem, problem.grid_size / 4))
+    np.testing.assert_array_equal(stages.iterations, [20, 0])
 
 
-def test_refinement_where_there_is_one_stage_refines():
+def test_a_stage_without_more_reflections_has_no_steps():
     problem = Problem(grid_size=12, num_atoms=2, box_edge=6.0, resolution=1.5)
-    assert len(stages_from_random(problem)) == 1
     atoms = np.array([(1.5, 0.5, 1), (-1.5, -0.5, -1)], np.float32)
-    later = jax.jit(lambda start, observed: refine(start, observed, problem, stages_from_random(problem)))
-    result = later(displaced(atoms, 0.4), spheres(atoms, problem))
+    data = with_amplitudes(spheres(atoms, problem), problem)
+    stages = stages_from_random(data, problem)
+    np.testing.assert_array_equal(stages.counts, reflections(problem).number)
+    whole, once = jax.jit(refine), Stages(*(each[:1] for each in stages))
+    start = displaced(atoms, 0.4)
+    np.testing.assert_allclose(whole(start, data, stages).positions, whole(start, data, once).positions, atol=1e-6)
+    result = whole(start, data, once)
     assert largest_error(result.positions, atoms) < 0.01
-    worse = later(displaced(atoms, 0.4), spheres(atoms, problem) * np.linspace(0.5, 2, 9, dtype=np.float32))
-    assert worse.misfit > result.misfit
+    distorted = spheres(atoms, problem) * np.linspace(0.5, 2, len(used(problem)))
+    assert whole(start, with_amplitudes(distorted, problem), once).misfit > result.misfit
+
+
+def test_places_that_are_not_taken_change_nothing():
+    """Also where the positions in these are anything, as those of random starts."""
+    sets = true_sets(LARGER, NUM_SETS)
+    data = measured(sets, LARGER)
+    near, spoilt = displaced(sets, 0.3), lost_one(sets, seed=1)[0]
+    anything = np.random.default_rng(0).uniform(-4, 4, (NUM_SETS, 2, 3)).astype(np.float32)
+    for run, start in ((refine_many, near), (lambda *given: repair_many(*given, 4), spoilt), (finish_many, near)):
+        expected = run(start, data, LARGER)
+        found = run(np.concatenate([start, anything], axis=1), data, LARGER)
+        np.testing.assert_allclose(found.positions[:, :5], expected.positions, atol=2e-3)
+        np.testing.assert_allclose(found[1], expected[1], rtol=1e-2, atol=1e-6)
+        if run is not finish_many:
+            np.testing.assert_array_equal(found.positions[:, 5:], np.repeat(found.positions[:, :1], 2, axis=1))
 
 
 def test_atoms_on_top_of_each_other_and_wrong_ones_give_numbers():
     true = true_sets(LARGER, 1)
-    observed = np.repeat(measured(true, LARGER), NUM_SETS, axis=0)
+    data = measured(np.repeat(true, NUM_SETS, axis=0), LARGER)
     starts = np.concatenate([true_sets(LARGER, 3, seed=9), np.zeros_like(true), np.ones_like(true), true])
     starts[-1, 1] = starts[-1, 0]
-    repaired = repair_many(starts, observed, LARGER, 4)
-    for each in (*refine_many(starts, observed, LARGER), *repaired, *finish_many(starts, observed, LARGER)):
+    repaired = repair_many(starts, data, LARGER, 4)
+    for each in (*refine_many(starts, data, LARGER), *repaired, *finish_many(starts, data, LARGER)):
         assert np.all(np.isfinite(each))
     assert largest_error(repaired.positions[-1], true[0]) < 0.1
 
@@ -440,16 +484,18 @@ def test_the_result_of_one_set_does_not_depend_on_the_others_beside_it():
     sets = true_sets(LARGER, NUM_SETS)
     observed = np.array([spheres(atoms, LARGER) for atoms in sets])
     spoilt, _ = lost_one(sets, seed=1)
-    together = repair_many(spoilt, observed, LARGER, 4)
-    backwards = repair_many(spoilt[::-1], observed[::-1], LARGER, 4)
+    together = repair_many(spoilt, with_amplitudes(observed, LARGER), LARGER, 4)
+    backwards = repair_many(spoilt[::-1], with_amplitudes(observed[::-1], LARGER), LARGER, 4)
     for first, second in zip(together, backwards, strict=True):
         np.testing.assert_allclose(second[::-1], first, atol=1e-5)
 
 
-def test_amplitudes_of_any_scale_lead_to_the_same_atoms_once_on_the_absolute_scale():
+def test_maps_of_any_scale_lead_to_the_same_atoms():
     atoms = true_sets(PROBLEM, 1)[0]
     patterson = patterson_map(draw(atoms, 16, 1.0))
-    scales = 10.0 ** np.arange(NUM_SETS)
-    observed = np.array([amplitudes(absolute_scale(patterson * scale, PROBLEM), PROBLEM) for scale in scales])
-    positions = refine_many(np.repeat(displaced(atoms, 0.4)[None], NUM_SETS, axis=0), observed, PROBLEM).positions
+    scaled = [
+        measure_one(patterson * 10.0**power, reflections(PROBLEM), 3, PROBLEM.atom_volume) for power in range(NUM_SETS)
+    ]
+    data = with_amplitudes([each.observed for each in scaled], PROBLEM)
+    positions = refine_many(np.repeat(displaced(atoms, 0.4)[None], NUM_SETS, axis=0), data, PROBLEM).positions
     np.testing.assert_allclose(positions, np.repeat(positions[:1], NUM_SETS, axis=0), atol=1e-4)

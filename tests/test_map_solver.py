@@ -85,7 +85,8 @@ def test_numbers_of_atoms_that_give_nothing_do_not_stop_the_others(monkeypatch, 
     found = dataclasses.replace(solve_map(values, SMALL, settings, separation, 0).solution, seconds=1.0)
     asked = []
 
-    def solve_some(keys, pattersons, problem, search, *others):
+    def solve_some(keys, pattersons, problem, search, *others, places):
+        assert places >= problem.num_atoms
         asked.append((problem.num_atoms, search.max_seconds))
         if problem.num_atoms in failing:
             raise InputError('none of 1 starts gave positions that are numbers')

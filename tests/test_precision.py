@@ -16,10 +16,10 @@ from patterson_jax.networks.unrolled import UnrolledNet
 from patterson_jax.simulation.examples import example_key, make_example, stream_key
 from patterson_jax.simulation.patterson import atom_factors
 from patterson_jax.simulation.problem import Problem
-from patterson_jax.solving.attempt import attempt
+from patterson_jax.solving.attempt import finish_all, measure_all, propose_all, refine_all, repair_all
 from patterson_jax.solving.interpretation import interpret_batch
 from patterson_jax.solving.methods.registry import METHODS
-from patterson_jax.solving.reflections import absolute_scale, observed_amplitudes, r_factor, reflections
+from patterson_jax.solving.reflections import measure, r_factor, reflections
 from patterson_jax.solving.verdict import EXACT
 
 TF32, BFLOAT16 = 10, 7  # bits of mantissa
@@ -55,10 +55,15 @@ def _is_program(value):
 
 @pytest.mark.parametrize('method', METHODS)
 def test_every_product_of_an_attempt_is_exact(method):
-    def run(patterson, density):
-        return attempt(KEY, 1, patterson, METHODS[method], True, PROBLEM, SEPARATION, density)
+    def run(maps, densities):
+        measured = measure_all(maps, reflections(PROBLEM), PROBLEM.num_atoms, PROBLEM.atom_volume)
+        proposal = propose_all(KEY[None], 1, measured, densities, METHODS[method], PROBLEM, SEPARATION)
+        refined = refine_all(proposal.positions[:, 0], measured, proposal.stages)
+        repaired = repair_all(refined.positions, measured, 3, proposal.stages.counts, PROBLEM)
+        return finish_all(repaired.positions, measured, PROBLEM)
 
-    found = products_of(run, MAPS, MAPS)
+    several = jax.ShapeDtypeStruct((1, *MAPS.shape), MAPS.dtype)
+    found = products_of(run, several, several)
     assert len(found) >= 10 and set(found) == {HIGHEST}
 
 
@@ -70,8 +75,8 @@ def test_cases_and_factors_have_no_product_that_is_not_exact():
 
 
 def sum_of_atoms(positions, problem):
-    chosen = reflections(problem)
-    factors = jax.vmap(lambda each: atom_factors(each, chosen, problem.grid_size, problem.atom_radius))(positions)
+    hkl = reflections(problem).hkl
+    factors = jax.vmap(lambda each: atom_factors(each, hkl, problem.grid_size, problem.atom_radius))(positions)
     return jnp.sum(factors, axis=0)
 
 
@@ -130,8 +135,9 @@ def test_on_an_accelerator_only_the_policy_keeps_the_truth_exact(monkeypatch, po
     def r_factor_at_truth():
         example = make_example(KEY, problem)
         program = jax.make_jaxpr(lambda positions: jnp.abs(sum_of_atoms(positions, problem)))(example.positions)
-        observed = observed_amplitudes(absolute_scale(example.patterson, problem), problem)
-        return r_factor(observed, on_accelerator(program, bits, example.positions))
+        data = measure(example.patterson, reflections(problem), problem.num_atoms, problem.atom_volume)
+        used = np.arange(len(data.observed)) < data.reflections.number
+        return r_factor(data.observed, on_accelerator(program, bits, example.positions), where=used)
 
     assert least <= float(jax.jit(r_factor_at_truth)()) <= most
 

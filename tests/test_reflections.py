@@ -1,5 +1,6 @@
 """Reflections by enumeration, free ones by their count and spread, amplitudes from the transform of the density."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -9,12 +10,13 @@ import pytest
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.patterson import patterson_map
 from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving import reflections as module
 from patterson_jax.solving.reflections import (
+    CHUNK,
     absolute_scale,
-    count_within,
-    free_reflections,
     highest_resolution,
     observed_amplitudes,
+    r_factor,
     reflections,
 )
 
@@ -26,8 +28,13 @@ PROBLEMS = pytest.mark.parametrize('problem', [SMALL, CUT, BEYOND, Problem(grid_
 draw = jax.jit(render, static_argnums=(1, 2))
 
 
+def indices(problem):
+    held = reflections(problem)
+    return held.hkl[: held.number]
+
+
 def lengths(problem):
-    return np.sqrt(np.sum(reflections(problem) ** 2, axis=-1))
+    return np.sqrt(np.sum(indices(problem) ** 2, axis=-1))
 
 
 def pairs_of_opposites(grid_size, resolution):
@@ -43,9 +50,9 @@ def pairs_of_opposites(grid_size, resolution):
 @PROBLEMS
 def test_each_pair_of_opposites_in_the_sphere_is_there_once_in_the_order_of_its_length(problem):
     expected = pairs_of_opposites(problem.grid_size, min(problem.resolution or np.inf, problem.grid_size / 2))
-    chosen = reflections(problem)
-    held = {frozenset((tuple(h % problem.grid_size), tuple(-h % problem.grid_size))) for h in chosen}
-    assert len(chosen) == len(expected)
+    hkl = indices(problem)
+    held = {frozenset((tuple(h % problem.grid_size), tuple(-h % problem.grid_size))) for h in hkl}
+    assert len(hkl) == len(expected)
     assert held == expected
     assert np.all(np.diff(lengths(problem)) >= 0)
 
@@ -53,10 +60,48 @@ def test_each_pair_of_opposites_in_the_sphere_is_there_once_in_the_order_of_its_
 @PROBLEMS
 def test_those_up_to_a_resolution_come_first_and_are_counted(problem):
     for resolution in (0.5, 1, 2, 2.5, 3, 4.3, 5, 8, 20):
-        count = count_within(problem, resolution)
+        count = int(reflections(problem).count_within(resolution**2))
         assert count == len(pairs_of_opposites(problem.grid_size, min(resolution, highest_resolution(problem))))
         assert np.all(lengths(problem)[:count] <= resolution)
         assert np.all(lengths(problem)[count:] > resolution)
+
+
+@PROBLEMS
+def test_those_up_to_a_whole_number_are_cut_out_with_no_more_than_a_chunk(problem):
+    for limit in (1, 3, 5, 8, 30):
+        count = int(reflections(problem).count_within(limit**2))
+        cut = reflections(problem).within(limit)
+        assert count <= len(cut) <= len(reflections(problem).hkl) and len(cut) % CHUNK == 0
+        np.testing.assert_array_equal(cut, reflections(problem).hkl[: len(cut)])
+        assert limit > 5 or len(cut) < count + CHUNK
+
+
+def test_data_that_end_a_little_earlier_have_the_same_shapes_and_others_not():
+    def shapes(resolution):
+        held = reflections(dataclasses.replace(SMALL, resolution=resolution))
+        return held.hkl.shape, held.limit
+
+    assert shapes(4.2) == shapes(4.6) == shapes(5.0) == ((CHUNK * 3, 3), 5)  # 257 of them up to |h| = 5
+    assert shapes(5.1) != shapes(5.0)
+    assert shapes(8.0) == shapes(11.0) == shapes(None)
+
+
+@pytest.mark.parametrize('resolution', [1.0, 2.0**0.5, 3.0**0.5, 5.0, 5.05, 5.1, 41**0.5, 7.9999999])
+def test_a_resolution_between_two_lengths_leaves_the_reflections_of_the_shorter(resolution):
+    """Square roots are rounded, and yet those at the resolution are in."""
+    problem = dataclasses.replace(SMALL, num_atoms=1, resolution=resolution)
+    assert lengths(problem)[-1] <= resolution + 1e-9
+    longest = max(n for n in range(65) if n <= resolution**2 + 1e-9 and n % 8 != 7 and n not in (28, 60))
+    assert round(lengths(problem)[-1] ** 2) == longest  # no square is a sum of three others by Legendre's theorem
+
+
+def test_r1_looks_at_those_that_it_is_told_to():
+    observed, calculated = np.array([1.0, 2, 3, 50], np.float32), np.array([2.0, 3, 7, 1], np.float32)
+    some = np.array([True, True, True, False])
+    k = (2 + 6 + 21) / (4 + 9 + 49)
+    expected = np.sum(np.abs(observed - k * calculated)[:3]) / 6
+    np.testing.assert_allclose(r_factor(observed, calculated, where=some), expected, rtol=1e-6)
+    np.testing.assert_allclose(r_factor(observed[:3], calculated[:3]), expected, rtol=1e-6)
 
 
 def test_atoms_are_compared_up_to_the_problems_resolution_and_half_the_grid_at_most():
@@ -65,12 +110,12 @@ def test_atoms_are_compared_up_to_the_problems_resolution_and_half_the_grid_at_m
 
 def test_one_reflection_in_twenty_is_free_the_same_ones_for_every_map_at_every_length():
     for problem in (SMALL, Problem(), Problem(resolution=8.0)):
-        free = free_reflections(problem)
-        assert free.shape == (len(reflections(problem)),)
-        assert np.mean(free) == pytest.approx(0.05, rel=0.05)
-        free_reflections.cache_clear()
-        np.testing.assert_array_equal(free_reflections(problem), free)
-    for part in np.array_split(free_reflections(Problem()), 20):  # 835 reflections each, about 42 of them free
+        free, number = reflections(problem).free, reflections(problem).number
+        assert np.mean(free[:number]) == pytest.approx(0.05, rel=0.05)
+        assert not np.any(free[number:])
+        module._reflections.cache_clear()
+        np.testing.assert_array_equal(reflections(problem).free, free)
+    for part in np.array_split(reflections(Problem()).free, 20):  # 838 reflections each, about 42 of them free
         assert 20 <= np.sum(part) <= 70
 
 
@@ -79,8 +124,10 @@ def test_amplitudes_are_those_of_the_density_behind_the_map():
     density = np.asarray(draw(positions, 16, 1.0))
     spectrum = np.abs(np.fft.fftn(density.astype(np.float64)))
     for problem in (SMALL, CUT):
-        observed = observed_amplitudes(patterson_map(density), problem)
-        expected = spectrum[tuple(reflections(problem).T)]
+        held = reflections(problem)
+        observed = observed_amplitudes(patterson_map(density), held)
+        assert not np.any(observed[held.number :])
+        observed, expected = observed[: held.number], spectrum[tuple(indices(problem).T)]
         np.testing.assert_allclose(observed, expected, atol=2e-3 * spectrum.max())  # of a square root near 0
         np.testing.assert_allclose(observed**2, expected**2, atol=1e-6 * spectrum.max() ** 2)
 
@@ -88,12 +135,12 @@ def test_amplitudes_are_those_of_the_density_behind_the_map():
 def test_where_noise_made_the_square_negative_the_amplitude_is_zero():
     patterson = np.zeros((16, 16, 16), np.float32)
     patterson[0, 0, 0] = -1
-    np.testing.assert_array_equal(observed_amplitudes(patterson, SMALL), 0)
+    np.testing.assert_array_equal(observed_amplitudes(patterson, reflections(SMALL)), 0)
 
 
 def test_a_map_of_any_scale_is_brought_to_that_of_the_problems_atoms():
     positions = np.random.default_rng(1).uniform(-3, 3, (3, 3)).astype(np.float32)
     patterson = np.asarray(patterson_map(draw(positions, 16, 1.0)))
     for scale in (1e-3, 1, 50):
-        scaled = absolute_scale(patterson * np.float32(scale), SMALL)
+        scaled = absolute_scale(patterson * np.float32(scale), 3, SMALL.atom_volume)
         np.testing.assert_allclose(scaled, patterson, atol=1e-5 * patterson[0, 0, 0])

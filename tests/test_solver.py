@@ -1,6 +1,7 @@
 """The solver: every method on the same cases, agreement, alternatives, the budget; a network that is always right."""
 
 import dataclasses
+import functools
 import itertools
 import os
 import subprocess
@@ -21,17 +22,16 @@ from patterson_jax.simulation.examples import example_key, make_batch, stream_ke
 from patterson_jax.simulation.homometry import are_congruent, example_pair, periodic_pair
 from patterson_jax.simulation.patterson import patterson_map
 from patterson_jax.simulation.problem import Problem
-from patterson_jax.solving import attempt, solver
+from patterson_jax.solving import attempt, programs, solver
 from patterson_jax.solving import cases as solving_cases
 from patterson_jax.solving.attempt import Attempt, Network
 from patterson_jax.solving.cases import Case
-from patterson_jax.solving.least_squares import Finished
+from patterson_jax.solving.least_squares import Finished, stages_from_map
 from patterson_jax.solving.limit import solutions_from_truth
 from patterson_jax.solving.methods.method import Method, Proposal
 from patterson_jax.solving.methods.random_starts import STARTS
 from patterson_jax.solving.methods.registry import METHODS, attempts, classical_names, method_names
 from patterson_jax.solving.orientations import averaged_over_orientations
-from patterson_jax.solving.reflections import reflections
 from patterson_jax.solving.separation import SeparationSettings
 from patterson_jax.solving.solver import Search, solve_maps
 
@@ -223,8 +223,8 @@ def test_the_method_that_is_named_is_the_one_whose_atoms_are_shown(examples):
     """The network nearly finds the atoms; what is shown in the end is what least squares made exact."""
     case, atoms = Case(PROBLEM), np.asarray(examples.positions[0])
     for method, error, r_factor in (('network', 0.01, 0.02), ('least_squares', 0, 1e-6), ('phase_retrieval', 0, 9e-7)):
-        finished = Finished(atoms[None] + np.float32(error), np.array([r_factor]), np.array([r_factor]))
-        case.add(Attempt(finished, np.array(False), np.array(1), None), METHODS[method], 0.0)
+        finished = Finished(atoms + np.float32(error), np.array(r_factor), np.array(r_factor))
+        case.add(Attempt((finished,), np.array(False), np.array(1), None), method, 1, 0.0)
     (only,) = case.found
     assert (only.method, only.r_factor, only.agreeing) == ('least_squares', 1e-6, 3)
 
@@ -270,37 +270,63 @@ def test_methods_have_random_numbers_of_their_own():
 @pytest.mark.parametrize('name', METHODS)
 def test_what_makes_no_difference_makes_no_other_program(name, monkeypatch):
     """Nothing is compiled here: what would be is noted."""
-    made = []
-    monkeypatch.setattr(attempt, '_compile_attempt', lambda *given: made.append(given) or print)
-    method, problem = METHODS[name], dataclasses.replace(PROBLEM, resolution=6.0)
-    network = Network(lambda params, inputs: inputs, {}) if method.needs_network else None
+    made, method, problem = {}, METHODS[name], dataclasses.replace(PROBLEM, resolution=6.0)
 
-    def programs(separation=SEPARATION, **changes):
-        made.clear()
-        for each in (problem, dataclasses.replace(problem, **changes)):
-            settings = SEPARATION if each is problem else separation
-            attempt.compiled_attempt(method, False, each, settings, network, 1, 1)
-        return len(set(made))
+    def noted(*key):
+        function, structure, shapes, choices = key
+        if key not in made:
+            given = jax.tree.unflatten(structure, shapes)
+            last = function.__name__ in ('repair_all', 'choose_all', 'finish_all')  # whose shapes nobody asks for
+            made[key] = None if last else jax.eval_shape(functools.partial(function, **dict(choices)), *given)
+        return programs.Program(print, made[key])
 
+    monkeypatch.setattr(programs, '_compile', noted)
+    network = Network(broadcast, np.zeros((16, 16, 16), np.float32)) if method.needs_network else None
+
+    def added(problem=problem, separation=SEPARATION, repairs=False, places=None):
+        before = set(made)
+        attempt.compiled_attempt(method, repairs, problem, separation, network, 1, places=places)
+        return {function.__name__ for function, *_ in made.keys() - before}
+
+    first = added()
+    predicts = {'predict_all'} if method.needs_network else set()
+    assert first == {'measure_all', 'propose_all', 'refine_all', 'choose_all', 'finish_all'} | predicts
     for same in (
         {'noise': 0.3},
         {'min_separation': 1.0},
         {'centred': False},
         {'target': 'original'},
-        {'resolution': 6.05},
+        {'resolution': 5.1},  # which ends between |h| of 5 and 6 as well
     ):
-        assert programs(**same) == 1
-    for other in ({'num_atoms': 2}, {'box_edge': 5.0}, {'atom_radius': 1.1}, {'resolution': 6.1}, {'resolution': None}):
-        assert programs(**other) == 2
+        assert not added(dataclasses.replace(problem, **same))
+    assert added(repairs=True) == {'repair_all'}
     for told in ({'input_scale': 1.0}, {'origin': 'corner'}):
-        assert programs(**told) == 1 + method.needs_network
-    assert programs(dataclasses.replace(SEPARATION, num_swaps=7)) == 1 + method.separates
+        assert added(dataclasses.replace(problem, **told)) == predicts
+    separates = {'propose_all'} if method.separates else set()
+    assert added(separation=dataclasses.replace(SEPARATION, num_swaps=7)) == separates
+    assert added(dataclasses.replace(problem, box_edge=5.0)) == {'propose_all', 'finish_all'}
+    assert added(dataclasses.replace(problem, resolution=6.1)) == first - predicts - {'choose_all'}
+    assert added(dataclasses.replace(problem, atom_radius=1.1)) == {'measure_all', 'propose_all', 'finish_all'}
+    assert added(places=5) == first - predicts - {'measure_all'}
+    assert not added(dataclasses.replace(problem, num_atoms=4), places=5)
+    assert added(dataclasses.replace(problem, num_atoms=4)) == first - predicts - {'measure_all'}
 
 
-@pytest.mark.parametrize('resolution', [1.0, 2.0**0.5, 3.0**0.5, 5.0, 5.05, 5.1, 41**0.5, 7.9999999])
-def test_a_resolution_between_two_lengths_leaves_the_reflections_as_they_are(resolution):
-    problem = dataclasses.replace(PROBLEM, num_atoms=1, resolution=resolution)
-    np.testing.assert_array_equal(reflections(problem), reflections(attempt.solved_for(problem, with_network=False)))
+def broadcast(params, inputs):
+    return jnp.broadcast_to(params, inputs.shape)
+
+
+def test_a_known_shape_and_another_number_of_atoms_compile_nothing(examples):
+    """What JAX compiles is counted, whatever it is for."""
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
+    cut = dataclasses.replace(PROBLEM, resolution=4.6)
+    pair = cases(dataclasses.replace(cut, num_atoms=2))
+    for problem, of in ((cut, examples), (dataclasses.replace(PROBLEM, num_atoms=2, resolution=4.3), pair)):
+        compiled.clear()
+        solution = solve_maps(keys(1), of.patterson[:1], problem, SEARCH, SEPARATION, places=4)[0]
+        assert len(solution.positions) == problem.num_atoms
+    assert not [name for name in compiled if 'backend_compile' in name]
 
 
 def test_a_new_method_is_one_function_and_one_line_of_the_registry(monkeypatch, examples):
@@ -308,9 +334,9 @@ def test_a_new_method_is_one_function_and_one_line_of_the_registry(monkeypatch, 
     near = jnp.asarray(examples.positions[0] + np.float32(0.1))
     near = near - jnp.mean(near, axis=0, keepdims=True)
 
-    def propose(key, number, measured, problem, separation):
+    def propose(key, number, measured, predicted, problem, separation):
         wrong = jax.random.uniform(key, near.shape, minval=-2, maxval=2)
-        return Proposal(jnp.stack([wrong, near, -near]))
+        return Proposal(jnp.stack([wrong, near, -near]), stages_from_map(measured, problem))
 
     def independent(positions, number):
         return jnp.array([False, True, True])

@@ -59,17 +59,20 @@ def measured_map(key: Array, density: Array, problem: Problem) -> Array:
 
 def measured_frequencies(grid_size: int, resolution: float | None) -> np.ndarray:
     """Which frequencies of the half space have |h| ≤ resolution, `(grid, grid, grid // 2 + 1)`; all of them if None."""
-    return within(frequencies(grid_size), np.inf if resolution is None else resolution)
+    return np.sum(frequencies(grid_size) ** 2, axis=-1) <= longest_measured(grid_size, resolution)
 
 
-def within(chosen: np.ndarray, resolution: float) -> np.ndarray:
-    """Which frequencies `(..., 3)` have |h| ≤ resolution."""
-    return np.sum(chosen**2, axis=-1) <= resolution**2 * ROUNDING
+def longest_measured(grid_size: int, resolution: float | None) -> int:
+    """The largest |h|² that a resolution leaves, at most that of the grid's corner; None leaves all."""
+    corner = 3 * (grid_size // 2) ** 2
+    return corner if resolution is None else min(math.floor(resolution**2 * ROUNDING), corner)
 
 
-def longest_within(resolution: float) -> int:
-    """The largest |h|² that a resolution may leave: the largest whole number that is no more than its square."""
-    return math.floor(resolution**2 * ROUNDING)
+def frequencies_within(grid_size: int, longest: Array | np.ndarray | int) -> Array:
+    """Which frequencies of the half space have |h|² ≤ longest, `(grid, grid, grid // 2 + 1)`; it may be traced."""
+    whole = jnp.minimum(jnp.arange(grid_size), grid_size - jnp.arange(grid_size)) ** 2
+    half = whole[: grid_size // 2 + 1]
+    return whole[:, None, None] + whole[None, :, None] + half[None, None, :] <= longest
 
 
 def read_only(array: np.ndarray) -> np.ndarray:
@@ -102,47 +105,70 @@ def frequencies(grid_size: int) -> np.ndarray:
 def low_frequencies(grid_size: int, resolution: float | None) -> np.ndarray:
     """Frequencies of the half space with 0 < |h| ≤ resolution, one of each Friedel pair, `(num_frequencies, 3)`."""
     representatives = friedel_representatives(grid_size)
-    chosen = measured_frequencies(grid_size, resolution)
-    chosen = chosen & (representatives == np.arange(representatives.size).reshape(representatives.shape))
-    chosen[0, 0, 0] = False
-    return frequencies(grid_size)[chosen]
+    kept = representatives == np.arange(representatives.size).reshape(representatives.shape)
+    kept &= measured_frequencies(grid_size, resolution)
+    kept[0, 0, 0] = False
+    return frequencies(grid_size)[kept]
 
 
-@exact_products
-def atom_factors(position: Array, chosen: np.ndarray, grid_size: int, atom_radius: float) -> Array:
+def atom_factors(
+    position: Array, hkl: Array | np.ndarray, grid_size: int, atom_radius: float, limit: int | None = None
+) -> Array:
     """Structure factors of one atom rendered alone, without a transform of the whole grid.
 
     Args:
         position: `(3,)`, voxels from the box centre.
-        chosen: frequencies `(num_frequencies, 3)`, integers, half space.
+        hkl: frequencies `(num_frequencies, 3)`, integers, half space.
         grid_size: voxels along each edge.
         atom_radius: voxels.
+        limit: a whole number that none of h, k, l is above; needed where `hkl` is traced.
 
     Returns:
         Complex `(num_frequencies,)`, equal to those entries of `structure_factors` of the rendered atom. Those of
         several atoms add up.
     """
     block, start = atom_block(position + grid_size / 2, atom_radius)
-    limit = int(np.abs(chosen).max())
+    limit = int(np.abs(hkl).max()) if limit is None else limit
+    return _block_factors(block[None], start, hkl, grid_size, limit)[0]
+
+
+def atom_factors_and_slopes(
+    position: Array, hkl: Array | np.ndarray, grid_size: int, atom_radius: float, limit: int
+) -> tuple[Array, Array]:
+    """`atom_factors`, and their derivatives with respect to the position, complex `(3, num_frequencies)`."""
+
+    def block_at(position):
+        block, start = atom_block(position + grid_size / 2, atom_radius)
+        return block, (block, start)
+
+    slopes, (block, start) = jax.jacfwd(block_at, has_aux=True)(position)
+    blocks = jnp.concatenate([block[None], jnp.moveaxis(slopes, -1, 0)])
+    factors = _block_factors(blocks, start, hkl, grid_size, limit)
+    return factors[0], factors[1:]
+
+
+@exact_products
+def _block_factors(blocks, start, hkl, grid_size, limit):
+    """Structure factors `(count, num_frequencies)` of blocks of voxels `(count, block, block, block)` at one place."""
     waves = jnp.arange(-limit, limit + 1)
-    voxels = start[:, None] + jnp.arange(block.shape[0])[None]
+    voxels = start[:, None] + jnp.arange(blocks.shape[-1])[None]
     # Whole numbers are reduced before they become an angle, so that float32 keeps the phase exact.
     turns = (voxels[:, :, None] * waves[None, None]) % grid_size
-    angles = 2 * np.pi / grid_size * turns.astype(position.dtype)
+    angles = 2 * np.pi / grid_size * turns.astype(blocks.dtype)
     phases = jax.lax.complex(jnp.cos(angles), -jnp.sin(angles))  # (3, block, waves)
-    along_z = jnp.einsum('xyz,zl->xyl', block.astype(phases.dtype), phases[2, :, limit:])
-    along_yz = jnp.einsum('xyl,yk->xkl', along_z, phases[1])
-    factors = jnp.einsum('xkl,xh->hkl', along_yz, phases[0])
-    h, k, l = chosen.T
-    return factors[h + limit, k + limit, l]
+    along_z = jnp.einsum('nxyz,zl->nxyl', blocks.astype(phases.dtype), phases[2, :, limit:])
+    along_yz = jnp.einsum('nxyl,yk->nxkl', along_z, phases[1])
+    factors = jnp.einsum('nxkl,xh->nhkl', along_yz, phases[0])
+    h, k, l = hkl.T
+    return factors[:, h + limit, k + limit, l]
 
 
-def sphere_factor(chosen: np.ndarray, problem: Problem) -> np.ndarray:
+def sphere_factor(hkl: np.ndarray, grid_size: int, atom_radius: float) -> np.ndarray:
     """Form factor of one atom, a sphere averaged over voxels, at frequencies `(..., 3)`: real, about its centre.
 
     Left out is what the sampling on the grid folds back from beyond it, which `atom_factors` has.
     """
-    wave = 2 * np.pi / problem.grid_size * problem.atom_radius * np.linalg.norm(chosen, axis=-1)
+    wave = 2 * np.pi / grid_size * atom_radius * np.linalg.norm(hkl, axis=-1)
     safe = np.where(wave > 0, wave, 1)
     sphere = np.where(wave > 0, 3 * (np.sin(safe) - safe * np.cos(safe)) / safe**3, 1)
-    return problem.atom_volume * sphere * np.prod(np.sinc(chosen / problem.grid_size), axis=-1)
+    return 4 / 3 * np.pi * atom_radius**3 * sphere * np.prod(np.sinc(hkl / grid_size), axis=-1)

@@ -1,22 +1,45 @@
-"""Sets of atoms in a periodic cell: brought together, and compared."""
+"""Sets of atoms in a periodic cell: brought together, and compared.
+
+A set has a number of places, of which the first `num_atoms` are taken. The others repeat the first atom: so a set with
+empty places is compared as any other.
+"""
 
 import math
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 
-def compact(positions: Array, grid_size: int) -> Array:
-    """Brings atoms `(num_atoms, 3)` of a periodic cell together and their mean to the origin."""
+def taken_places(positions: Array, num_atoms: ArrayLike) -> Array:
+    """Which places of a set `(places, 3)` are taken, `(places,)`."""
+    return jnp.arange(positions.shape[0]) < num_atoms
+
+
+def fill_places(positions: np.ndarray, places: int) -> np.ndarray:
+    """A set `(num_atoms, 3)` with more places, `(places, 3)`, on the host."""
+    empty = np.repeat(positions[:1], places - len(positions), axis=0)
+    return np.concatenate([positions, empty]).astype(np.float32)
+
+
+def compact(positions: Array, grid_size: int, num_atoms: ArrayLike | None = None) -> Array:
+    """Brings atoms `(places, 3)` of a periodic cell together and their mean to the origin; all are taken if None."""
+    num_atoms = positions.shape[0] if num_atoms is None else num_atoms
+    taken = taken_places(positions, num_atoms)[:, None]
+
+    def mean(values):
+        return jnp.sum(jnp.where(taken, values, 0), axis=0, keepdims=True) / jnp.asarray(num_atoms, values.dtype)
+
     angles = 2 * math.pi / grid_size * positions
-    middle = jnp.arctan2(jnp.mean(jnp.sin(angles), axis=0), jnp.mean(jnp.cos(angles), axis=0))
-    middle = middle[None] * (grid_size / (2 * math.pi))
+    middle = jnp.arctan2(mean(jnp.sin(angles)), mean(jnp.cos(angles))) * (grid_size / (2 * math.pi))
     positions = (positions - middle + grid_size / 2) % grid_size - grid_size / 2
-    return positions - jnp.mean(positions, axis=0, keepdims=True)
+    positions = positions - mean(positions)
+    return jnp.where(taken, positions, positions[:1])
 
 
 def same_atoms(first: Array, second: Array, tolerance: float) -> Array:
-    """Whether two sets `(num_atoms, 3)` with mean zero are the same, or one the inverse of the other.
+    """Whether two sets `(places, 3)` with mean zero are the same, or one the inverse of the other.
 
     Every atom of each must have one of the other within `tolerance`.
     """

@@ -1,10 +1,10 @@
-"""One attempt at a map by one method: sets proposed, refined, and the best of them finished. Compiled as one program.
+"""One attempt at some maps by one method: sets proposed, refined, and the best of them finished.
 
 Each set is refined, and repaired where the first attempt did not do; the best one and its rival, the best that differs
-from it, are finished with the exact renderer.
+from it, are finished with the exact renderer. Each of these steps is a program of its own, for several maps at once:
+what they have in common, all methods and attempts share.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -17,17 +17,19 @@ from jax import Array
 
 from patterson_jax.precision import exact_products
 from patterson_jax.simulation.encoding import network_input
-from patterson_jax.simulation.patterson import longest_within
 from patterson_jax.simulation.problem import Problem
-from patterson_jax.solving.atom_sets import same_atoms
-from patterson_jax.solving.least_squares import Finished, finish, refine, repair
-from patterson_jax.solving.methods.method import Measured, Method, Prediction
+from patterson_jax.solving.atom_sets import fill_places, same_atoms
+from patterson_jax.solving.least_squares import Finished, Refined, Stages, finish, refine, repair
+from patterson_jax.solving.methods.method import Method, Prediction, Proposal
 from patterson_jax.solving.orientations import averaged_over_orientations
-from patterson_jax.solving.reflections import absolute_scale, observed_amplitudes
+from patterson_jax.solving.programs import Program, program
+from patterson_jax.solving.reflections import Measured, Reflections, measure, reflections
 from patterson_jax.solving.separation import SeparationSettings
 
 SAME = 0.5  # voxels within which atoms of two sets are the same
 REPAIRS_PER_ATOM = 0.5
+AXES: Any = (0, 0, None, None)
+SEVERAL: Any = Measured(*AXES)  # axes of what several maps have of their own, for vmap
 
 
 class Network(NamedTuple):
@@ -42,19 +44,27 @@ class Network(NamedTuple):
 
 
 class Attempt(NamedTuple):
-    """What one attempt gives for one map.
+    """What one attempt gives for one map, or, with a leading axis, for several.
 
     Attributes:
-        finished: of the best set and, if more than one was proposed, of its rival, along a leading axis.
+        finished: the best set and, if more than one was proposed, its rival.
         has_rival: whether the rival differs from the best set.
         agreeing: how many independent sets became the best one.
         prediction: what the network predicted, if it was asked.
     """
 
-    finished: Finished
+    finished: tuple[Finished, ...]
     has_rival: Array
     agreeing: Array
     prediction: Prediction | None
+
+
+class Choice(NamedTuple):
+    """Of the refined sets of a map the best and its rival, `(1 or 2, places, 3)`, and the counts of `Attempt`."""
+
+    positions: Array
+    has_rival: Array
+    agreeing: Array
 
 
 def compiled_attempt(
@@ -64,122 +74,181 @@ def compiled_attempt(
     separation: SeparationSettings,
     network: Network | None,
     at_once: int,
-    orientations: int,
+    orientations: int = 1,
+    places: int | None = None,
 ) -> Callable[[Array, np.int32, np.ndarray], Attempt]:
-    """`attempt` for several maps at once, compiled, so that its first use takes no longer than others.
+    """An attempt at several maps at once, its programs compiled, so that its first use takes no longer than others.
 
-    What makes no difference to the program makes no other program either: see `solved_for`.
-    """
-    problem = solved_for(problem, with_network=method.needs_network)
-    separation = separation if method.separates else SeparationSettings()
-    apply, params = (network.apply, network.params) if network else (None, {})
-    leaves, structure = jax.tree.flatten(params)
-    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
-    run = _compile_attempt(method, repairs, problem, separation, apply, structure, shapes, at_once, orientations)
-    return functools.partial(run, params)
-
-
-@functools.lru_cache(maxsize=16)
-def _compile_attempt(method, repairs, problem, separation, apply, structure, shapes, at_once, orientations):
-    """Compiled for weights of these shapes, whatever they are."""
-
-    def run(params, keys, number, pattersons):
-        densities = None
-        if apply:  # all maps at once: the network takes many times as long map by map
-            predict = averaged_over_orientations(functools.partial(apply, params), orientations)
-            densities = predict(network_input(pattersons, problem))
-
-        def attempt_one(key, patterson, density):
-            return attempt(key, number, patterson, method, repairs, problem, separation, density)
-
-        return jax.vmap(attempt_one)(keys, pattersons, densities)
-
-    params = jax.tree.unflatten(structure, shapes)
-    keys = jax.random.split(jax.random.key(0), at_once)
-    maps = jax.ShapeDtypeStruct((at_once,) + (problem.grid_size,) * 3, np.float32)
-    return jax.jit(run).lower(params, keys, np.int32(0), maps).compile()
-
-
-@exact_products
-def attempt(
-    key: Array,
-    number: Array | int,
-    patterson: Array,
-    method: Method,
-    repairs: bool,
-    problem: Problem,
-    separation: SeparationSettings,
-    density: Array | None = None,
-) -> Attempt:
-    """One attempt at one map.
+    What makes no difference to a program makes no other program either: see `solved_for`.
 
     Args:
-        key: of the map.
-        number: of attempts that the method has had; each begins differently.
-        patterson: `(grid, grid, grid)`, origin at voxel (0, 0, 0), of any scale.
         method: that proposes sets.
         repairs: whether to move atoms that explain nothing.
-        problem: what the map is of.
+        problem: what the maps are of.
         separation: how sets are taken from maps.
-        density: the network's map, `(grid, grid, grid)`, for a method that needs it.
+        network: for a method that needs it.
+        at_once: how many maps.
+        orientations: of the cell in which the network is shown a map.
+        places: atoms that the programs have room for; None: as many as the problem has.
+
+    Returns:
+        From keys `(at_once,)`, how many attempts the method has had, and maps `(at_once, grid, grid, grid)` of any
+        scale, origin at voxel (0, 0, 0), to what the attempt gives.
     """
-    key, number = jax.random.fold_in(jax.random.fold_in(key, method.stream), number), jnp.asarray(number)
-    patterson = absolute_scale(patterson, problem)
-    measured = Measured(patterson, observed_amplitudes(patterson, problem), density)
-    proposal = method.propose(key, number, measured, problem, separation)
-    stages = method.stages(repairs, problem)
+    data, solved = (reflections(problem), np.int32(problem.num_atoms)), solved_for(problem, places)
+    maps = jax.ShapeDtypeStruct((at_once,) + (problem.grid_size,) * 3, np.float32)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), at_once))
+    rounds = np.int32(math.ceil(REPAIRS_PER_ATOM * problem.num_atoms))
+    separation = separation if method.separates else SeparationSettings()
 
-    def improve(positions):
-        refined = refine(positions, measured.observed, problem, stages)
-        if repairs:
-            rounds = math.ceil(REPAIRS_PER_ATOM * problem.num_atoms)
-            refined = repair(refined.positions, measured.observed, problem, rounds, stages[-1].resolution)
-        return refined
+    prepare = program(measure_all, maps, *data, atom_volume=problem.atom_volume)
+    params = network.params if network else None
+    predict = prediction_program(network, problem, maps, orientations) if network else None
+    given = keys, np.int32(0), prepare.shapes, predict and predict.shapes
+    propose = program(propose_all, *given, method=method, problem=solved, separation=separation)
+    positions, stages, _ = propose.shapes
+    one_set = jax.ShapeDtypeStruct((at_once, solved.num_atoms, 3), np.float32)
+    improve = program(refine_all, one_set, prepare.shapes, stages)
+    mend = program(repair_all, one_set, prepare.shapes, rounds, stages.counts, problem=solved) if repairs else None
+    each = [improve.shapes] * positions.shape[1]
+    choose = program(choose_all, each, positions, np.int32(0), independent=method.independent)
+    finish = program(finish_all, one_set, prepare.shapes, problem=solved)
 
-    refined = jax.vmap(improve)(proposal.positions)
-    misfits = jnp.where(jnp.isfinite(refined.misfit), refined.misfit, jnp.inf)
-    best = refined.positions[jnp.argmin(misfits)]
-    same = jax.vmap(lambda positions: same_atoms(positions, best, SAME))(refined.positions)
-    chosen, has_rival = best[None], jnp.array(False)
-    if len(misfits) > 1:
-        rival = refined.positions[jnp.argmin(jnp.where(same, jnp.inf, misfits))]
-        chosen, has_rival = jnp.stack([best, rival]), ~jnp.all(same)
-    finished = jax.vmap(lambda positions: finish(positions, measured.observed, problem))(chosen)
-    agreeing = jnp.sum(same & method.independent(proposal.positions, number))
-    return Attempt(finished, has_rival, agreeing, proposal.prediction)
+    def improved(positions, measured, stages):
+        refined = improve(positions, measured, stages)
+        return mend(refined.positions, measured, rounds, stages.counts) if mend else refined
+
+    def run(keys, number, maps):
+        measured = prepare(maps, *data)
+        proposal = propose(keys, number, measured, predict and predict(params, maps, data[1]))
+        refined = [improved(each, measured, proposal.stages) for each in _sets(proposal.positions)]
+        choice = choose(refined, proposal.positions, number)
+        best, *rival = _sets(choice.positions)
+        finished = [finish(best, measured)]
+        if rival and np.any(choice.has_rival):
+            finished.append(finish(rival[0], measured))
+        return Attempt(tuple(finished), choice.has_rival, choice.agreeing, proposal.prediction)
+
+    return run
 
 
-def compiled_finish(problem: Problem) -> Callable[[np.ndarray, np.ndarray], Finished]:
-    """`finish` for positions `(num_atoms, 3)` and their map, compiled, for no use to take longer."""
-    return _compile_finish(solved_for(problem, with_network=False))
+def _sets(positions):
+    """Sets `(maps, sets, places, 3)`, one after the other: each for all maps."""
+    return [positions[:, place] for place in range(positions.shape[1])]
 
 
-@functools.lru_cache(maxsize=16)
-def _compile_finish(problem):
+def prediction_program(network: Network, problem: Problem, maps: jax.ShapeDtypeStruct, orientations: int) -> Program:
+    """`predict_all` for weights of these shapes, whatever they are."""
+    told = told_to_network(problem)
+    return program(
+        predict_all, network.params, maps, np.int32(0), apply=network.apply, problem=told, orientations=orientations
+    )
+
+
+# What a program does for all maps at once; arguments that the maps share have no axis of maps.
+
+
+def predict_all(
+    params: Any, maps: Array, num_atoms: Array, apply: Callable, problem: Problem, orientations: int
+) -> Array:
+    """The network's maps. All at once: the network takes many times as long map by map."""
+    predict = averaged_over_orientations(functools.partial(apply, params), orientations)
+    return predict(network_input(maps, problem, num_atoms))
+
+
+def measure_all(maps: Array, held: Reflections, num_atoms: Array, atom_volume: float) -> Measured:
+    """`measure` for each map."""
+    return jax.vmap(lambda each: measure(each, held, num_atoms, atom_volume), out_axes=SEVERAL)(maps)
+
+
+def propose_all(
+    keys: Array,
+    number: Array,
+    measured: Measured,
+    densities: Array | None,
+    method: Method,
+    problem: Problem,
+    separation: SeparationSettings,
+) -> Proposal:
+    """The sets of a method for each map."""
+
+    def propose_one(key, measured, density):
+        key = jax.random.fold_in(jax.random.fold_in(key, method.stream), number)
+        return method.propose(key, number, measured, density, problem, separation)
+
+    axes: Any = (0, None, 0)
+    return exact_products(jax.vmap(propose_one, (0, SEVERAL, 0), Proposal(*axes)))(keys, measured, densities)
+
+
+def refine_all(positions: Array, measured: Measured, stages: Stages) -> Refined:
+    """`refine` for a set of each map."""
+    return jax.vmap(refine, (0, SEVERAL, None))(positions, measured, stages)
+
+
+def repair_all(positions: Array, measured: Measured, rounds: Array, counts: Array, problem: Problem) -> Refined:
+    """`repair` for a set of each map, at the resolution of the last stage."""
+    return jax.vmap(lambda each, data: repair(each, data, rounds, counts[-1], problem), (0, SEVERAL))(
+        positions, measured
+    )
+
+
+def finish_all(positions: Array, measured: Measured, problem: Problem) -> Finished:
+    """`finish` for a set of each map."""
+    return jax.vmap(lambda each, data: finish(each, data, problem), (0, SEVERAL))(positions, measured)
+
+
+def choose_all(refined: list[Refined], proposed: Array, number: Array, independent: Callable) -> Choice:
+    """The best of the sets of each map, and its rival."""
+    positions, misfits = (jnp.stack(each, axis=1) for each in zip(*refined, strict=True))
+
+    def choose(positions, misfits, proposed):
+        return _choose(positions, misfits, proposed, number, independent)
+
+    return jax.vmap(choose)(positions, misfits, proposed)
+
+
+def _choose(positions, misfits, proposed, number, independent):
+    misfits = jnp.where(jnp.isfinite(misfits), misfits, jnp.inf)
+    best = positions[jnp.argmin(misfits)]
+    same = jax.vmap(lambda each: same_atoms(each, best, SAME))(positions)
+    agreeing = jnp.sum(same & independent(proposed, number), dtype=jnp.int32)
+    if len(misfits) == 1:
+        return Choice(best[None], jnp.array(False), agreeing)
+    rival = positions[jnp.argmin(jnp.where(same, jnp.inf, misfits))]
+    return Choice(jnp.stack([best, rival]), ~jnp.all(same), agreeing)
+
+
+def compiled_finish(problem: Problem, places: int | None = None) -> Callable[[np.ndarray, np.ndarray], Finished]:
+    """`finish` for positions `(num_atoms, 3)` and their map `(grid, grid, grid)`, compiled."""
+    data, solved = (reflections(problem), np.int32(problem.num_atoms)), solved_for(problem, places)
+    maps = jax.ShapeDtypeStruct((1,) + (problem.grid_size,) * 3, np.float32)
+    prepare = program(measure_all, maps, *data, atom_volume=problem.atom_volume)
+    one_set = jax.ShapeDtypeStruct((1, solved.num_atoms, 3), np.float32)
+    finish = program(finish_all, one_set, prepare.shapes, problem=solved)
+
     def run(positions, patterson):
-        return finish(positions, observed_amplitudes(absolute_scale(patterson, problem), problem), problem)
+        measured = prepare(np.asarray(patterson, np.float32)[None], *data)
+        found = jax.device_get(finish(fill_places(positions, solved.num_atoms)[None], measured))
+        return Finished(found.positions[0, : problem.num_atoms], found.r_factor[0], found.r_free[0])
 
-    positions = jax.ShapeDtypeStruct((problem.num_atoms, 3), np.float32)
-    patterson = jax.ShapeDtypeStruct((problem.grid_size,) * 3, np.float32)
-    return jax.jit(run).lower(positions, patterson).compile()
+    return run
 
 
-def solved_for(problem: Problem, with_network: bool) -> Problem:
-    """The problem without what makes no difference to a program that solves it, so that fewer are compiled.
+def solved_for(problem: Problem, places: int | None = None) -> Problem:
+    """What a program that solves a problem depends on, so that few are compiled.
 
-    That is how cases are drawn, their noise, what only a network is told, and a resolution between two lengths |h|.
+    That is not how cases are drawn, how they are measured, nor what only a network is told; and of the atoms how many
+    there is room for.
     """
-    resolution = problem.resolution
-    if resolution is not None:
-        resolution = math.sqrt(longest_within(resolution))
-    needed = Problem(
+    return Problem(
         grid_size=problem.grid_size,
-        num_atoms=problem.num_atoms,
+        num_atoms=places or problem.num_atoms,
         atom_radius=problem.atom_radius,
         min_separation=0.0,
         box_edge=problem.box_edge,
-        resolution=resolution,
     )
-    if with_network:
-        needed = dataclasses.replace(needed, input_scale=problem.input_scale, origin=problem.origin)
-    return needed
+
+
+def told_to_network(problem: Problem) -> Problem:
+    """What the input of a network depends on, apart from the number of atoms."""
+    return Problem(grid_size=problem.grid_size, num_atoms=1, input_scale=problem.input_scale, origin=problem.origin)

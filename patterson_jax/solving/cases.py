@@ -13,7 +13,7 @@ from patterson_jax.simulation.homometry import homometric_partners
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.atom_sets import same_atoms
 from patterson_jax.solving.attempt import SAME, Attempt, compiled_finish
-from patterson_jax.solving.methods.method import Method, Prediction
+from patterson_jax.solving.methods.method import Prediction
 from patterson_jax.solving.reflections import highest_resolution
 from patterson_jax.solving.verdict import EXACT, judge
 
@@ -71,24 +71,32 @@ class Solution:
 
 
 class Case:
-    """What has been found for one map so far."""
+    """What has been found for one map so far, by programs that have room for so many atoms; None: for its own."""
 
-    def __init__(self, problem: Problem):
-        self.problem = problem
+    def __init__(self, problem: Problem, places: int | None = None):
+        self.problem, self.places = problem, places
         self.found: list[Found] = []
         self.partners: list[np.ndarray] = []
         self.complete = True
         self.starts, self.seconds, self.last_seconds = 0, 0.0, 0.0
 
-    def add(self, attempt: Attempt, method: Method, seconds: float) -> None:
-        """Takes in the sets of an attempt that are numbers; sets that were found before gain in agreement."""
+    def add(self, attempt: Attempt, method: str, starts: int, seconds: float) -> None:
+        """Takes in the sets of an attempt that are numbers; sets that were found before gain in agreement.
+
+        Args:
+            attempt: for this map alone.
+            method: its name.
+            starts: sets that the attempt began with.
+            seconds: that it took.
+        """
         self.seconds, self.last_seconds = self.seconds + seconds, seconds
-        self.starts += method.starts
-        finished = [[part[place] for part in attempt.finished] for place in range(1 + bool(attempt.has_rival))]
-        for (positions, r_factor, r_free), agreeing in zip(finished, (int(attempt.agreeing), 1), strict=False):
+        self.starts += starts
+        finished = attempt.finished[: 1 + bool(attempt.has_rival)]
+        for (places, r_factor, r_free), agreeing in zip(finished, (int(attempt.agreeing), 1), strict=False):
+            positions = np.asarray(places)[: self.problem.num_atoms]
             if np.all(np.isfinite(positions)) and math.isfinite(r_factor):
                 merits = float(r_factor), float(r_free), agreeing
-                self._merge(Found(np.asarray(positions), *merits, method.name, attempt.prediction))
+                self._merge(Found(positions, *merits, method, attempt.prediction))
         self.found.sort(key=lambda each: each.r_factor)
         del self.found[KEPT_SETS:]
 
@@ -111,13 +119,13 @@ class Case:
         self.complete = partners.complete
         if not partners.sets:
             return
-        run = compiled_finish(self.problem)
+        run = compiled_finish(self.problem, self.places)
         began = time.perf_counter()
         for partner in partners.sets:
             centred = np.asarray(partner - np.mean(partner, axis=0), np.float32)
-            finished = jax.device_get(run(centred, np.asarray(patterson, np.float32)))
+            finished = run(centred, patterson)
             if finished.r_factor <= self._as_good():
-                self.partners.append(finished.positions)
+                self.partners.append(np.asarray(finished.positions))
         self.seconds += time.perf_counter() - began
 
     def _as_good(self):

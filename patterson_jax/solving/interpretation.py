@@ -3,7 +3,6 @@
 The map is the network's, or that of the minimum function. Nothing is refined here.
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,8 +22,9 @@ from patterson_jax.simulation.patterson import (
     patterson_intensities,
 )
 from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving.atom_sets import taken_places
 from patterson_jax.solving.peaks import find_peaks, with_inverses
-from patterson_jax.solving.reflections import absolute_scale, r_factor
+from patterson_jax.solving.reflections import Measured, measure, r_factor, reflections
 from patterson_jax.solving.separation import SeparationSettings, separate
 
 Predictor = Callable[[Array], Array]
@@ -78,28 +78,54 @@ def interpret_map(
     key: Array, patterson: Array, density: Array, problem: Problem, settings: SeparationSettings
 ) -> Interpretation:
     """From a density map of both enantiomorphs, and the Patterson map behind it, to one set of atoms."""
-    patterson = absolute_scale(patterson, problem)
-    chosen = low_frequencies(problem.grid_size, min(settings.resolution, problem.resolution or math.inf))
-    measured = patterson_intensities(patterson)[tuple(chosen.T)]
+    measured = measure(patterson, reflections(problem), problem.num_atoms, problem.atom_volume)
+    found = atoms_of_map(key, density, measured, problem, settings)
+    return Interpretation(
+        positions=found.positions,
+        density=density,
+        candidates=found.candidates,
+        heights=found.heights,
+        r_factor=found.r_factor,
+        patterson_correlation=patterson_correlation(measured.patterson, found.positions, problem),
+        misfit=found.misfit,
+    )
+
+
+class AtomsOfMap(NamedTuple):
+    """The set of atoms in a map of both enantiomorphs, and how it was found; see `Interpretation`."""
+
+    positions: Array
+    candidates: Array
+    heights: Array
+    r_factor: Array
+    misfit: Array
+
+
+def atoms_of_map(
+    key: Array, density: Array, measured: Measured, problem: Problem, settings: SeparationSettings
+) -> AtomsOfMap:
+    """The set of atoms `(places, 3)` in a map of both enantiomorphs, of its peaks the one that the data want.
+
+    Places that are not taken have peaks as well. Only frequencies up to the settings' resolution are compared.
+    """
+    hkl = low_frequencies(problem.grid_size, settings.resolution)
+    known = jnp.sum(hkl**2, axis=-1) <= measured.reflections.longest
+    intensities = jnp.where(known, patterson_intensities(measured.patterson)[tuple(hkl.T)], 0)
 
     def factors_of(position):
-        return atom_factors(position, chosen, problem.grid_size, problem.atom_radius)
+        factors = atom_factors(position, hkl, problem.grid_size, problem.atom_radius)
+        return jnp.where(known, factors, 0)
 
     peaks, heights = find_peaks(density, settings.num_peaks, problem)
     candidates = with_inverses(peaks)
     factors = jax.vmap(factors_of)(candidates)
-    separation = separate(key, factors, measured, problem.num_atoms, settings)
-    positions = candidates[separation.chosen]
-    total = jnp.sum(factors[separation.chosen], axis=0)
-    return Interpretation(
-        positions=positions,
-        density=density,
-        candidates=candidates,
-        heights=heights,
-        r_factor=r_factor(jnp.sqrt(jnp.maximum(measured, 0)), jnp.abs(total)),
-        patterson_correlation=patterson_correlation(patterson, positions, problem),
-        misfit=separation.history,
-    )
+    separation = separate(key, factors, intensities, measured.num_atoms, settings)
+    chosen = separation.order[: problem.num_atoms]
+    taken = taken_places(chosen, measured.num_atoms)[:, None]
+    total = jnp.sum(jnp.where(taken, factors[chosen], 0), axis=0)
+    observed = jnp.sqrt(jnp.maximum(intensities, 0))
+    r1 = r_factor(observed, jnp.abs(total))
+    return AtomsOfMap(candidates[chosen], candidates, heights, r1, separation.history)
 
 
 def patterson_correlation(patterson: Array, positions: Array, problem: Problem) -> Array:

@@ -5,55 +5,52 @@ reflections up to a first resolution, then up to higher ones, with the transform
 against all of them with the transform of the voxels that the sphere fills, which is exact. From random starts this is a
 solver of its own. Between them an atom that explains nothing is put where the difference map is highest.
 
-Reflections are weighted by 1 / (Fo² + ⟨Fo²⟩), which suits errors in proportion to |F|; free ones have weight 0.
+Reflections are weighted by 1 / (Fo² + ⟨Fo²⟩), which suits errors in proportion to |F|; free ones have weight 0. Normal
+equations are summed over chunks of reflections, as many as there are, so that one program serves every resolution.
 """
 
-import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from patterson_jax.precision import exact_products
-from patterson_jax.simulation.patterson import atom_factors, read_only, sphere_factor
+from patterson_jax.simulation.patterson import atom_factors_and_slopes
 from patterson_jax.simulation.problem import Problem
-from patterson_jax.solving.atom_sets import compact
-from patterson_jax.solving.reflections import (
-    count_within,
-    free_reflections,
-    highest_resolution,
-    r_factor,
-    reflections,
-    scale_factor,
-)
+from patterson_jax.solving.atom_sets import compact, taken_places
+from patterson_jax.solving.reflections import CHUNK, Measured, Reflections, r_factor, scale_factor
 
 FIRST_WAVE = 0.92  # first resolution, in waves across the inner box
-LEAST_DATA = 2.0  # reflections within the first resolution for each atom, at least
+LEAST_DATA = 2  # reflections within the first resolution for each atom, at least
 REFINEMENT = 1.6  # each resolution is so many times the one before
-NUM_STAGES = 3
-ITERATIONS = (20, 20, 15)  # of the stages
+ITERATIONS = (20, 20, 15)  # of the stages from random positions
 MAP_WAVE, MAP_ITERATIONS = 4.0, 20  # voxels: shortest wave against which a set from a map is first refined
 REPAIR_ITERATIONS = 6
-FINISH_ITERATIONS = (6, 4)  # at half the resolution and at all of it
+FINISH_ITERATIONS = (6, 4)  # with spheres and with voxels
 FALLOFF_ITERATIONS = 6
 FIRST_DAMPING, EASED, TIGHTENED = 1e-2, 0.4, 4.0
 
 
-class Stage(NamedTuple):
-    """A part of a refinement: the |h| up to which reflections are used, and how many steps are tried."""
+class Stages(NamedTuple):
+    """Parts of a refinement, along an axis: how many reflections are used, and how many steps are tried.
 
-    resolution: float
-    iterations: int
+    A part with as many reflections as the one before has no steps.
+    """
+
+    counts: Array
+    iterations: Array
 
 
 class Refined(NamedTuple):
     """A set of atoms after refinement.
 
     Attributes:
-        positions: `(num_atoms, 3)`, voxels from the box centre.
+        positions: `(places, 3)`, voxels from the box centre.
         misfit: weighted squared error of the amplitudes over their weighted square.
     """
 
@@ -65,7 +62,7 @@ class Finished(NamedTuple):
     """A set of atoms finished against all reflections.
 
     Attributes:
-        positions: `(num_atoms, 3)`, voxels from the box centre.
+        positions: `(places, 3)`, voxels from the box centre.
         r_factor: R1 over the reflections that were used.
         r_free: R1 over the free ones.
     """
@@ -75,20 +72,39 @@ class Finished(NamedTuple):
     r_free: Array
 
 
-def stages_from_random(problem: Problem) -> list[Stage]:
-    """From random positions: coarse to fine; a stage that adds no reflections is left out."""
-    highest = highest_resolution(problem)
-    first = FIRST_WAVE * problem.grid_size / problem.box_edge
-    while count_within(problem, first) < LEAST_DATA * problem.num_atoms and first < highest:
-        first *= 1.05
-    resolutions = [min(first * REFINEMENT**stage, highest) for stage in range(NUM_STAGES)]
-    different = {count_within(problem, each): each for each in resolutions}.values()
-    return list(map(Stage, different, ITERATIONS))
+class Equations(NamedTuple):
+    """Normal equations at some parameters.
+
+    Attributes:
+        misfit: weighted squared error.
+        normal: `(num_parameters, num_parameters)`.
+        gradient: `(num_parameters,)`, half of the misfit's.
+        amplitudes: of the model, `(count,)`, where they are kept.
+    """
+
+    misfit: Array
+    normal: Array
+    gradient: Array
+    amplitudes: Array
 
 
-def stages_from_map(problem: Problem) -> list[Stage]:
+def stages_from_random(measured: Measured, problem: Problem) -> Stages:
+    """From random positions: coarse to fine, the first with two reflections for each atom or more."""
+    held = measured.reflections
+    needed = jnp.clip(LEAST_DATA * jnp.asarray(measured.num_atoms), 1, held.number)
+    first = jnp.maximum(_first_resolution(problem) ** 2, held.squared_lengths[needed - 1].astype(jnp.float32))
+    squared = first * (REFINEMENT ** (2 * np.arange(len(ITERATIONS)))).astype(np.float32)
+    return Stages(jax.vmap(held.count_within)(squared), jnp.asarray(ITERATIONS))
+
+
+def _first_resolution(problem):
+    return FIRST_WAVE * problem.grid_size / problem.box_edge
+
+
+def stages_from_map(measured: Measured, problem: Problem) -> Stages:
     """From the peaks of a map, which are nearly right: a coarse stage would lead away from them where data are poor."""
-    return [Stage(min(problem.grid_size / MAP_WAVE, highest_resolution(problem)), MAP_ITERATIONS)]
+    count = measured.reflections.count_within((problem.grid_size / MAP_WAVE) ** 2)
+    return Stages(jnp.stack([count, count]), jnp.asarray([MAP_ITERATIONS, 0]))
 
 
 def random_positions(key: Array, problem: Problem) -> Array:
@@ -98,84 +114,139 @@ def random_positions(key: Array, problem: Problem) -> Array:
 
 
 @exact_products
-def refine(positions: Array, observed: Array, problem: Problem, stages: Sequence[Stage]) -> Refined:
-    """Refines `(num_atoms, 3)` against amplitudes `(num_reflections,)` on the absolute scale, in one stage or more."""
-    for resolution, iterations in stages:
-        count = count_within(problem, resolution)
-        model = functools.partial(sphere_amplitudes, chosen=reflections(problem)[:count], problem=problem)
-        positions, misfit = minimise(model, positions, observed, problem, count, iterations)
-    return Refined(compact(positions, problem.grid_size), misfit)
+def refine(positions: Array, measured: Measured, stages: Stages) -> Refined:
+    """Refines `(places, 3)` against the amplitudes, in one stage or more."""
+
+    def through(refined, stage):
+        count, iterations = stage
+        return minimise_spheres(refined.positions, measured, count, iterations), None
+
+    counts, iterations = stages
+    iterations = jnp.where(jnp.append(True, counts[1:] != counts[:-1]), iterations, 0)
+    start = Refined(positions, jnp.asarray(jnp.inf, positions.dtype))
+    refined, _ = jax.lax.scan(through, start, (counts, iterations))
+    return _compact(refined, measured)
+
+
+def _compact(refined, measured):
+    positions = compact(refined.positions, measured.reflections.grid_size, measured.num_atoms)
+    return Refined(positions, refined.misfit)
+
+
+def minimise_spheres(positions: Array, measured: Measured, count: ArrayLike, iterations: ArrayLike) -> Refined:
+    """`minimise` of positions `(places, 3)` of isolated spheres, on the first `count` reflections."""
+
+    def model(parameters, hkl, form_factors):
+        amplitudes, slopes = sphere_amplitudes(
+            parameters.reshape(positions.shape), hkl, form_factors, measured.num_atoms, measured.reflections.grid_size
+        )
+        return amplitudes, slopes.reshape(len(amplitudes), -1)
+
+    parameters, equations = minimise(_in_chunks(model, measured, count), positions.ravel(), iterations)
+    norm = jnp.sum((refinement_weights(measured, count) * measured.observed) ** 2)
+    return Refined(parameters.reshape(positions.shape), equations.misfit / norm)
 
 
 def minimise(
-    model: Callable[[Array], tuple[Array, Array]],
-    positions: Array,
-    observed: Array,
-    problem: Problem,
-    count: int,
-    iterations: int,
-) -> Refined:
-    """Levenberg and Marquardt's method on the first `count` reflections.
+    equations_at: Callable[[Array], Equations], parameters: Array, iterations: ArrayLike
+) -> tuple[Array, Equations]:
+    """Levenberg and Marquardt's method.
 
     Args:
-        model: from positions to amplitudes `(count,)` and their derivatives `(count, num_atoms, 3)`.
-        positions: `(num_atoms, 3)`, where to begin; or other parameters of the model, of any shape.
-        observed: amplitudes, `(num_reflections,)`.
-        problem: tells which reflections are free.
-        count: how many reflections to use.
+        equations_at: from parameters to their normal equations.
+        parameters: `(num_parameters,)`, where to begin.
         iterations: steps tried; one that raises the misfit is not taken.
+
+    Returns:
+        The parameters that were reached, and the equations there.
     """
-    observed = observed[:count]
-    weights = refinement_weights(observed, free_reflections(problem)[:count])
 
-    def normal_equations(positions):
-        amplitudes, slopes = model(positions)
-        slopes = weights[:, None] * slopes.reshape(count, -1)
-        errors = weights * (amplitudes - observed)
-        return jnp.sum(errors**2), slopes.T @ slopes, slopes.T @ errors
-
-    def iterate(state, _):
-        positions, damping, (cost, normal, gradient) = state
-        diagonal = jnp.diag(normal)
-        diagonal = diagonal + 1e-6 * jnp.max(diagonal)
-        factor = jnp.linalg.cholesky(normal + jnp.diag(damping * diagonal))
-        step = jax.scipy.linalg.cho_solve((factor, True), -gradient).reshape(positions.shape)
-        trial = positions + step
-        equations = normal_equations(trial)
-        better = equations[0] < cost  # False if the trial is not a number
-        kept = jax.tree.map(
-            lambda new, old: jnp.where(better, new, old), (trial, equations), (positions, (cost, normal, gradient))
-        )
-        return (kept[0], damping * jnp.where(better, EASED, TIGHTENED), kept[1]), None
+    def iterate(_, state):
+        parameters, damping, equations = state
+        diagonal = jnp.diag(equations.normal)
+        diagonal = diagonal + 1e-6 * jnp.max(diagonal)  # a place that is not taken has zeros
+        factor = jnp.linalg.cholesky(equations.normal + jnp.diag(damping * diagonal))
+        trial = parameters + jax.scipy.linalg.cho_solve((factor, True), -equations.gradient)
+        there = equations_at(trial)
+        better = there.misfit < equations.misfit  # False if the trial is not a number
+        kept = jax.tree.map(lambda new, old: jnp.where(better, new, old), (trial, there), (parameters, equations))
+        return kept[0], damping * jnp.where(better, EASED, TIGHTENED), kept[1]
 
     # The first step goes nowhere and is taken: so the model is compiled once only.
-    nowhere = jnp.eye(positions.size, dtype=positions.dtype), jnp.zeros(positions.size, positions.dtype)
-    worst = jnp.asarray(jnp.inf, positions.dtype)
-    start = positions, jnp.asarray(FIRST_DAMPING / EASED, positions.dtype), (worst, *nowhere)
-    (positions, _, (cost, _, _)), _ = jax.lax.scan(iterate, start, length=1 + iterations)
-    return Refined(positions, cost / jnp.sum((weights * observed) ** 2))
+    shapes = jax.eval_shape(equations_at, parameters)
+    nothing = jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), shapes)
+    nowhere = nothing._replace(
+        misfit=jnp.full_like(nothing.misfit, jnp.inf), normal=jnp.eye(len(parameters), dtype=parameters.dtype)
+    )
+    start = parameters, jnp.asarray(FIRST_DAMPING / EASED, parameters.dtype), nowhere
+    parameters, _, equations = jax.lax.fori_loop(0, 1 + jnp.asarray(iterations), iterate, start)
+    return parameters, equations
 
 
-def refinement_weights(observed: Array, free: np.ndarray) -> Array:
-    """Square roots of the weights of reflections, `(count,)`."""
-    return jnp.where(free, 0, 1 / jnp.sqrt(observed**2 + jnp.mean(observed**2)))
+def refinement_weights(measured: Measured, count: ArrayLike) -> Array:
+    """Square roots of the weights of reflections, `(length,)`; those after the first `count` have none."""
+    used = jnp.arange(len(measured.observed)) < count
+    squares = jnp.where(used, measured.observed**2, 0)
+    mean = jnp.sum(squares) / jnp.asarray(count, squares.dtype)
+    return jnp.where(used & ~measured.reflections.free, 1 / jnp.sqrt(squares + mean), 0)
 
 
-def sphere_amplitudes(positions: Array, chosen: np.ndarray, problem: Problem) -> tuple[Array, Array]:
-    """Amplitudes of isolated spheres `(count,)` and their derivatives `(count, num_atoms, 3)`."""
-    factor = jnp.asarray(sphere_factor(chosen, problem), positions.dtype)
-    waves = jnp.asarray(2 * np.pi / problem.grid_size * chosen, positions.dtype)
-    cosines, sines, real, imaginary = sphere_parts(positions, factor, waves)
+def _equations(amplitudes, slopes, observed, weights):
+    """Normal equations of some reflections, the amplitudes left out."""
+    slopes, errors = weights[:, None] * slopes, weights * (amplitudes - observed)
+    return Equations(jnp.sum(errors**2), slopes.T @ slopes, slopes.T @ errors, jnp.zeros(0, errors.dtype))
+
+
+def _in_chunks(model, measured, count):
+    """Normal equations of the first `count` reflections, for a model that takes parameters, hkl and form factors."""
+    held, weights = measured.reflections, refinement_weights(measured, count)
+    arrays = held.hkl, held.form_factors, measured.observed, weights
+
+    def equations_at(parameters):
+        def of_chunk(chunk):
+            hkl, form_factors, observed, weights = (
+                jax.lax.dynamic_slice_in_dim(jnp.asarray(each), chunk * CHUNK, CHUNK) for each in arrays
+            )
+            amplitudes, slopes = model(parameters, hkl, form_factors)
+            return _equations(amplitudes, slopes, observed, weights)
+
+        def add(chunk, sums):
+            return jax.tree.map(jnp.add, sums, of_chunk(chunk))
+
+        shapes = jax.eval_shape(of_chunk, 0)
+        nothing = jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), shapes)
+        return jax.lax.fori_loop(0, (count + CHUNK - 1) // CHUNK, add, nothing)
+
+    return equations_at
+
+
+def sphere_amplitudes(
+    positions: Array, hkl: Array, form_factors: Array, num_atoms: ArrayLike, grid_size: int
+) -> tuple[Array, Array]:
+    """Amplitudes of isolated spheres `(count,)` and their derivatives `(count, places, 3)`."""
+    waves = _waves(hkl, grid_size)
+    cosines, sines, real, imaginary = sphere_parts(positions, form_factors, waves, num_atoms)
     amplitudes = safe_length(real, imaginary)
-    turned = (imaginary / amplitudes * factor)[:, None] * cosines - (real / amplitudes * factor)[:, None] * sines
+    turned = (imaginary / amplitudes * form_factors)[:, None] * cosines
+    turned = turned - (real / amplitudes * form_factors)[:, None] * sines
     return amplitudes, turned[:, :, None] * waves[:, None, :]
 
 
-def sphere_parts(positions: Array, factor: Array, waves: Array) -> tuple[Array, Array, Array, Array]:
-    """cos and sin of each atom's phase, `(count, num_atoms)`; real and negative imaginary part of F, `(count,)`."""
+def _waves(hkl, grid_size):
+    return 2 * np.pi / grid_size * jnp.asarray(hkl, jnp.float32)
+
+
+def sphere_parts(
+    positions: Array, form_factors: Array, waves: Array, num_atoms: ArrayLike
+) -> tuple[Array, Array, Array, Array]:
+    """cos and sin of each atom's phase, `(count, places)`; real and negative imaginary part of F, `(count,)`.
+
+    Of places that are not taken both are 0.
+    """
     phases = jnp.sum(waves[:, None, :] * positions[None], axis=-1)
-    cosines, sines = jnp.cos(phases), jnp.sin(phases)
-    return cosines, sines, factor * jnp.sum(cosines, axis=1), factor * jnp.sum(sines, axis=1)
+    taken = taken_places(positions, num_atoms)[None]
+    cosines, sines = jnp.where(taken, jnp.cos(phases), 0), jnp.where(taken, jnp.sin(phases), 0)
+    return cosines, sines, form_factors * jnp.sum(cosines, axis=1), form_factors * jnp.sum(sines, axis=1)
 
 
 def safe_length(real: Array, imaginary: Array) -> Array:
@@ -184,174 +255,192 @@ def safe_length(real: Array, imaginary: Array) -> Array:
 
 
 @exact_products
-def repair(positions: Array, observed: Array, problem: Problem, rounds: int, resolution: float) -> Refined:
+def repair(positions: Array, measured: Measured, rounds: ArrayLike, count: ArrayLike, problem: Problem) -> Refined:
     """Several times moves the atom that explains least to the highest peak of the difference map, and refines.
 
     A round that does not lower the misfit changes nothing, and the next one tries the atom that explains next to least.
 
     Args:
-        positions: `(num_atoms, 3)`.
-        observed: amplitudes `(num_reflections,)` on the absolute scale.
-        problem: what the atoms are.
+        positions: `(places, 3)`.
+        measured: the data.
         rounds: how many moves to try.
-        resolution: the |h| up to which reflections are used.
+        count: how many reflections to use, the first ones; none beyond `difference_limit` is.
+        problem: what the atoms are.
     """
-    count = count_within(problem, resolution)
-    chosen = reflections(problem)[:count]
-    model = functools.partial(sphere_amplitudes, chosen=chosen, problem=problem)
-    improve = functools.partial(minimise, model, observed=observed, problem=problem, count=count)
+    count = jnp.minimum(count, measured.reflections.count_within(difference_limit(problem) ** 2))
 
-    def attempt(state, _):
+    def attempt(number, state):
         refined, rank = state
-        moved = move_worst_atom(refined.positions, rank, observed[:count], chosen, problem)
-        trial = improve(moved, iterations=REPAIR_ITERATIONS)
+        moved = move_worst_atom(refined.positions, rank, measured, count, problem)
+        begin = jnp.where(number == 0, refined.positions, moved)
+        trial = minimise_spheres(begin, measured, count, REPAIR_ITERATIONS)
         better = trial.misfit < refined.misfit
         refined = jax.tree.map(lambda new, old: jnp.where(better, new, old), trial, refined)
-        return (refined, jnp.where(better, 0, (rank + 1) % problem.num_atoms)), None
+        return refined, jnp.where(better, 0, (rank + 1) % measured.num_atoms)
 
-    start = improve(positions, iterations=REPAIR_ITERATIONS), jnp.zeros((), jnp.int32)
-    (refined, _), _ = jax.lax.scan(attempt, start, length=rounds)
-    return Refined(compact(refined.positions, problem.grid_size), refined.misfit)
+    start = Refined(positions, jnp.asarray(jnp.inf, positions.dtype)), jnp.zeros((), jnp.int32)
+    refined, _ = jax.lax.fori_loop(0, 1 + jnp.asarray(rounds), attempt, start)
+    return _compact(refined, measured)
 
 
-def move_worst_atom(positions: Array, rank: Array, observed: Array, chosen: np.ndarray, problem: Problem) -> Array:
+def difference_limit(problem: Problem) -> int:
+    """The |h|, a whole number, up to which difference maps are made: where sets from maps are refined, or beyond."""
+    last = _first_resolution(problem) * REFINEMENT ** (len(ITERATIONS) - 1)
+    return min(math.ceil(max(problem.grid_size / MAP_WAVE, last)), problem.grid_size // 2)
+
+
+def move_worst_atom(positions: Array, rank: ArrayLike, measured: Measured, count: ArrayLike, problem: Problem) -> Array:
     """Takes out the atom without which the misfit is lowest, or `rank` places from it, and puts it where it is missed.
 
     That is the highest point, within the reach of the inner box, of the difference map with coefficients Fo − |Fc| and
     the phases of the atoms that are left.
     """
-    factor = jnp.asarray(sphere_factor(chosen, problem), positions.dtype)
-    waves = jnp.asarray(2 * np.pi / problem.grid_size * chosen, positions.dtype)
-    weights = refinement_weights(observed, free_reflections(problem)[: len(chosen)])
-    cosines, sines, real, imaginary = sphere_parts(positions, factor, waves)
-    reals = real[:, None] - factor[:, None] * cosines
-    imaginaries = imaginary[:, None] - factor[:, None] * sines
+    held, limit = measured.reflections, difference_limit(problem)
+    hkl = held.within(limit)
+    form_factors, observed = jnp.asarray(held.form_factors)[: len(hkl)], measured.observed[: len(hkl)]
+    weights = refinement_weights(measured, count)[: len(hkl)]
+    waves = _waves(hkl, held.grid_size)
+    cosines, sines, real, imaginary = sphere_parts(positions, form_factors, waves, measured.num_atoms)
+    reals = real[:, None] - form_factors[:, None] * cosines
+    imaginaries = imaginary[:, None] - form_factors[:, None] * sines
     misfits = jnp.sum((weights[:, None] * (safe_length(reals, imaginaries) - observed[:, None])) ** 2, axis=0)
-    worst = jnp.argsort(misfits)[rank]
+    taken = taken_places(positions, measured.num_atoms)
+    worst = jnp.argsort(jnp.where(taken, misfits, jnp.inf))[rank]
     left_real, left_imaginary = reals[:, worst], imaginaries[:, worst]
     missed = jnp.where(weights > 0, observed / safe_length(left_real, left_imaginary) - 1, 0)
     coefficients = jax.lax.complex(missed * left_real, -missed * left_imaginary)
-    return positions.at[worst].set(highest_point(coefficients, chosen, problem))
+    return positions.at[worst].set(highest_point(coefficients, hkl, limit, problem))
 
 
-def highest_point(coefficients: Array, chosen: np.ndarray, problem: Problem) -> Array:
-    """Where a map with Fourier coefficients `(count,)` at the reflections `chosen` is highest, `(3,)`.
+def highest_point(coefficients: Array, hkl: Array, limit: int, problem: Problem) -> Array:
+    """Where a map with Fourier coefficients `(count,)` is highest, `(3,)`, voxels from the box centre.
 
     The map is sampled at a third of the shortest wave, where centred atoms of the inner box can be.
+
+    Args:
+        coefficients: of reflections, one of each Friedel pair; 0 where there is none.
+        hkl: `(count, 3)`.
+        limit: a whole number that no |h| with a coefficient is above.
+        problem: tells the cell and the inner box.
     """
-    table, opposite, points, near = _difference_grid(chosen.tobytes(), problem)
-    padded = jnp.append(coefficients, 0)[table]
-    padded = jnp.where(opposite, padded.conj(), padded)
-    values = jnp.fft.irfftn(padded, s=(len(table),) * 3).ravel()
-    return jnp.asarray(points, jnp.float32)[jnp.argmax(jnp.where(near, values, -jnp.inf))]
-
-
-@functools.lru_cache
-def _difference_grid(chosen_bytes, problem):
-    """For each frequency of a coarse half space the number of its reflection, and whether it is the opposite of it.
-
-    Then the positions of the coarse voxels, and which of them to look at.
-    """
-    chosen = np.frombuffer(chosen_bytes, int).reshape(-1, 3)
-    size = max(3 * int(np.max(np.abs(chosen))), 8)
+    size = max(3 * limit, 8)
     size += size % 2
-    table = np.full((size, size, size // 2 + 1), len(chosen))
-    opposite = np.zeros(table.shape, bool)
-    for sign in (1, -1):
-        x, y, z = sign * chosen.T
-        inside = z >= 0
-        place = (x[inside] % size, y[inside] % size, z[inside])
-        table[place] = np.flatnonzero(inside)
-        opposite[place] = sign < 0
+    both, values = jnp.concatenate([hkl, -hkl]), jnp.concatenate([coefficients, coefficients.conj()])
+    h, k, l = both.T
+    outside = 2 * size  # dropped
+    half = jnp.zeros((size, size, size // 2 + 1), coefficients.dtype)
+    half = half.at[h % size, k % size, jnp.where(l < 0, outside, l)].add(values, mode='drop')
+    density = jnp.fft.irfftn(half, s=(size,) * 3)
     axis = (np.arange(size) * problem.grid_size / size + problem.grid_size / 2) % problem.grid_size
-    axis = axis - problem.grid_size / 2
-    points = np.stack(np.meshgrid(axis, axis, axis, indexing='ij'), axis=-1).reshape(-1, 3)
-    near = np.all(np.abs(points) <= 0.75 * problem.box_edge + problem.atom_radius, axis=-1)
-    return tuple(map(read_only, (table, opposite, points, near)))
+    axis = (axis - problem.grid_size / 2).astype(np.float32)
+    near = np.abs(axis) <= 0.75 * problem.box_edge + problem.atom_radius
+    density = jnp.where(near[:, None, None] & near[None, :, None] & near[None, None, :], density, -jnp.inf)
+    highest = jnp.stack(jnp.unravel_index(jnp.argmax(density), density.shape))
+    return jnp.asarray(axis)[highest]
 
 
 @exact_products
-def finish(positions: Array, observed: Array, problem: Problem) -> Finished:
+def finish(positions: Array, measured: Measured, problem: Problem) -> Finished:
     """Refines against all reflections with the exact transform of the voxels that spheres fill.
 
     The positions matter then to a part of a voxel, not only the vectors between them. Amplitudes that come from no
-    voxels are explained better by isolated spheres, refined at half the resolution; the lower R1 decides. Atoms of
-    another size or shape differ, nearly, by a scale and a fall-off with |h|, which are refined with the positions.
+    voxels are explained better by isolated spheres, refined at half the resolution before; the lower R1 decides. Atoms
+    of another size or shape differ, nearly, by a scale and a fall-off with |h|, which are refined with the positions.
 
     Args:
-        positions: `(num_atoms, 3)`, voxels from the box centre, refined before.
-        observed: amplitudes `(num_reflections,)` on the absolute scale.
+        positions: `(places, 3)`, voxels from the box centre, refined before.
+        measured: the data.
         problem: what the atoms are.
     """
-    highest = highest_resolution(problem)
-    half = max(
-        highest / 2, stages_from_random(problem)[-1].resolution
-    )  # with less than the stages had, noise would lead astray
-    stages = tuple(zip((half, highest), FINISH_ITERATIONS, strict=True))
-    voxels = _finish_with(voxel_amplitudes, positions, observed, problem, stages)
-    spheres = _finish_with(sphere_amplitudes, positions, observed, problem, stages[:1])
-    better = voxels.r_factor < spheres.r_factor
-    return jax.tree.map(lambda new, old: jnp.where(better, new, old), voxels, spheres)
+    held, shape = measured.reflections, positions.shape
+    squared = _squared_waves(held.hkl, held.grid_size)
+    # With less than the stages had, noise would lead astray.
+    half = jnp.maximum(held.count_within(_highest_squared(held) // 4), stages_from_random(measured, problem).counts[-1])
+
+    def of_spheres(parameters, hkl, form_factors):
+        amplitudes, slopes = sphere_amplitudes(
+            parameters[:-2].reshape(shape), hkl, form_factors, measured.num_atoms, held.grid_size
+        )
+        slopes = slopes.reshape(len(amplitudes), -1)
+        return with_falloff(parameters[-2:], amplitudes, slopes, _squared_waves(hkl, held.grid_size))
+
+    def equations_of_voxels(parameters):
+        amplitudes, slopes = voxel_amplitudes(
+            parameters[:-2].reshape(shape), held, measured.num_atoms, problem.atom_radius
+        )
+        amplitudes, slopes = with_falloff(parameters[-2:], amplitudes, slopes.reshape(len(squared), -1), squared)
+        equations = _equations(amplitudes, slopes, measured.observed, refinement_weights(measured, held.number))
+        return equations._replace(amplitudes=amplitudes)
+
+    start = jnp.append(positions.ravel(), jnp.zeros(2, positions.dtype))
+    spheres, _ = minimise(_in_chunks(of_spheres, measured, half), start, FINISH_ITERATIONS[0])
+    voxels, at_voxels = minimise(equations_of_voxels, spheres, FINISH_ITERATIONS[1])
+    at_spheres, _ = of_spheres(spheres, jnp.asarray(held.hkl), jnp.asarray(held.form_factors))
+    judged = jax.vmap(lambda amplitudes: _r_factors(amplitudes, measured, squared))
+    r_factors, r_frees = judged(jnp.stack([at_voxels.amplitudes, at_spheres]))
+    best = jnp.where(r_factors[0] < r_factors[1], 0, 1)
+    found = jnp.stack([voxels, spheres])[best, :-2].reshape(shape)
+    return Finished(found, r_factors[best], r_frees[best])
 
 
-def _finish_with(amplitudes_of, positions, observed, problem, stages):
-    chosen, free = reflections(problem), free_reflections(problem)
-    parameters = jnp.append(positions.ravel(), jnp.zeros(2, positions.dtype))
-    for resolution, iterations in stages:
-        count = count_within(problem, resolution)
-
-        def model(parameters, used=chosen[:count]):
-            amplitudes, slopes = amplitudes_of(parameters[:-2].reshape(positions.shape), used, problem)
-            return with_falloff(parameters[-2:], amplitudes, slopes.reshape(len(used), -1), used, problem)
-
-        parameters = minimise(model, parameters, observed, problem, count, iterations).positions
-    positions = parameters[:-2].reshape(positions.shape)
-    calculated = amplitudes_of(positions, chosen, problem)[0]
-
-    def scaled(falloff):
-        return with_falloff(falloff, calculated, jnp.zeros((len(chosen), 0), calculated.dtype), chosen, problem)
-
-    falloff = minimise(scaled, parameters[-2:], observed, problem, len(chosen), FALLOFF_ITERATIONS).positions
-    calculated = scaled(falloff)[0]
-    scale = scale_factor(observed[~free], calculated[~free])
-    return Finished(positions, *(r_factor(observed[each], calculated[each], scale) for each in (~free, free)))
+def _highest_squared(held):
+    """The largest |h|² of the reflections, up to which atoms are compared with data."""
+    return jnp.minimum(held.longest, (held.grid_size // 2) ** 2)
 
 
-def with_falloff(
-    falloff: Array, amplitudes: Array, slopes: Array, chosen: np.ndarray, problem: Problem
-) -> tuple[Array, Array]:
+def _r_factors(amplitudes, measured, squared):
+    """R1 of the reflections that are used and of the free ones, after a last look at scale and fall-off."""
+    held = measured.reflections
+    weights = refinement_weights(measured, held.number)
+
+    def equations_at(falloff):
+        scaled, slopes = with_falloff(falloff, amplitudes, jnp.zeros((len(amplitudes), 0), amplitudes.dtype), squared)
+        return _equations(scaled, slopes, measured.observed, weights)._replace(amplitudes=scaled)
+
+    _, at_best = minimise(equations_at, jnp.zeros(2, amplitudes.dtype), FALLOFF_ITERATIONS)
+    present = jnp.arange(len(amplitudes)) < held.number
+    used, free = present & ~held.free, present & held.free
+    scale = scale_factor(measured.observed, at_best.amplitudes, used)
+    return tuple(r_factor(measured.observed, at_best.amplitudes, scale, where) for where in (used, free))
+
+
+def _squared_waves(hkl, grid_size):
+    """(|h| / grid)², `(count,)`."""
+    return jnp.sum((jnp.asarray(hkl, jnp.float32) / grid_size) ** 2, axis=-1)
+
+
+def with_falloff(falloff: Array, amplitudes: Array, slopes: Array, squared: Array) -> tuple[Array, Array]:
     """Amplitudes multiplied by exp(k − B (|h| / grid)²), and their derivatives.
 
     Args:
         falloff: k and B, `(2,)`, B in voxels².
         amplitudes: `(count,)`.
         slopes: their derivatives with respect to other parameters, `(count, num_parameters)`.
-        chosen: frequencies `(count, 3)`.
-        problem: tells the grid.
+        squared: (|h| / grid)², `(count,)`.
 
     Returns:
         The amplitudes and their derivatives `(count, num_parameters + 2)`, the last two with respect to k and B.
     """
-    squared = jnp.asarray(np.sum((chosen / problem.grid_size) ** 2, axis=-1), amplitudes.dtype)
     factor = jnp.exp(falloff[0] - falloff[1] * squared)
     amplitudes = factor * amplitudes
     own = jnp.stack([amplitudes, -squared * amplitudes], axis=-1)
     return amplitudes, jnp.concatenate([factor[:, None] * slopes, own], axis=-1)
 
 
-def voxel_amplitudes(positions: Array, chosen: np.ndarray, problem: Problem) -> tuple[Array, Array]:
-    """Amplitudes of spheres rendered to voxels `(count,)` and their derivatives `(count, num_atoms, 3)`."""
+def voxel_amplitudes(
+    positions: Array, held: Reflections, num_atoms: ArrayLike, atom_radius: float
+) -> tuple[Array, Array]:
+    """Amplitudes of spheres rendered to voxels `(length,)` and their derivatives `(length, places, 3)`."""
+    hkl = jnp.asarray(held.hkl)
 
     def factors_of(position):
-        return atom_factors(position, chosen, problem.grid_size, problem.atom_radius)
+        return atom_factors_and_slopes(position, hkl, held.grid_size, atom_radius, held.limit)
 
-    def with_slopes(position):
-        factors, slope_along = jax.linearize(factors_of, position)
-        return factors, jax.vmap(slope_along, out_axes=-1)(jnp.eye(3, dtype=position.dtype))
-
-    factors, slopes = jax.vmap(with_slopes)(positions)  # (num_atoms, count), (num_atoms, count, 3)
+    taken = taken_places(positions, num_atoms)[:, None]
+    factors, slopes = jax.vmap(factors_of)(positions)  # (places, length), (places, 3, length)
+    factors, slopes = jnp.where(taken, factors, 0), jnp.where(taken[..., None], slopes, 0)
     total = jnp.sum(factors, axis=0)
     amplitudes = safe_length(total.real, total.imag)
-    cosine, sine = (part[None, :, None] / amplitudes[None, :, None] for part in (total.real, total.imag))
+    cosine, sine = (part[None, None] / amplitudes[None, None] for part in (total.real, total.imag))
     turned = cosine * slopes.real + sine * slopes.imag
-    return amplitudes, jnp.moveaxis(turned, 0, 1)
+    return amplitudes, jnp.moveaxis(turned, -1, 0)

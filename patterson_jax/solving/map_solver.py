@@ -109,21 +109,23 @@ def solve_unknown_number(
 
     The first is what the ratio of the map's sum to its origin peak says, which is enough if it explains the map
     exactly; then its neighbours, and the one with the lowest R1 is chosen. Each may have as many attempts as the search
-    says, and an equal part of the seconds that are left. The problem's own number is not looked at.
+    says, and an equal part of the seconds that are left. One set of programs serves them all. The problem's own number
+    is not looked at.
 
     Raises:
         InputError: so many atoms do not fit in the inner box, or no attempt gave positions that are numbers.
     """
     trials = _likely_problems(patterson, problem)
+    places = max(trial.num_atoms for trial in trials)
+    enough = dataclasses.replace(separation, num_peaks=max(separation.num_peaks, 2 * places))
     solutions, failures, seconds = [], [], 0.0
     for place, trial in enumerate(trials):
         share = (search.max_seconds - seconds) / (len(trials) - place)
         if search.max_seconds and share <= 0:
             break
         budget = dataclasses.replace(search, max_seconds=max(share, 0.0))
-        enough = dataclasses.replace(separation, num_peaks=max(separation.num_peaks, 2 * trial.num_atoms))
         try:
-            solutions += solve_maps(key[None], patterson[None], trial, budget, enough, network)
+            solutions += solve_maps(key[None], patterson[None], trial, budget, enough, network, places=places)
         except InputError as error:  # no attempt at this number gave numbers; another number may
             failures.append(error)
             continue
@@ -161,11 +163,11 @@ def likely_numbers(patterson: np.ndarray, problem: Problem) -> list[int]:
     Raises:
         InputError: one of the two is not positive.
     """
-    chosen = frequencies(problem.grid_size).reshape(-1, 3)
+    hkl = frequencies(problem.grid_size).reshape(-1, 3)
     measured = measured_frequencies(problem.grid_size, problem.resolution).ravel()
-    weights = np.where((chosen[:, 2] == 0) | (chosen[:, 2] == problem.grid_size // 2), 1, 2)
-    away = measured & np.any(chosen != 0, axis=-1)
-    self_vector = np.sum((weights * sphere_factor(chosen, problem) ** 2)[away])
+    weights = np.where((hkl[:, 2] == 0) | (hkl[:, 2] == problem.grid_size // 2), 1, 2)
+    away = measured & np.any(hkl != 0, axis=-1)
+    self_vector = np.sum((weights * sphere_factor(hkl, problem.grid_size, problem.atom_radius) ** 2)[away])
     origin_term = float(np.sum(patterson, dtype=np.float64))
     origin_peak = float(patterson[0, 0, 0]) * patterson.size - origin_term
     if not (origin_term > 0 and origin_peak > 0):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from patterson_jax.errors import require
 
@@ -56,18 +57,18 @@ class Separation(NamedTuple):
     """What a separation found.
 
     Attributes:
-        chosen: `(num_atoms,)`, indices of the chosen candidates, the best set that was met.
+        order: `(num_candidates,)`, the candidates' indices; the first `num_atoms` are the best set that was met.
         misfit: squared difference of intensities relative to the squared measured ones, of the chosen set.
         history: `(num_swaps,)`, the best chain's misfit after each swap tried.
     """
 
-    chosen: Array
+    order: Array
     misfit: Array
     history: Array
 
 
 def separate(
-    key: Array, factors: Array, intensities: Array, num_atoms: int, settings: SeparationSettings
+    key: Array, factors: Array, intensities: Array, num_atoms: ArrayLike, settings: SeparationSettings
 ) -> Separation:
     """Chooses `num_atoms` of the candidates by swaps from random sets, the best of several chains.
 
@@ -121,7 +122,8 @@ def _swap_chain(key, factors, intensities, num_atoms, thresholds):
         best_order = jnp.where(misfit < best_misfit, order, best_order)
         return (order, total, misfit, best_order, jnp.minimum(misfit, best_misfit)), misfit
 
-    total = jnp.sum(factors[order[:num_atoms]], axis=0)
+    in_set = jnp.arange(num_candidates) < num_atoms
+    total = jnp.sum(jnp.where(in_set[:, None], factors[order], 0), axis=0)
     start = (order, total, misfit_of(total), order, misfit_of(total))
     (_, _, _, order, misfit), history = jax.lax.scan(swap, start, (members, others, thresholds))
-    return Separation(order[:num_atoms], misfit, history)
+    return Separation(order, misfit, history)

@@ -65,6 +65,7 @@ def solve_maps(
     network: Network | None = None,
     progress: Callable[[int], None] = lambda done: None,
     at_once: int | None = None,
+    places: int | None = None,
 ) -> list[Solution]:
     """Solves Patterson maps `(count, grid, grid, grid)`, origin at voxel (0, 0, 0), of any scale.
 
@@ -77,25 +78,28 @@ def solve_maps(
         network: for the methods `network` and `auto`; without it `auto` has the classical methods.
         progress: is told how many maps are done.
         at_once: how many maps the device has at once, at most; None: one on CPU, where more are no faster.
+        places: atoms that the programs have room for, so that other numbers of atoms need no other programs; None: as
+            many as the problem has.
 
     Raises:
         InputError: no attempt at a map gave positions that are numbers.
     """
-    cases = [Case(problem) for _ in range(len(pattersons))]
+    cases = [Case(problem, places) for _ in range(len(pattersons))]
     active, at_once = list(range(len(cases))), at_once or cases_at_once()
     for method, number in itertools.islice(attempts(search.method, network is not None), search.max_attempts):
-        predictor = network if method.needs_network else None
+        predictor, repairs = network if method.needs_network else None, number > 0
         for start in range(0, len(active), at_once):
             chunk = active[start : start + at_once]
             size = _program_size(len(chunk), at_once)
-            run = compiled_attempt(method, number > 0, problem, separation, predictor, size, search.orientations)
+            shown = predictor, size, search.orientations, places
+            run = compiled_attempt(method, repairs, problem, separation, *shown)
             index = np.array(chunk + chunk[-1:] * (size - len(chunk)))
             chunk_keys = keys[index]
             began = time.perf_counter()
             result = jax.device_get(run(chunk_keys, np.int32(number), np.asarray(pattersons[index], np.float32)))
             seconds = (time.perf_counter() - began) / len(chunk)
             for place, each in enumerate(chunk):
-                cases[each].add(jax.tree.map(operator.itemgetter(place), result), method, seconds)
+                cases[each].add(jax.tree.map(operator.itemgetter(place), result), method.name, method.starts, seconds)
         for each in active:
             cases[each].add_partners(pattersons[each])
         active = [each for each in active if not cases[each].is_done(search.max_seconds)]

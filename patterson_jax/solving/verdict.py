@@ -9,8 +9,10 @@ problem says that it is. The constants are from cases of the stream `calibration
 
 import math
 
+import numpy as np
+
 from patterson_jax.simulation.problem import Problem
-from patterson_jax.solving.reflections import free_reflections
+from patterson_jax.solving.reflections import reflections
 
 VERDICTS = ('solved', 'uncertain', 'not solved')
 MEAN_DEVIATION = 0.8  # of a normal error, in standard deviations
@@ -66,5 +68,6 @@ def reflections_per_coordinate(problem: Problem) -> float:
 
 def _counts(problem):
     """Numbers of reflections that are refined against, and of free ones."""
-    free = free_reflections(problem)
-    return int((~free).sum()), int(free.sum())
+    held = reflections(problem)
+    free = int(np.sum(held.free))
+    return int(held.number) - free, free

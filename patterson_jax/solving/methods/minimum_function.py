@@ -19,14 +19,16 @@ from patterson_jax.precision import exact_products
 from patterson_jax.simulation.maps import invert_map
 from patterson_jax.simulation.patterson import (
     frequencies,
-    measured_frequencies,
+    frequencies_within,
     patterson_intensities,
     sphere_factor,
 )
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.atom_sets import compact, same_atoms
-from patterson_jax.solving.interpretation import interpret_map
-from patterson_jax.solving.methods.method import Measured, Method, Proposal
+from patterson_jax.solving.interpretation import atoms_of_map
+from patterson_jax.solving.least_squares import stages_from_map
+from patterson_jax.solving.methods.method import Method, Proposal
+from patterson_jax.solving.reflections import Measured
 from patterson_jax.solving.separation import SeparationSettings
 
 SHARPENING = 0.01  # of the squared form factor at |h| = 0, below which there is nothing to be divided by
@@ -103,7 +105,8 @@ def form_factor(problem: Problem) -> np.ndarray:
     It is 0 at the highest frequencies, |h| = grid / 2 along an axis, whose phases say nothing of sub-voxel shifts.
     """
     waves = frequencies(problem.grid_size)
-    return sphere_factor(waves, problem) * np.all(np.abs(waves) < problem.grid_size // 2, axis=-1)
+    inside = np.all(np.abs(waves) < problem.grid_size // 2, axis=-1)
+    return sphere_factor(waves, problem.grid_size, problem.atom_radius) * inside
 
 
 def superposition_vector(factors: Array, start: Array | int, problem: Problem) -> Array:
@@ -161,17 +164,23 @@ def _summit(density, voxel):
 
 
 def propose(
-    key: Array, number: Array, measured: Measured, problem: Problem, separation: SeparationSettings
+    key: Array,
+    number: Array,
+    measured: Measured,
+    predicted: Array | None,
+    problem: Problem,
+    separation: SeparationSettings,
 ) -> Proposal:
     """Sets from the minimum functions over several vectors."""
-    known = jnp.asarray(measured_frequencies(problem.grid_size, problem.resolution))
+    known = frequencies_within(problem.grid_size, measured.reflections.longest)
 
     def over_vector(start):
         density = minimum_map(measured.patterson, start, problem, known)
-        found = interpret_map(jax.random.fold_in(key, start), measured.patterson, density, problem, separation)
-        return compact(found.positions, problem.grid_size)
+        found = atoms_of_map(jax.random.fold_in(key, start), density, measured, problem, separation)
+        return compact(found.positions, problem.grid_size, measured.num_atoms)
 
-    return Proposal(jax.vmap(over_vector)(number * VECTORS + jnp.arange(VECTORS)))
+    sets = jax.vmap(over_vector)(number * VECTORS + jnp.arange(VECTORS))
+    return Proposal(sets, stages_from_map(measured, problem))
 
 
 def different(positions: Array, number: Array) -> Array:

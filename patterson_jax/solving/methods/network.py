@@ -1,33 +1,35 @@
 """The set of atoms in a trained network's map, by the paper's procedure (2.4.4)."""
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.atom_sets import compact
-from patterson_jax.solving.interpretation import interpret_map
-from patterson_jax.solving.least_squares import Stage, stages_from_map, stages_from_random
-from patterson_jax.solving.methods.method import Measured, Method, Prediction, Proposal
+from patterson_jax.solving.interpretation import atoms_of_map
+from patterson_jax.solving.least_squares import Stages, stages_from_map, stages_from_random
+from patterson_jax.solving.methods.method import Method, Prediction, Proposal
+from patterson_jax.solving.reflections import Measured
 from patterson_jax.solving.separation import SeparationSettings
 
 
 def propose(
-    key: Array, number: Array, measured: Measured, problem: Problem, separation: SeparationSettings
+    key: Array,
+    number: Array,
+    measured: Measured,
+    predicted: Array | None,
+    problem: Problem,
+    separation: SeparationSettings,
 ) -> Proposal:
     """The set in the network's map."""
-    density = measured.predicted
-    assert density is not None  # because it is given to methods that need the network
-    found = interpret_map(key, measured.patterson, density, problem, separation)
-    prediction = Prediction(density, found.candidates, found.heights)
-    return Proposal(compact(found.positions, problem.grid_size)[None], prediction)
-
-
-def stages(repairs: bool, problem: Problem) -> list[Stage]:
-    """The map may have wrong atoms, which coarse stages can mend; later attempts, with the same map, begin finely."""
-    if repairs:
-        return stages_from_map(problem)
-    every = stages_from_random(problem)
-    return every[1:] or every
+    assert predicted is not None  # because it is given to methods that need the network
+    found = atoms_of_map(key, predicted, measured, problem, separation)
+    # The map may have wrong atoms, which coarse stages can mend; later attempts, with the same map, begin finely.
+    every, late = stages_from_random(measured, problem), stages_from_map(measured, problem)
+    first = Stages(*(each[1:] for each in every))
+    stages = jax.tree.map(lambda first, late: jnp.where(number == 0, first, late), first, late)
+    positions = compact(found.positions, problem.grid_size, measured.num_atoms)
+    return Proposal(positions[None], stages, Prediction(predicted, found.candidates, found.heights))
 
 
 def first_attempt(positions: Array, number: Array) -> Array:
@@ -40,7 +42,6 @@ NETWORK = Method(
     stream=0,
     starts=1,
     propose=propose,
-    stages=stages,
     independent=first_attempt,
     separates=True,
     needs_network=True,

@@ -18,14 +18,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from patterson_jax.errors import require
 from patterson_jax.precision import exact_products
-from patterson_jax.simulation.patterson import measured_frequencies, patterson_intensities, structure_factors
+from patterson_jax.simulation.patterson import frequencies_within, patterson_intensities, structure_factors
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.atom_sets import compact
-from patterson_jax.solving.methods.method import Measured, Method, Proposal
+from patterson_jax.solving.least_squares import stages_from_map
+from patterson_jax.solving.methods.method import Method, Proposal
 from patterson_jax.solving.peaks import find_peaks
+from patterson_jax.solving.reflections import Measured
 from patterson_jax.solving.separation import SeparationSettings
 
 MAX_HALVINGS = 40  # after which an interval between floats has nothing left inside
@@ -71,15 +74,16 @@ class Retrieval(NamedTuple):
     iterations: Array
 
 
-def touched_voxels(num_atoms: int, atom_radius: float) -> int:
+def touched_voxels(num_atoms: ArrayLike, atom_radius: float) -> Array:
     """Mean number of voxels that spheres at random touch, none the same: by Steiner 1 + 6r + 3πr² + 4πr³/3 for one."""
     r = atom_radius
-    return round(num_atoms * (1 + 6 * r + 3 * math.pi * r**2 + 4 / 3 * math.pi * r**3))
+    touched = jnp.asarray(num_atoms, jnp.float32) * (1 + 6 * r + 3 * math.pi * r**2 + 4 / 3 * math.pi * r**3)
+    return jnp.round(touched).astype(jnp.int32)
 
 
 @exact_products
 def retrieve_density(
-    key: Array, amplitudes: Array, measured: Array | np.ndarray, num_voxels: int, settings: PhaseRetrievalSettings
+    key: Array, amplitudes: Array, measured: Array | np.ndarray, num_voxels: ArrayLike, settings: PhaseRetrievalSettings
 ) -> Retrieval:
     """One start of RRR from random phases. Vmap it over keys for more starts, over amplitudes for more maps.
 
@@ -122,7 +126,7 @@ def project_amplitudes(density: Array, amplitudes: Array, measured: Array) -> Ar
     return _density(factors * scale.astype(factors.dtype))
 
 
-def project_support(density: Array, num_voxels: int) -> Array:
+def project_support(density: Array, num_voxels: ArrayLike) -> Array:
     """The map nearest to `density` with at most `num_voxels` voxels above zero and none below: the largest stay.
 
     Voxels equal to the smallest that stays, stay as well.
@@ -201,15 +205,20 @@ def _count(mask):
 
 
 def propose(
-    key: Array, number: Array, measured: Measured, problem: Problem, separation: SeparationSettings
+    key: Array,
+    number: Array,
+    measured: Measured,
+    predicted: Array | None,
+    problem: Problem,
+    separation: SeparationSettings,
 ) -> Proposal:
     """The peaks of a density retrieved from random phases."""
     amplitudes = jnp.sqrt(jnp.maximum(patterson_intensities(measured.patterson), 0))
-    frequencies = measured_frequencies(problem.grid_size, problem.resolution)
-    num_voxels = touched_voxels(problem.num_atoms, problem.atom_radius)
-    density = retrieve_density(key, amplitudes, frequencies, num_voxels, PhaseRetrievalSettings()).density
-    atoms = centred_atoms(density, problem.num_atoms, problem)
-    return Proposal(compact(atoms, problem.grid_size)[None])
+    known = frequencies_within(problem.grid_size, measured.reflections.longest)
+    num_voxels = touched_voxels(measured.num_atoms, problem.atom_radius)
+    density = retrieve_density(key, amplitudes, known, num_voxels, PhaseRetrievalSettings()).density
+    atoms = compact(centred_atoms(density, problem.num_atoms, problem), problem.grid_size, measured.num_atoms)
+    return Proposal(atoms[None], stages_from_map(measured, problem))
 
 
 PHASE_RETRIEVAL = Method('phase_retrieval', stream=2, starts=1, propose=propose)

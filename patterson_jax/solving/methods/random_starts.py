@@ -5,8 +5,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from patterson_jax.simulation.problem import Problem
-from patterson_jax.solving.least_squares import Stage, random_positions, refine, stages_from_random
-from patterson_jax.solving.methods.method import Measured, Method, Proposal
+from patterson_jax.solving.least_squares import Stages, random_positions, refine, stages_from_random
+from patterson_jax.solving.methods.method import Method, Proposal
+from patterson_jax.solving.reflections import Measured
 from patterson_jax.solving.separation import SeparationSettings
 
 STARTS = 16
@@ -15,23 +16,23 @@ COARSE_STAGES = 2
 
 
 def propose(
-    key: Array, number: Array, measured: Measured, problem: Problem, separation: SeparationSettings
+    key: Array,
+    number: Array,
+    measured: Measured,
+    predicted: Array | None,
+    problem: Problem,
+    separation: SeparationSettings,
 ) -> Proposal:
     """Random positions, refined at low resolution; the best few of them."""
-    stages = stages_from_random(problem)[:COARSE_STAGES]
+    stages = stages_from_random(measured, problem)
+    coarse, later = Stages(*(each[:COARSE_STAGES] for each in stages)), Stages(*(each[1:] for each in stages))
 
     def start(key):
-        return refine(random_positions(key, problem), measured.observed, problem, stages)
+        return refine(random_positions(key, problem), measured, coarse)
 
     refined = jax.vmap(start)(jax.random.split(key, STARTS))
     misfits = jnp.where(jnp.isfinite(refined.misfit), refined.misfit, jnp.inf)
-    return Proposal(refined.positions[jax.lax.top_k(-misfits, KEPT)[1]])
+    return Proposal(refined.positions[jax.lax.top_k(-misfits, KEPT)[1]], later)
 
 
-def stages(repairs: bool, problem: Problem) -> list[Stage]:
-    """The stages that come after those of `propose`; where there are no others, the last."""
-    every = stages_from_random(problem)
-    return every[1:] or every
-
-
-LEAST_SQUARES = Method('least_squares', stream=1, starts=STARTS, propose=propose, stages=stages)
+LEAST_SQUARES = Method('least_squares', stream=1, starts=STARTS, propose=propose)
