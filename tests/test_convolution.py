@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from patterson_jax.networks.convolution import convolve, fastest_method, plan
+from patterson_jax.networks.convolution import convolve, fastest_method
+from patterson_jax.networks.spectra import plan
 
 SHAPES = [  # kernel, channels in, channels out, grid, batch
     (1, 3, 5, (4, 4, 4), 3),
