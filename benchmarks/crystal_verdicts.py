@@ -32,6 +32,7 @@ from patterson_jax.simulation.invented_crystals import (
 from patterson_jax.solving.crystal_maps import nearest_images
 from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases, judge_atoms
 from patterson_jax.solving.crystal_verdict import Evidence, expected_r_factor
+from patterson_jax.writing import markdown_table
 
 STREAMS = {'calibration': 0, 'evaluation': 100_000}
 HEAVY = ((), (), (), ('S',), ('Cl',), ('Br',), ('Cu',), ('P', 'F'))
@@ -278,13 +279,12 @@ def main() -> None:
             cases.append(case)
             print(json.dumps(case, default=str), file=sys.stderr, flush=True)
     counts = collections.Counter((case['kind'], case['verdict'], case['right']) for case in cases)
-    print(
-        '| phases | ' + ' | '.join(f'{verdict}, {truth}' for verdict in VERDICTS for truth in ('right', 'wrong')) + ' |'
-    )
-    print('|---' * 7 + '|')
-    for kind in dict.fromkeys(CASES):
-        row = [counts[kind, verdict, right] for verdict in VERDICTS for right in (True, False)]
-        print(f'| {kind} | ' + ' | '.join(map(str, row)) + ' |')
+    head = [f'{verdict}, {truth}' for verdict in VERDICTS for truth in ('right', 'wrong')]
+    rows = [
+        [kind, *(counts[kind, verdict, right] for verdict in VERDICTS for right in (True, False))]
+        for kind in dict.fromkeys(CASES)
+    ]
+    print(markdown_table(['phases', *head], rows))
     if options.output:
         options.output.write_text(json.dumps(cases, default=str, indent=1), encoding='utf-8')
 

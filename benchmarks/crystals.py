@@ -43,7 +43,7 @@ from patterson_jax.errors import InputError, exit_on_errors
 from patterson_jax.files.crystals import read_crystal
 from patterson_jax.solving.crystal_solver import MAX_STARTS, solve_crystal
 from patterson_jax.solving.spacegroup import enantiomorph, fine_shape
-from patterson_jax.writing import write_json
+from patterson_jax.writing import markdown_table, write_json
 
 RIGHT_MAP, RIGHT_SITES, MOST_EXTRA = 0.8, 0.9, 0.1
 FIRST_ENDINGS = ('.hkl', '.cif', '.fcf')  # of published files that are tried before others
@@ -53,6 +53,22 @@ FULL = 0.5  # occupancy from which a known atom must be found
 TELLING = 2  # difference in atomic number above which elements must be told apart
 PEER_PATIENCE = 10  # wall seconds for each second of processor time
 KNOWN_U = 0.04  # Å², of atoms of which it is not known
+COLUMNS = (
+    'crystal',
+    'known group',
+    'd, Å',
+    'group',
+    'map',
+    'sites',
+    'extra',
+    'elements',
+    'Z > 2',
+    'R1',
+    'verdict',
+    'starts',
+    's',
+)
+PEER_COLUMNS = ('cctbx: map', 'accepted', 's')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,34 +332,9 @@ def peer_map(known: Known, hkl: np.ndarray, phases: np.ndarray) -> float | None:
 
 def table(results: list[dict]) -> str:
     """The results as Markdown."""
-    heads = [
-        'crystal',
-        'known group',
-        'd, Å',
-        'group',
-        'map',
-        'sites',
-        'extra',
-        'elements',
-        'Z > 2',
-        'R1',
-        'verdict',
-        'starts',
-        's',
-    ]
     with_peer = any('peer' in each for each in results)
-    heads += ['cctbx: map', 'accepted', 's'] if with_peer else []
-    lines = [f'| {" | ".join(heads)} |', '|---' * len(heads) + '|']
-    for each in results:
-        group = f'{each["group"]}{"" if each["group_right"] else " ✗"}'
-        shares = [each.get(key) for key in ('sites', 'extra', 'elements', 'telling_elements')]
-        figures = [_figure(each.get('map'), '.2f'), *(_figure(share, '.0%') for share in shares)]
-        wrong = ' (wrong)' if each['verdict'] == 'solved' and not each.get('right', each['group_right']) else ''
-        lines.append(
-            f'| {each["name"]} | {each["known_group"]} | {each["resolution"]:.2f} | {group} | {" | ".join(figures)} '
-            f'| {_figure(each["r_factor"], ".3f")} | {each["verdict"]}{wrong} | {each["starts"]} '
-            f'| {each["seconds"]:.1f} |{_peer_cells(each["peer"]) if with_peer else ""}'
-        )
+    head = COLUMNS + PEER_COLUMNS if with_peer else COLUMNS
+    lines = [markdown_table(head, [_row(each) + (_peer_cells(each['peer']) if with_peer else ()) for each in results])]
     scored = [each for each in results if 'right' in each]
     solved = [each for each in results if each['verdict'] == 'solved']
     wrong = [each['name'] for each in solved if not each.get('right', each['group_right'])]
@@ -363,11 +354,30 @@ def table(results: list[dict]) -> str:
     return '\n'.join(lines)
 
 
+def _row(result):
+    """What the table shows of a crystal, apart from cctbx's part."""
+    group = f'{result["group"]}{"" if result["group_right"] else " ✗"}'
+    shares = [result.get(key) for key in ('sites', 'extra', 'elements', 'telling_elements')]
+    wrong = ' (wrong)' if result['verdict'] == 'solved' and not result.get('right', result['group_right']) else ''
+    return (
+        result['name'],
+        result['known_group'],
+        f'{result["resolution"]:.2f}',
+        group,
+        _figure(result.get('map'), '.2f'),
+        *(_figure(share, '.0%') for share in shares),
+        _figure(result['r_factor'], '.3f'),
+        f'{result["verdict"]}{wrong}',
+        result['starts'],
+        f'{result["seconds"]:.1f}',
+    )
+
+
 def _peer_cells(peer):
     accepted = 'yes' if peer['accepted'] else 'no'
     if accepted == 'yes' and peer['map'] is not None and peer['map'] <= RIGHT_MAP:
         accepted = 'yes (wrong)'
-    return f' {_figure(peer["map"], ".2f")} | {accepted} | {_figure(peer["seconds"], ".1f")} |'
+    return _figure(peer['map'], '.2f'), accepted, _figure(peer['seconds'], '.1f')
 
 
 def _figure(value, form):

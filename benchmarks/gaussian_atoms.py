@@ -96,9 +96,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--cases', type=int, default=20)
     parser.add_argument('--json', type=Path, default=Path('benchmarks/gaussian-atoms-cpu.json'))
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     rows = []
-    for seed in range(chosen.cases):
+    for seed in range(options.cases):
         began = time.perf_counter()
         solution, error = solve(seed)
         rows.append(
@@ -114,7 +114,7 @@ def main() -> None:
         print(rows[-1], flush=True)
     right = sum(row['right'] for row in rows)
     print(f'{right} of {len(rows)} right: every atom within {RIGHT:g} Å')
-    write_json(chosen.json, {'right': right, 'cases': rows})
+    write_json(options.json, {'right': right, 'cases': rows})
 
 
 if __name__ == '__main__':

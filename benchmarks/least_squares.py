@@ -1,8 +1,8 @@
 """How fast our least squares is, and how often it ends at the truth, against Optimistix's Levenberg and Marquardt.
 
     pip install -e '.[bench]'
-    python benchmarks/least_squares.py                    # minutes on two CPU cores
-    python benchmarks/least_squares.py --cases=8 --starts=256 --repeats=9
+    python -m benchmarks.least_squares                    # minutes on two CPU cores
+    python -m benchmarks.least_squares --cases=8 --starts=256 --repeats=9
 
 All refine the same random starts against the same amplitudes of the paper's problem: the stages of
 `stages_from_random`, isolated spheres, the same weights, and as many steps tried in each stage at most, all starts at
@@ -20,8 +20,6 @@ import argparse
 import functools
 import importlib.metadata
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -32,6 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from benchmarks.machine import available_cores, processor, slug
+from benchmarks.tables import aligned_table
 from patterson_jax.errors import InputError, exit_on_errors, require
 from patterson_jax.simulation.examples import make_batch, stream_key
 from patterson_jax.simulation.problem import Problem
@@ -47,7 +47,6 @@ from patterson_jax.solving.least_squares import (
     stages_from_random,
 )
 from patterson_jax.solving.reflections import Measured, reflections
-from patterson_jax.writing import markdown_table
 
 LIBRARIES = ('jax', 'jaxlib', 'optimistix', 'lineax', 'numpy')
 TOLERANCE = 1e-5  # of Optimistix, relative and absolute; ours has none
@@ -164,15 +163,6 @@ def measure(problem: Problem, num_cases: int, num_starts: int, repeats: int) -> 
     return list(rows.values())
 
 
-def as_markdown(rows: list[dict]) -> str:
-    """The table, aligned for readers of the plain text."""
-
-    def cell(value):
-        return f'{value:.3g}' if isinstance(value, float) else '–' if value is None else value
-
-    return markdown_table(TITLES.values(), [[cell(row[name]) for name in TITLES] for row in rows], aligned=True)
-
-
 def positive(word: str) -> int:
     """A whole number from 1."""
     number = int(word)
@@ -184,29 +174,32 @@ def positive(word: str) -> int:
 def main() -> None:
     """Measures, prints the table and writes it."""
     device = jax.devices()[0].device_kind
-    slug = '-'.join(''.join(each if each.isalnum() else ' ' for each in device.lower()).split())
-    default = Path(__file__).with_name(f'least_squares-{slug}.json')
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = Path(__file__).with_name(f'least_squares-{slug(device)}.json')
+    parser = argparse.ArgumentParser(
+        prog='python -m benchmarks.least_squares',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('--cases', type=positive, default=4, help='cases of the evaluation stream')
     parser.add_argument('--starts', type=positive, default=64, help='random starts for each case')
     parser.add_argument('--repeats', type=positive, default=3, help='timings of each method and case')
     parser.add_argument('--json', type=Path, default=default, help='file to write')
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     with exit_on_errors():
-        require(chosen.json.parent.is_dir(), '--json', str(chosen.json), 'a file in a directory that exists')
+        require(options.json.parent.is_dir(), '--json', str(options.json), 'a file in a directory that exists')
         try:
             versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
         except importlib.metadata.PackageNotFoundError as error:
             raise InputError(f"{error.name} is not installed: pip install -e '.[bench]'") from error
         problem = Problem()
-        rows = measure(problem, chosen.cases, chosen.starts, chosen.repeats)
-        about = {'device': device, 'processor': platform.processor() or platform.machine(), 'cores': os.cpu_count()}
-        settings = {'cases': chosen.cases, 'starts': chosen.starts, 'repeats': chosen.repeats}
+        rows = measure(problem, options.cases, options.starts, options.repeats)
+        about = {'device': device, 'processor': processor(), 'cores': available_cores()}
+        settings = {'cases': options.cases, 'starts': options.starts, 'repeats': options.repeats}
         settings |= {'reflections': stages(problem).counts.tolist(), 'steps': ITERATIONS}
         report = about | {'versions': versions, 'settings': settings, 'rows': rows}
-        chosen.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + '\n')
-        print(as_markdown(rows))
-        print(f'\nWritten to {chosen.json}')
+        options.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + '\n')
+        print(aligned_table(TITLES, rows))
+        print(f'\nWritten to {options.json}')
 
 
 if __name__ == '__main__':

@@ -13,6 +13,7 @@ runs, is what `ONE_WRONG_ATOM` stands for; with fewer reflections it is lower.
 import argparse
 import dataclasses
 import math
+import sys
 from typing import NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ from patterson_jax.solving.methods.registry import classical_names
 from patterson_jax.solving.separation import SeparationSettings
 from patterson_jax.solving.solver import Search, solve_maps
 from patterson_jax.solving.verdict import VERDICTS, expected_r_factors, highest_solved
+from patterson_jax.writing import markdown_table
 
 CELLS = (  # atoms, resolution, noise
     (10, None, 0.0),
@@ -37,6 +39,18 @@ CELLS = (  # atoms, resolution, noise
     (20, None, 0.3),
     (20, 8, 0.1),
     (20, 5, 0.0),
+)
+
+COLUMNS = (
+    'atoms',
+    'data',
+    'noise',
+    'expected R1',
+    'solved below',
+    'R1, right sets',
+    'R1, wrong sets',
+    'verdicts',
+    'added',
 )
 
 _match = jax.jit(match_atoms)
@@ -85,8 +99,8 @@ def judge_cases(
     return Judged(verdicts, right, wrong)
 
 
-def measure_cell(options: argparse.Namespace, atoms: int, resolution: float | None, noise: float) -> str:
-    """One cell as a line of the table."""
+def measure_cell(options: argparse.Namespace, atoms: int, resolution: float | None, noise: float) -> tuple:
+    """The row of one cell in the table."""
     problem, experiment = cell_experiment(atoms, resolution, noise)
     solving = dataclasses.replace(experiment.solve, method=options.method, max_attempts=options.attempts)
     keys, examples = cases_of(options.stream, options.cases, experiment.seed, problem)
@@ -96,10 +110,9 @@ def measure_cell(options: argparse.Namespace, atoms: int, resolution: float | No
     words = ', '.join(
         f'{verdict} {verdicts[verdict, True]} right {verdicts[verdict, False]} wrong' for verdict in VERDICTS
     )
-    return (
-        f'| {atoms} | {resolution or "all"} | {noise:.0%} | {expected:.3f} | {highest_solved(problem):.3f} '
-        f'| {_range(right)} | {_range(wrong)} | {words} | {min(added, default=math.nan):.2f} |'
-    )
+    limits = f'{expected:.3f}', f'{highest_solved(problem):.3f}'
+    lowest_added = f'{min(added, default=math.nan):.2f}'
+    return atoms, resolution or 'all', f'{noise:.0%}', *limits, _range(right), _range(wrong), words, lowest_added
 
 
 def _range(values):
@@ -114,10 +127,11 @@ def main() -> None:
     parser.add_argument('--attempts', type=int, default=4, help='at a case, at most')
     parser.add_argument('--method', choices=classical_names(), default='least_squares')
     options = parser.parse_args()
-    print('| atoms | data | noise | expected R1 | solved below | R1, right sets | R1, wrong sets | verdicts | added |')
-    print('|---' * 9 + '|')
+    rows = []
     for cell in CELLS:
-        print(measure_cell(options, *cell), flush=True)
+        rows.append(measure_cell(options, *cell))
+        print(*rows[-1], sep=' | ', file=sys.stderr, flush=True)
+    print(markdown_table(COLUMNS, rows))
 
 
 if __name__ == '__main__':

@@ -14,8 +14,11 @@ import pytest
 from ml_collections import ConfigDict
 from tiny import SETTINGS, assert_same_run, saved_steps, tiny_config
 
-from benchmarks import device, device_cells, speed
+from benchmarks.device import cells, collecting, options, packing, processes, speed_task, training_task
+from benchmarks.speed.experiments import sections
+from benchmarks.speed.networks import gradient_of_first_step
 from configs import unrolled
+from patterson_jax.config import validate
 from patterson_jax.errors import InputError
 from patterson_jax.experiment import run as run_experiment
 from patterson_jax.learning.checkpoints import Checkpoints
@@ -57,7 +60,7 @@ def test_all_tasks_come_to_their_end(report):
     assert truth['verdicts']['solved, wrong'] == 0 and sum(truth['verdicts'].values()) == truth['cases'] == 4
     (row,) = report['speed']
     assert (row['network'], row['batch'], row['right']) == ('unrolled', 8, True)
-    assert row['gradient_error'] < device.RIGHT['float32']  # nothing is rounded on CPU
+    assert row['gradient_error'] < speed_task.RIGHT['float32']  # nothing is rounded on CPU
     assert row['step_examples_per_second'] > 0 and row['forward_examples_per_second'] > 0
     (solved,) = report['solving']
     assert solved['same'] and solved['cases_per_second'] > 0 and 0 <= solved['right'] <= 4
@@ -74,7 +77,7 @@ def test_the_training_is_by_the_fastest_setting_and_little_comes_back(report, ou
 
 
 def test_a_training_goes_on_from_what_came_back(output, tmp_path):
-    assert device_cells.unpack(output / 'latest.tar', tmp_path / 'run') == 12
+    assert packing.unpack(output / 'latest.tar', tmp_path / 'run') == 12
     config = ConfigDict(read_record(tmp_path / 'run')['config'])
     config.train.update(init_from=str(tmp_path / 'run'), num_steps=4, max_minutes=0.0)
     config.evaluate.num_cases = 0
@@ -85,13 +88,13 @@ def test_a_training_goes_on_from_what_came_back(output, tmp_path):
 
 def test_better_weights_alone_are_published_and_the_page_has_the_tables(output, tmp_path, capsys):
     page, target = tmp_path / 'speed.md', tmp_path / 'published'
-    shutil.copyfile(device.PAGE, page)
+    shutil.copyfile(collecting.PAGE, page)
     for again in (False, True):
-        device.collect(output, target, tmp_path, page)
+        collecting.collect(output, target, tmp_path, page)
         assert ('not published: validation loss' in capsys.readouterr().out) == again
         text = page.read_text()
         assert text.count('### truth') == text.count('## cpu') == 1
-        assert text.partition(device.BEGIN)[0] == device.PAGE.read_text().partition(device.BEGIN)[0]
+        assert text.partition(collecting.BEGIN)[0] == collecting.PAGE.read_text().partition(collecting.BEGIN)[0]
     losses = [loss for _, loss, _ in json.loads((tmp_path / 'device-cpu.json').read_text())['training']['validation']]
     assert json.loads((target / 'slices.json').read_text())[-1]['validation_loss'] == min(losses)
     assert 'UnrolledNet' in (target / 'README.md').read_text()
@@ -122,9 +125,9 @@ def trained(config, tmp_path_factory):
 def test_a_packed_checkpoint_goes_on_bit_for_bit(config, trained, tmp_path):
     shutil.copytree(trained, tmp_path / 'whole')
     assert saved_steps(tmp_path / 'whole') == [8, 16, 20]
-    device_cells.pack(tmp_path / 'whole', 16, tmp_path / 'checkpoint.tar')
-    assert device_cells.packed_step(tmp_path / 'checkpoint.tar') == 16
-    assert device_cells.unpack(tmp_path / 'checkpoint.tar', tmp_path / 'copy') == 16
+    packing.pack(tmp_path / 'whole', 16, tmp_path / 'checkpoint.tar')
+    assert packing.packed_step(tmp_path / 'checkpoint.tar') == 16
+    assert packing.unpack(tmp_path / 'checkpoint.tar', tmp_path / 'copy') == 16
     run_experiment('train', config, tmp_path / 'copy')
     for each in ('whole', 'copy'):  # the copy lacks the checkpoint of step 8
         shutil.rmtree(tmp_path / each / 'checkpoints' / '8', ignore_errors=True)
@@ -138,8 +141,8 @@ def test_the_latest_checkpoint_is_packed_and_the_best_where_it_is_another(traine
         for row in rows:
             row |= {'validation_loss': 0.1 if row['step'] == best else 1.0} if 'validation_loss' in row else {}
         (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-        device_cells.pack_checkpoints(tmp_path, tmp_path)
-        assert {path.name: device_cells.packed_step(path) for path in tmp_path.glob('*.tar')} == files
+        packing.pack_checkpoints(tmp_path, tmp_path)
+        assert {path.name: packing.packed_step(path) for path in tmp_path.glob('*.tar')} == files
 
 
 def python(program):
@@ -150,7 +153,7 @@ def test_a_process_is_cut_at_its_limit_and_what_it_told_is_kept():
     told = []
     began = time.monotonic()
     program = 'import time\nprint(\'{"first": 1}\', flush=True)\ntime.sleep(60)'
-    outcome = device.run_process(python(program), 1.0, told=told.append)
+    outcome = processes.run_process(python(program), 1.0, told=told.append)
     assert outcome.results == told == [{'first': 1}]
     assert outcome.fault == 'cut after 1 s' and not outcome.out_of_memory
     assert time.monotonic() - began < 10
@@ -162,12 +165,12 @@ def test_a_process_may_save_before_it_is_ended():
         'signal.signal(signal.SIGTERM, lambda *_: (print(\'{"saved": 1}\', flush=True), sys.exit(75)))\n'
         'time.sleep(60)'
     )
-    outcome = device.run_process(python(program), 4.0, grace=2.0)
+    outcome = processes.run_process(python(program), 4.0, grace=2.0)
     assert outcome.results == [{'saved': 1}]
 
 
 def test_the_last_line_of_what_went_wrong_is_the_fault():
-    outcome = device.run_process(python('print("{", flush=True)\nraise KeyError("here")'), 30.0)
+    outcome = processes.run_process(python('print("{", flush=True)\nraise KeyError("here")'), 30.0)
     assert outcome == ([], "exit status 1: KeyError: 'here'", False)
 
 
@@ -178,13 +181,13 @@ def test_what_does_not_fit_in_memory_is_tried_with_half_as_many():
 
     def run(number):
         tried.append(number)
-        return device.run_process(python(program.format(2**12 * (number > 2) or 0)), 60.0)
+        return processes.run_process(python(program.format(2**12 * (number > 2) or 0)), 60.0)
 
-    number, outcome = device.with_less_and_less(run, 8, said.append)
+    number, outcome = processes.with_less_and_less(run, 8, said.append)
     assert (number, tried, outcome.fault, outcome.results) == (2, [8, 4, 2], '', [0])
     assert said == ['8 do not fit in memory; 4 are tried', '4 do not fit in memory; 2 are tried']
     said.clear()
-    device.with_less_and_less(lambda number: device.Outcome([], 'out of memory', True), 1, said.append)
+    processes.with_less_and_less(lambda number: processes.Outcome([], 'out of memory', True), 1, said.append)
     assert said == ['not even one fits in memory']
 
 
@@ -193,16 +196,16 @@ ROW = {'setting': 'direct bfloat16', 'batch': 32, 'step_seconds_per_example': 0.
 
 def test_a_training_is_planned_for_its_seconds():
     config = unrolled.get_config('slice')
-    changes = device.changes_for(config, ROW, 260.0, 'gpu')
+    changes = training_task.changes_for(config, ROW, 260.0, 'gpu')
     assert (changes['model.convolution'], changes['model.precision']) == ('auto', 'bfloat16')
     assert changes['train.num_steps'] == round(0.85 * 200 / 0.032)
     assert changes['checkpoint.every_steps'] == changes['train.validate_every'] == round(60 / 0.032)
     assert changes['train.init_from'] == 'pretrained/unrolled'
     config.update_from_flattened_dict(changes)
-    device.validate(config)
+    validate(config)
     spectral = ROW | {'setting': 'spectral TF32'}
-    assert device.changes_for(config, spectral, 260.0, 'gpu')['model.convolution'] == 'spectral'
-    assert device.changes_for(config, None, 260.0, 'gpu') == {'train.init_from': 'pretrained/unrolled'}
+    assert training_task.changes_for(config, spectral, 260.0, 'gpu')['model.convolution'] == 'spectral'
+    assert training_task.changes_for(config, None, 260.0, 'gpu') == {'train.init_from': 'pretrained/unrolled'}
 
 
 def test_only_a_setting_with_the_right_gradient_is_trained_by():
@@ -210,22 +213,22 @@ def test_only_a_setting_with_the_right_gradient_is_trained_by():
         {'network': 'unrolled', 'setting': name, 'right': right, 'step_seconds_per_example': seconds}
         for name, right, seconds in (('a', True, 3.0), ('b', False, 1.0), ('c', True, 2.0), ('d', None, 0.5))
     ]
-    assert device.fastest_right(rows, 'unrolled')['setting'] == 'c'
-    assert device.fastest_right(rows, 'paper') is None
+    assert speed_task.fastest_right(rows, 'unrolled')['setting'] == 'c'
+    assert speed_task.fastest_right(rows, 'paper') is None
 
 
 def test_weights_begin_where_such_a_network_is_published():
     config = unrolled.get_config()
-    assert device.begin_weights(config) == 'pretrained/unrolled'
+    assert training_task.begin_weights(config) == 'pretrained/unrolled'
     config.model.features = 8
-    assert device.begin_weights(config) == ''
+    assert training_task.begin_weights(config) == ''
 
 
 def test_a_config_is_measured_with_the_sizes_that_it_has():
     config = tiny_config().to_dict()
-    problem, network, settings = speed.sections({'config': config, 'batch': 2})
+    problem, network, settings = sections({'config': config, 'batch': 2})
     assert (problem.grid_size, network.features, settings.batch_size) == (12, 4, 2)
-    _, network, _ = speed.sections({'config': config, 'batch': 2, 'convolution': 'direct', 'precision': 'tf32'})
+    _, network, _ = sections({'config': config, 'batch': 2, 'convolution': 'direct', 'precision': 'tf32'})
     assert (network.convolution, network.precision) == ('direct', 'tf32')
 
 
@@ -233,13 +236,13 @@ def test_the_first_moment_is_the_gradient():
     gradients = {'params': {'a': jnp.arange(3.0), 'b': jnp.ones((2, 2))}}
     state = state_with(gradients, SETTINGS)
     _, optimizer = make_optimizer(SETTINGS).update(gradients, state.optimizer)
-    found = speed.gradient_of_first_step(state.replace(optimizer=optimizer))
+    found = gradient_of_first_step(state.replace(optimizer=optimizer))
     np.testing.assert_allclose(found, 0.1 * np.array([0, 1, 2, 1, 1, 1, 1]), rtol=1e-6)
 
 
 def test_gradients_that_are_no_numbers_are_never_right():
-    assert device_cells.relative_error([1.0, np.nan], [1.0, 1.0]) == np.inf
-    assert device_cells.finite(np.inf) is None and device_cells.finite(2.0) == 2.0
+    assert cells.relative_error([1.0, np.nan], [1.0, 1.0]) == np.inf
+    assert cells.finite(np.inf) is None and cells.finite(2.0) == 2.0
 
 
 def test_a_tar_file_has_no_path_of_this_machine(output):
@@ -264,10 +267,10 @@ def test_a_tar_file_has_no_path_of_this_machine(output):
 def test_mistakes_are_named(flags, message, tmp_path):
     flags = [f'--output={tmp_path / "output"}', *flags] if flags else []
     with pytest.raises(InputError, match=f'^{message.replace(".", "[.]")}'):
-        device.configs_of(device.options_of(device.parse_arguments(flags)))
+        options.configs_of(options.options_of(options.parse_arguments(flags)))
 
 
 def test_what_is_no_report_is_not_collected(tmp_path):
     (tmp_path / 'device.json').write_text('{"machine": 1}')
     with pytest.raises(InputError, match=r'device\.json: not what this program writes'):
-        device.collect(tmp_path, None, tmp_path, device.PAGE)
+        collecting.collect(tmp_path, None, tmp_path, collecting.PAGE)

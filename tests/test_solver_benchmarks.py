@@ -58,8 +58,8 @@ def test_the_table_and_the_figure_have_every_cell(output, tmp_path):
 
 def test_verdicts_are_counted_against_the_truth():
     settings = argparse.Namespace(stream='calibration', cases=2, attempts=1, method='least_squares')
-    words = [word.strip() for word in verdicts.measure_cell(settings, *CELL).strip('|').split('|')]
-    assert words[:4] == ['2', '8.0', '0%', '0.000']
+    words = verdicts.measure_cell(settings, *CELL)
+    assert words[:4] == (2, 8.0, '0%', '0.000') and len(words) == len(verdicts.COLUMNS)
     assert words[7] == 'solved 2 right 0 wrong, uncertain 0 right 0 wrong, not solved 0 right 0 wrong'
 
 

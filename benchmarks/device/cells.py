@@ -1,22 +1,17 @@
-"""What each process that `benchmarks/device.py` starts does; its results are lines of JSON on the standard output.
+"""What each process that the command starts does; its results are lines of JSON on the standard output.
 
-    python -m benchmarks.device_cells '{"kind": "probe", "config": …}'
+    python -m benchmarks.device.cells '{"kind": "probe", "config": …}'
 
-A cell is a function of what it is told and of `tell`, which it calls with each result as soon as there is one, so that
-what was measured is there when the process is ended.
+A cell is a function of what it is given and of `tell`. It calls `tell` with each result as soon as there is one, so
+that what was measured is there when the process is ended.
 """
 
 import contextlib
 import dataclasses
 import functools
-import io
 import json
 import math
-import shutil
 import sys
-import tarfile
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,34 +23,37 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
-from benchmarks import speed, verdicts
+from benchmarks import verdicts
+from benchmarks.device.packing import packing
+from benchmarks.machine import describe_machine
+from benchmarks.speed.experiments import machine_cell
+from benchmarks.speed.in_pytorch import torch_cell
+from benchmarks.speed.networks import gradient_cell, network_cell
+from benchmarks.timing import measure
 from patterson_jax import precision
-from patterson_jax.compiler import avoid_wrong_fusion, compiled, known_programs
+from patterson_jax.compiler import compiled, known_programs
 from patterson_jax.config import validate
 from patterson_jax.errors import exit_on_errors
 from patterson_jax.evaluation import match_atoms
-from patterson_jax.learning.checkpoints import CHECKSUMS, copy_checkpoint
-from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.learning.stopping import unfinished_on_sigterm
 from patterson_jax.networks.convolution import convolve
 from patterson_jax.networks.layers import max_pool
-from patterson_jax.publishing import LOG
-from patterson_jax.runs import RECORD, train_experiment
+from patterson_jax.runs import train_experiment
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.patterson import patterson_map
 from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving import reflections as data
 from patterson_jax.solving.attempt import compiled_attempt
 from patterson_jax.solving.interpretation import interpret_map
 from patterson_jax.solving.least_squares import voxel_amplitudes
 from patterson_jax.solving.methods.registry import METHODS
-from patterson_jax.solving.reflections import measure, r_factor, reflections
+from patterson_jax.solving.reflections import r_factor, reflections
 
 Tell = Callable[[dict], None]
 
 ROUNDING = 1e-4  # relative, of what is computed in float32 by thousands of operations
-LATEST, BEST = 'latest.tar', 'best.tar'
-PACKING_EVERY = 1.0  # seconds between two looks for a new checkpoint
 AT_RANDOM = 7  # a seed of numbers that mean nothing
+TIMED = {'network': network_cell, 'gradient': gradient_cell, 'torch': torch_cell}
 
 
 # ---- Is what the device computes right? ----
@@ -139,9 +137,9 @@ def truth(cell: dict, tell: Tell) -> None:
     held = reflections(problem)
 
     def at_truth(example):
-        data = measure(example.patterson, held, problem.num_atoms, problem.atom_volume)
+        known = data.measure(example.patterson, held, problem.num_atoms, problem.atom_volume)
         calculated, _ = voxel_amplitudes(example.positions, held, problem.num_atoms, problem.atom_radius)
-        return r_factor(data.observed, calculated, where=jnp.arange(len(calculated)) < held.number)
+        return r_factor(known.observed, calculated, where=jnp.arange(len(calculated)) < held.number)
 
     r_factors = jax.jit(lambda examples: jax.lax.map(at_truth, examples))(examples)
     tell({'r_factor': float(np.mean(r_factors)), 'highest_r_factor': float(np.max(r_factors))})
@@ -158,12 +156,13 @@ def truth(cell: dict, tell: Tell) -> None:
 
 def machine(cell: dict, tell: Tell) -> None:
     """The device and the versions."""
-    tell(speed.describe_machine(speed.machine_cell({})))
+    found = machine_cell({})
+    tell(describe_machine(found['device'], found['backend']))
 
 
 def timed(cell: dict, tell: Tell) -> None:
     """Training step and forward pass, ours or PyTorch's, or the gradient to compare ours with."""
-    tell(speed.CELLS[cell['measures']](cell))
+    tell(TIMED[cell['measures']](cell))
 
 
 def solving(cell: dict, tell: Tell) -> None:
@@ -183,7 +182,7 @@ def solving(cell: dict, tell: Tell) -> None:
             return attempt(keys, np.int32(0), maps).finished[0].positions
 
     first = jax.device_get(run())
-    timing = speed.measure(run, jax.block_until_ready, cell['repeats'], cell['seconds'])
+    timing = measure(run, jax.block_until_ready, cell['repeats'], cell['seconds'])
     second = jax.device_get(run())
     within = jax.device_get(jax.jit(jax.vmap(match_atoms))(first, examples.positions).within)
     tell(
@@ -209,80 +208,6 @@ def training(cell: dict, tell: Tell) -> None:
         train_experiment(evaluated_later, config, workdir, cell['changes'])
 
 
-@contextlib.contextmanager
-def packing(workdir: Path, output: Path) -> Iterator[None]:
-    """Packs, beside what is done within, each checkpoint that appears, and the last one at the end."""
-    ended = threading.Event()
-
-    def pack_until_ended():
-        while not ended.wait(PACKING_EVERY):
-            pack_checkpoints(workdir, output)
-
-    thread = threading.Thread(target=pack_until_ended, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        pack_checkpoints(workdir, output)
-
-
-def pack_checkpoints(workdir: Path, output: Path) -> None:
-    """Makes `latest.tar` hold a run's latest checkpoint and, where that is another one, `best.tar` its best."""
-    steps = [int(each.name) for each in (workdir / 'checkpoints').glob('*') if each.name.isdecimal()]
-    if not steps:
-        return
-    losses = {row['step']: row.get('validation_loss', math.inf) for row in read_metrics(workdir / LOG)}
-    best = min(sorted(steps, reverse=True), key=lambda step: losses.get(step, math.inf))
-    wanted = {LATEST: max(steps)} | ({BEST: best} if best != max(steps) else {})
-    for name, step in wanted.items():
-        if packed_step(output / name) != step:
-            with contextlib.suppress(FileNotFoundError, shutil.Error):  # replaced by the next one in the meantime
-                pack(workdir, step, output / name)
-    if BEST not in wanted:
-        (output / BEST).unlink(missing_ok=True)
-
-
-def pack(workdir: Path, step: int, target: Path) -> None:
-    """One checkpoint of a run, with its record and log, as a tar file from which training goes on once unpacked."""
-    with tempfile.TemporaryDirectory() as place:
-        copy = Path(place) / str(step)
-        copy_checkpoint(workdir / 'checkpoints' / str(step), copy, with_optimizer=True)
-        part = target.with_name(f'.{target.name}.part')
-        with tarfile.open(part, 'w') as tar:
-            add_bytes(tar, 'step', str(step).encode())  # the first, so that it is found at once
-            tar.add(workdir / RECORD, RECORD)
-            tar.add(workdir / LOG, LOG)
-            tar.add(copy, f'checkpoints/{step}')
-    part.replace(target)
-
-
-def add_bytes(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    """Adds a file with this content."""
-    entry = tarfile.TarInfo(name)
-    entry.size = len(content)
-    tar.addfile(entry, io.BytesIO(content))
-
-
-def packed_step(path: Path) -> int | None:
-    """The step whose checkpoint a tar file holds, None if there is no such file."""
-    if not path.exists():
-        return None
-    with tarfile.open(path) as tar:
-        return int(tar.extractfile('step').read())
-
-
-def unpack(path: Path, workdir: Path) -> int:
-    """Makes `workdir` a run's directory again, with the checkpoint in a tar file; returns its step."""
-    with tarfile.open(path) as tar:
-        tar.extractall(workdir, filter='data')
-    step = int((workdir / 'step').read_text())
-    (workdir / 'step').unlink()
-    assert (workdir / 'checkpoints' / str(step) / CHECKSUMS).exists()
-    return step
-
-
 CELLS = {
     'machine': machine,
     'probe': probe,
@@ -296,7 +221,6 @@ CELLS = {
 def main() -> None:
     """Runs the cell that the command line names; what else is printed goes to the standard error."""
     cell, results = json.loads(sys.argv[1]), sys.stdout
-    avoid_wrong_fusion()
 
     def tell(result):
         finite_result = {name: finite(value) for name, value in result.items()}

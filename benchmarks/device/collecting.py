@@ -1,0 +1,92 @@
+"""Takes over what came back from a device: tables into docs/speed.md, weights into `pretrained/` if they are better."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from benchmarks import ROOT
+from benchmarks.device.bench import REPORT
+from benchmarks.device.packing import BEST, LATEST, unpack
+from benchmarks.device.tables import tables
+from benchmarks.machine import slug
+from patterson_jax.config import validate
+from patterson_jax.errors import InputError, require
+from patterson_jax.learning.metrics import read_metrics
+from patterson_jax.publishing import LOG, SLICES, publish
+from patterson_jax.runs import evaluate_experiment, read_record
+from patterson_jax.shipped import find_network
+from patterson_jax.writing import write_json, write_whole
+
+PAGE = ROOT / 'docs' / 'speed.md'
+BEGIN, END = '<!-- begin: tables of benchmarks.device -->', '<!-- end -->'
+
+
+def collect(directory: Path, target: Path | None, results: Path, page: Path) -> None:
+    """Takes over what came back from a device: tables into the page, weights into the published ones if better.
+
+    Args:
+        directory: what came back.
+        target: where to publish weights; None: where the training began, or `pretrained/NETWORK`.
+        results: directory in which a report of each device is kept.
+        page: whose part between two marks is made of these reports.
+
+    Raises:
+        InputError: nothing of this program is there, or the page lacks the marks.
+    """
+    report = read_report(directory)
+    device = slug(report['machine']['device'])
+    write_json(results / f'device-{device}.json', report)
+    write_page(page, results)
+    print(f'{results / f"device-{device}.json"}, {page}')
+    file = next((directory / name for name in (BEST, LATEST) if (directory / name).exists()), None)
+    if file is None:
+        print('no weights came back')
+        return
+    with tempfile.TemporaryDirectory() as place:
+        workdir = Path(place) / 'run'
+        step = unpack(file, workdir)
+        publish_if_better(workdir, step, target)
+
+
+def read_report(directory: Path) -> dict:
+    """What `device.json` in a directory holds. Raises InputError."""
+    try:
+        report = json.loads((directory / REPORT).read_text(encoding='utf-8'))
+        tables(report)
+        return report
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f'{directory / REPORT}: not what this program writes; name another --collect') from error
+
+
+def write_page(page: Path, results: Path) -> None:
+    """Makes the part of the page between its marks anew, from all reports."""
+    before, begin, rest = page.read_text(encoding='utf-8').partition(BEGIN)
+    _, end, after = rest.partition(END)
+    require(begin and end, str(page), 'without marks', f'a page with the lines {BEGIN} and {END}')
+    reports = [json.loads(path.read_text(encoding='utf-8')) for path in sorted(results.glob('device-*.json'))]
+    text = '\n'.join([f'{before}{BEGIN}', '', *map(tables, reports), f'{END}{after}'])
+    write_whole(page, lambda part: part.write_text(text, encoding='utf-8'))
+
+
+def publish_if_better(workdir: Path, step: int, target: Path | None) -> None:
+    """Evaluates and publishes a run's weights, if their validation loss is lower than that of those that are there."""
+    config = ConfigDict(read_record(workdir)['config'])
+    experiment = validate(config)
+    begun_with = find_network(config.train.init_from) if config.train.init_from else None
+    target = target or begun_with or Path('pretrained') / config.model.network
+    rows = [row for row in read_metrics(workdir / LOG) if row['step'] == step and 'validation_loss' in row]
+    if not rows:
+        print(f'not published: step {step} was not validated')
+        return
+    found, before = rows[0]['validation_loss'], np.inf
+    if (target / SLICES).exists():
+        before = json.loads((target / SLICES).read_text(encoding='utf-8'))[-1]['validation_loss']
+    if not found < before:
+        print(f'not published: validation loss {found:.4g}, and {target} has {before:.4g}')
+        return
+    print(f'validation loss {found:.4g}, {target} has {before:.4g}')
+    evaluate_experiment(experiment, config, workdir)
+    publish(experiment, config, workdir, target)

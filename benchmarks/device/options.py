@@ -1,0 +1,181 @@
+"""What the command line asks for, and the configs that follow from it."""
+
+import argparse
+import json
+import runpy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from benchmarks import device
+from patterson_jax.config import validate
+from patterson_jax.errors import InputError, require
+from patterson_jax.shipped import find_config, make_configs_importable
+
+TASKS = ('probe', 'truth', 'speed', 'training', 'solving')
+PRODUCTS = ('default', 'highest')
+SETTINGS = {  # of a network: convolution, precision
+    'direct TF32': ('direct', 'tf32'),
+    'direct bfloat16': ('direct', 'bfloat16'),
+    'spectral TF32': ('spectral', 'tf32'),
+    'direct float32': ('direct', 'float32'),
+}
+TORCH = {  # of the paper's network in PyTorch, which rounds to TF32 what is of float32: layout, precision
+    'PyTorch TF32': ('contiguous_format', 'float32'),
+    'PyTorch TF32 channels last': ('channels_last_3d', 'float32'),
+    'PyTorch bfloat16 channels last': ('channels_last_3d', 'bfloat16'),
+}
+ORDER = (  # in which they are timed, as long as there is time
+    *('direct TF32', 'PyTorch TF32', 'direct bfloat16', 'PyTorch TF32 channels last', 'PyTorch bfloat16 channels last'),
+    *('spectral TF32', 'direct float32'),
+)
+METHODS = ('least_squares', 'phase_retrieval', 'separation')
+CONFIGS = {'paper': 'base', 'unrolled': 'unrolled'}  # of each network
+TINY = {
+    'problem': {'grid_size': 12, 'num_atoms': 2, 'min_separation': 2.4, 'box_edge': 4.0},
+    'separate': {'num_peaks': 4, 'num_swaps': 20, 'num_chains': 1, 'resolution': 4.0},
+    'evaluate': {'num_cases': 4, 'batch_size': 4, 'methods': ''},
+    'solve': {'orientations': 1},
+    'train': {'init_from': '', 'num_validation': 8, 'warmup_steps': 2},
+}
+TINY_MODEL = {
+    'paper': {'features': 4, 'outer_kernel_size': 3, 'inner_kernel_size': 3, 'encoder_depth': 1, 'inner_depth': 1},
+    'unrolled': {'features': 4, 'kernel_size': 3, 'stages': 2, 'input_size': 12, 'output_size': 8},
+}
+
+
+class Options(NamedTuple):
+    """What the command line asks for."""
+
+    minutes: float
+    output: Path
+    tasks: tuple[str, ...]
+    train: str
+    changes: dict[str, Any]
+    batch: int
+    more_batches: tuple[int, ...]
+    products: tuple[str, ...]
+    networks: tuple[str, ...]
+    settings: tuple[str, ...]
+    methods: tuple[str, ...]
+    at_once: tuple[int, ...]
+    tiny: bool
+    allow_cpu: bool
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line; a mistake ends the program with one line and status 2."""
+    parser = argparse.ArgumentParser(prog='python -m benchmarks.device', description=device.__doc__.partition('\n')[0])
+    parser.add_argument('--minutes', type=float, default=9.0, help='of the whole command')
+    parser.add_argument('--output', type=Path, help='directory for what is found: a few files, none of them large')
+    parser.add_argument('--collect', type=Path, help='directory that came back, to be taken into this repository')
+    parser.add_argument('--publish', type=Path, help='with --collect: where, if not where the training began')
+    parser.add_argument('--tasks', type=_some(TASKS), default=TASKS, help='with commas between')
+    parser.add_argument('--train', default='configs/unrolled.py:slice', help='config file of the training')
+    parser.add_argument('--set', action='append', default=[], help='changes a field of it: --set=train.seed=1')
+    parser.add_argument('--batch', type=int, default=64, help='of the networks')
+    parser.add_argument('--more-batches', type=_numbers, default=(), help='to time too, after that')
+    parser.add_argument('--networks', type=_some(tuple(CONFIGS)), help='to time; the one to train comes first')
+    parser.add_argument('--settings', type=_some(ORDER), default=ORDER, help='to time, in this order')
+    parser.add_argument('--products', type=_some(PRODUCTS), default=PRODUCTS, help='precision, in the task truth')
+    parser.add_argument('--methods', type=_some(METHODS), default=METHODS, help='of solving')
+    parser.add_argument('--at-once', type=_numbers, default=(256, 16, 1024), help='cases, in solving')
+    parser.add_argument('--tiny', action='store_true', help='small problem and networks, to see that all of it runs')
+    parser.add_argument('--allow-cpu', action='store_true', help='where there is no GPU')
+    return parser.parse_args(arguments)
+
+
+def _some(known):
+    def some(text):
+        words = tuple(dict.fromkeys(text.split(',')))
+        for word in words:
+            if word not in known:
+                raise argparse.ArgumentTypeError(f'{word!r} is none of {", ".join(known)}')
+        return words
+
+    return some
+
+
+def _numbers(text):
+    if not all(word.isdecimal() and int(word) for word in text.split(',')):
+        raise argparse.ArgumentTypeError(f'{text!r} is no list of whole numbers from 1, with commas between')
+    return tuple(map(int, text.split(',')))
+
+
+def options_of(given: argparse.Namespace) -> Options:
+    """The flags, checked. Raises InputError."""
+    if given.output is None:
+        raise InputError('--output is missing; it names the directory for what is found')
+    require(0 < given.minutes < np.inf, '--minutes', given.minutes, 'a number of minutes, more than 0')
+    require(given.batch >= 1, '--batch', given.batch, '1 or more')
+    changes = {}
+    for change in given.set:
+        name, equals, value = change.partition('=')
+        require(equals and '.' in name, '--set', change, 'a field and its value, as in train.learning_rate=1e-3')
+        changes[name] = _value(value)
+    trained = load_config(given.train).model.network
+    networks = sorted(given.networks or CONFIGS, key=lambda name: name != trained)
+    return Options(
+        given.minutes,
+        given.output,
+        given.tasks,
+        given.train,
+        changes,
+        given.batch,
+        given.more_batches,
+        given.products,
+        tuple(networks),
+        given.settings,
+        given.methods,
+        given.at_once,
+        given.tiny,
+        given.allow_cpu,
+    )
+
+
+def _value(text):
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def load_config(name: str) -> ConfigDict:
+    """The config of `FILE[:variant]`, or of that name. Raises InputError."""
+    file, _, variant = name.partition(':')
+    try:
+        path = find_config(file)
+        make_configs_importable(path)
+        get_config = runpy.run_path(str(path))['get_config']
+        config = get_config(variant) if variant else get_config()
+    except (OSError, KeyError, ValueError, SyntaxError) as error:
+        raise InputError(f'--train is {name!r}: {error}') from error
+    if 'model' not in config:
+        raise InputError(f'--train is {name!r}, a config without a network to train')
+    return config
+
+
+def prepared(config: ConfigDict, options: Options) -> ConfigDict:
+    """A config as this command uses it: tiny, if it is to be, and with the changes that --set asks for."""
+    if options.tiny:
+        for section, values in (TINY | {'model': TINY_MODEL[config.model.network]}).items():
+            config[section].update(values)
+    try:
+        config.update_from_flattened_dict(options.changes)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f'--set: {" ".join(str(error.args[0]).split())}') from error
+    validate(config)
+    return config
+
+
+def configs_of(options: Options) -> dict[str, ConfigDict]:
+    """The config of each network; that of --train in the place of the usual one."""
+    training = load_config(options.train)
+    found = {name: load_config(file) for name, file in CONFIGS.items()}
+    found[training.model.network] = training
+    return {
+        name: prepared(config, options if config is training else options._replace(changes={}))
+        for name, config in found.items()
+    }

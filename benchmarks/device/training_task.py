@@ -1,0 +1,108 @@
+"""The task training: a slice of training that fills the minutes left."""
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from benchmarks import ROOT
+from benchmarks.device.bench import Bench
+from benchmarks.device.options import SETTINGS
+from benchmarks.device.packing import BEST, LATEST
+from benchmarks.device.speed_task import fastest_right
+from patterson_jax.config import differences, validate
+from patterson_jax.learning.checkpoints import has_checkpoint
+from patterson_jax.learning.metrics import read_metrics
+from patterson_jax.publishing import LARGEST_CHECKPOINT, LOG
+from patterson_jax.runs import read_record
+from patterson_jax.weights import weight_fields
+
+SOLVING_SECONDS = 120  # that training leaves for solving, where enough of its own remain
+ENDING = 15  # seconds before the end, at which a training stops by itself and saves
+GRACE = 5  # seconds in which it may save when it is asked to stop
+STARTING = 60  # seconds that training takes before its first step, at most, and beside its steps
+USED = 0.85  # of its seconds that a training is planned to fill, so that its schedule comes to an end
+
+
+def train(bench: Bench, config: ConfigDict, scratch: Path) -> None:
+    """A slice of training that fills the minutes left, or all of them but those for solving."""
+    options, report = bench.options, bench.report
+    least, bench.kept = bench.kept, 0.0
+    seconds = bench.left - ENDING
+    if 'solving' in options.tasks and seconds - SOLVING_SECONDS >= least:
+        seconds -= SOLVING_SECONDS
+    row = fastest_right(report.get('speed', []), config.model.network)
+    changes = changes_for(config, row, seconds, report['machine']['backend']) | options.changes
+    config.update_from_flattened_dict(changes)
+    validate(config)
+    setting = f'{config.model.convolution} {config.model.precision}, batch {config.train.batch_size}'
+    report['training'] = training = {'config': options.train, 'setting': setting, 'changes': changes}
+    training['measured'] = row is not None
+    cell = {'kind': 'training', 'config': config.to_dict(), 'changes': changes, 'minutes': seconds / 60}
+    cell |= {'workdir': str(scratch / 'run'), 'output': str(options.output.resolve())}
+    bench.run(f'training, {setting}, {config.train.num_steps} steps', cell, seconds + ENDING, grace=GRACE)
+    training |= what_training_did(scratch / 'run', options.output)
+    for file in training['files']:
+        size = (options.output / file).stat().st_size
+        if size > LARGEST_CHECKPOINT:
+            bench.say(f'{file} takes {size / 2**20:.3g} MiB, more than {LARGEST_CHECKPOINT / 2**20:.3g}')
+    if training['files'] and not options.tiny:
+        training['to_go_on'] = command_to_go_on(options.train, changes)
+    bench.write()
+
+
+def changes_for(config: ConfigDict, row: dict | None, seconds: float, backend: str) -> dict[str, Any]:
+    """What to change of a training's config: the fastest setting, and as many steps as there is time for."""
+    changes = {'train.init_from': begin_weights(config)}
+    if row is None:
+        return changes
+    convolution, precision = SETTINGS[row['setting']]
+    usual = 'spectral' if backend == 'cpu' else 'direct'  # so that the weights are used by the best method elsewhere
+    second = 1 / (row['step_seconds_per_example'] * row['batch'])  # steps in one
+    steps = max(round(USED * max(seconds - STARTING, seconds / 4) * second), 2)
+    minute = max(min(round(60 * second), steps), 1)
+    return changes | {
+        'model.convolution': 'auto' if convolution == usual else convolution,
+        'model.precision': precision,
+        'train.batch_size': row['batch'],
+        'train.num_steps': steps,
+        'train.warmup_steps': min(config.train.warmup_steps, steps // 10),
+        'train.log_every': max(minute // 10, 1),
+        'train.validate_every': minute,
+        'checkpoint.every_steps': minute,
+    }
+
+
+def begin_weights(config: ConfigDict) -> str:
+    """Where a training begins: what its config says, else the published weights of such a network, if there are any."""
+    place = Path('pretrained') / config.model.network
+    if config.train.init_from or not has_checkpoint(ROOT / place / 'checkpoints'):
+        return config.train.init_from
+    kinds = (weight_fields(each) for each in (read_record(ROOT / place)['config'], config.to_dict()))
+    return '' if differences(*kinds, ('model', 'problem')) else str(place)
+
+
+def what_training_did(workdir: Path, output: Path) -> dict:
+    """Steps, losses and pace as the log has them, and the files that hold checkpoints."""
+    rows = read_metrics(workdir / LOG)
+    files = [name for name in (LATEST, BEST) if (output / name).exists()]
+    validated = [row for row in rows if 'validation_loss' in row]
+    if not rows:
+        return {'files': files, 'steps': 0}
+    found = {
+        'files': files,
+        'steps': rows[-1]['step'],
+        'examples': rows[-1]['examples'],
+        'seconds': rows[-1]['seconds'],
+    }
+    found['examples_per_second'] = max(row['examples_per_second'] for row in rows)
+    found['losses'] = [(row['step'], row['loss']) for row in rows]
+    found['validation'] = [(row['step'], row['validation_loss'], row['validation_correlation']) for row in validated]
+    return found
+
+
+def command_to_go_on(train: str, changes: dict[str, Any]) -> str:
+    """What to type to go on with the training in `latest.tar`."""
+    flags = ' '.join(f'--config.{name}={value}' for name, value in changes.items() if value != '')
+    unpacked = f'mkdir -p runs/device && tar -xf DIR/{LATEST} -C runs/device'
+    return f'{unpacked} && python run_experiment.py --config={train} --workdir=runs/device {flags}'
