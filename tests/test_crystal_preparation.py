@@ -127,8 +127,8 @@ def test_the_claim_decides_for_merged_data():
     assert 'claims' in prepared.reason
     (warning,) = prepared.data.warnings
     assert re.fullmatch(
-        r'the file claims the Laue class 2/m, in which the reflections are complete to 5\d% only; '
-        r'they look merged in mmm, in which they are to (100|9\d)%',
+        r'the file claims the Laue class 2/m, in which only 5\d% of the reflections are there; '
+        r'they look merged in mmm, in which (100|9\d)% are',
         warning,
     )
     assert not prepare(data, TETRAGONAL, claimed=rotations_of('P m m m')).data.warnings
@@ -199,7 +199,7 @@ def test_weak_but_certain_reflections_of_a_superstructure_are_no_centring():
     data, _ = forbidden_added('C', MONOCLINIC, 'P 1 2/m 1', 2.0, 0.1)
     prepared = prepare(data, MONOCLINIC, claimed=rotations_of('P 1 2/m 1'), claimed_centring='C')
     assert prepared.data.centring == 'P'
-    assert prepared.data.warnings == ('the file claims a lattice C, reflections that it forbids are there',)
+    assert prepared.data.warnings == ('the file claims a lattice C, but reflections that it forbids are there',)
 
 
 def test_a_reverse_rhombohedral_lattice_is_turned():
@@ -229,7 +229,7 @@ def test_what_cannot_be_is_refused_in_a_line():
         ({'hkl': good.hkl[:0], 'intensities': good.intensities[:0], 'sigmas': good.sigmas[:0]}, 'no reflections'),
         ({'intensities': np.zeros(2)}, 'all of 2 intensities are zero'),
         ({'intensities': -np.ones(2)}, 'none of 2 intensities is positive'),
-        ({}, '2 different reflections; it takes 10 at the very least'),
+        ({}, '2 different reflections; it takes at least 10'),
     ):
         with pytest.raises(InputError, match=message):
             prepare(dataclasses.replace(good, **changes), CUBIC)

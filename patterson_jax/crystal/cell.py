@@ -30,17 +30,17 @@ class UnitCell:
 
     @property
     def volume(self) -> float:
-        """Å³."""
+        """In Å³."""
         return self.gemmi.volume
 
     @property
     def orthogonalization(self) -> np.ndarray:
-        """`(3, 3)`, from fractional to Cartesian coordinates in Å, as column vectors."""
+        """The matrix `(3, 3)` from fractional to Cartesian coordinates in Å, both column vectors."""
         return np.array(self.gemmi.orth.mat.tolist())
 
     @property
     def metric(self) -> np.ndarray:
-        """`(3, 3)`, scalar products of the edges, Å²."""
+        """Scalar products of the edges, `(3, 3)` in Å²."""
         return self.orthogonalization.T @ self.orthogonalization
 
     def inverse_spacings(self, hkl: np.ndarray) -> np.ndarray:

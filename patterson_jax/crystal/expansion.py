@@ -1,7 +1,7 @@
-"""Merged reflections of a crystal as those of a crystal without symmetry, in its reduced primitive cell.
+"""Expands the merged reflections of a crystal to P1, in its reduced primitive cell.
 
-Charge flipping knows no symmetry: it wants the whole sphere of reflections, of a cell without centring, which is
-reduced so that it is compact. A step back leads from there to the cell as it was given.
+Charge flipping works without symmetry. It needs the whole sphere of reflections, and a cell without centring, which is
+reduced so that it is compact. `Expanded.in_given_cell` leads back to the given cell.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ class Expanded:
 
     Attributes:
         cell: primitive, Niggli-reduced.
-        basis: `(3, 3)`, its edges as columns in fractions of the edges as given: x_given = basis x, h = h_given basis.
+        basis: `(3, 3)`, its edges as columns, in fractions of the given edges: x_given = basis x, h = h_given basis.
         hkl: `(n, 3)` int32, in the primitive cell.
-        source: `(n,)`, the row of the merged data that each came from.
+        source: `(n,)`, the row of the merged data from which each reflection is taken.
         intensities: `(n,)`.
         sigmas: `(n,)`.
     """
@@ -41,12 +41,12 @@ class Expanded:
         return self.cell.inverse_spacings(self.hkl)
 
     def in_given_cell(self, hkl: np.ndarray) -> np.ndarray:
-        """Indices `(n, 3)` of the primitive cell as indices of the cell that was given."""
+        """Converts indices `(n, 3)` of the primitive cell to those of the given cell."""
         return np.rint(hkl @ np.linalg.inv(self.basis)).astype(np.int32)
 
 
 def reduced_primitive_cell(cell: UnitCell, centring: str) -> tuple[UnitCell, np.ndarray]:
-    """The Niggli-reduced primitive cell, and its edges `(3, 3)` as columns in fractions of the edges as given."""
+    """The Niggli-reduced primitive cell, and its edges as columns `(3, 3)` in fractions of the given edges."""
     vectors = gemmi.GruberVector(cell.gemmi, centring, track_change_of_basis=True)
     vectors.niggli_reduce()
     basis = np.array(vectors.change_of_basis.rot) / GEMMI_DENOMINATOR
@@ -58,9 +58,13 @@ def reduced_primitive_cell(cell: UnitCell, centring: str) -> tuple[UnitCell, np.
 
 
 def expand(data: CrystalData, resolution: float = 0.0) -> Expanded:
-    """Expands merged reflections by the rotations of their Laue class, as far as 1/d ≤ 1/`resolution`.
+    """Expands merged reflections by the rotations of their Laue class.
 
     Where the rotations bring two rows of the data to one place, the first of them is taken.
+
+    Args:
+        data: merged reflections.
+        resolution: d_min in Å; finer reflections are left out. 0: all are kept.
     """
     cell, basis = reduced_primitive_cell(data.cell, data.centring)
     number = len(data.hkl)
@@ -75,6 +79,6 @@ def expand(data: CrystalData, resolution: float = 0.0) -> Expanded:
 
 
 def first_of_friedel_pair(hkl: np.ndarray) -> np.ndarray:
-    """Which of `(n, 3)` indices stand for their pair, `(n,)`: the first of l, k, h that is not zero is positive."""
+    """Whether indices `(n, 3)` stand for their Friedel pair, `(n,)`: the first nonzero one of l, k, h is positive."""
     h, k, l = np.asarray(hkl).T
     return (l > 0) | (l == 0) & ((k > 0) | (k == 0) & (h >= 0))

@@ -1,7 +1,8 @@
-"""Grids for the density of a crystal, and reflections on the half of a grid that a real transform has.
+"""Grids for the density of a crystal, and reflections on the half grid of a real map's transform.
 
-FFTs want sizes with factors 2, 3 and 5. The sizes are few, and the axes are sorted, so that crystals share shapes and
-with them compiled programs. A voxel is at most half of d_min; beyond d_min structure factors are zero.
+FFTs are fast for sizes with factors 2, 3 and 5. There are few sizes, and the axes are sorted, so that many crystals
+have the same shape and share compiled programs. A voxel is at most half of d_min. Beyond d_min structure factors are
+zero.
 """
 
 import dataclasses
@@ -14,25 +15,25 @@ SIZES = (12, 16, 20, 24, 30, 36, 40, 48, 54, 60, 72, 80, 90, 96, 108, 120, 144, 
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """A periodic grid over a cell: `shape`, ascending, of which axis i lies along edge `axes[i]` of the cell."""
+    """A periodic grid over a cell. Its `shape` ascends; its axis i lies along edge `axes[i]` of the cell."""
 
     shape: tuple[int, int, int]
     axes: tuple[int, int, int]
 
     @property
     def half_shape(self) -> tuple[int, int, int]:
-        """Of the transform of a real map, `numpy.fft.rfftn`."""
+        """Shape of the transform of a real map by `numpy.fft.rfftn`."""
         return (*self.shape[:2], self.shape[2] // 2 + 1)
 
     def place(self, hkl: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """Puts values of reflections, one of each Friedel pair, on the half grid of a real map's transform.
+        """Puts values of reflections on the half grid of a real map's transform.
 
         Args:
-            hkl: `(n, 3)`, no two of them a Friedel pair.
-            values: `(n,)`, real or complex; that of −h is the conjugate.
+            hkl: `(n, 3)`, one of each Friedel pair.
+            values: `(n,)`, real or complex; the value of −h is the conjugate.
 
         Returns:
-            `half_shape`, zero where there is no reflection.
+            An array of `half_shape`, zero where there is no reflection.
         """
         grid = np.zeros(self.half_shape, values.dtype)
         indices = np.asarray(hkl)[:, self.axes]
@@ -54,7 +55,7 @@ class Grid:
 
 
 def grid_for(hkl: np.ndarray) -> Grid:
-    """The smallest grid, of those that there are, on which no reflection of `(n, 3)` reaches the border."""
+    """The smallest grid on which no reflection of `(n, 3)` reaches the border of the transform."""
     needed = 2 * np.abs(hkl).max(axis=0) + 2
     first, second, third = (int(axis) for axis in np.argsort(needed, kind='stable'))
     shape = (_size(int(needed[first])), _size(int(needed[second])), _size(int(needed[third])))

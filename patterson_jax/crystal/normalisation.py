@@ -1,28 +1,29 @@
-"""From intensities with their errors to amplitudes, and to E values, from which the fall with resolution is taken out.
+"""From intensities with their errors to amplitudes, and to E values, which do not fall off with resolution.
 
-Wilson (Nature 150, 152, 1942): in a shell of 1/d the mean intensity is that of the cell's contents at random places. A
-measured intensity may be negative, a true one is not: its expected value is that given the measurement, its σ and the
-mean of its shell (French and Wilson, Acta Cryst. A34, 517, 1978), with the acentric distribution, as the space group is
-not known yet.
+In a shell of 1/d the mean intensity is that of the cell's contents at random places (Wilson, Nature 150, 152, 1942). A
+measured intensity may be negative; a true one is not. So an amplitude is its expected value, given the measurement, its
+σ and the mean of its shell (French and Wilson, Acta Cryst. A34, 517, 1978). The acentric distribution is used, because
+the space group is not known yet.
 """
 
 import numpy as np
 
 REFLECTIONS_IN_SHELL = 75
 LEAST_SHELLS, MOST_SHELLS = 3, 30
-SHELLS_FOR_A_CURVE = 6  # more of them are joined by lines, fewer are fitted by one
+SHELLS_FOR_A_CURVE = 6  # more shells than that are joined by lines; fewer are fitted by one line
 QUADRATURE_NODES = 96
 SIGMAS_BEYOND = 6.0  # where the normal distribution is taken to end
 
 
 def mean_intensities(intensities: np.ndarray, inverse_spacings: np.ndarray) -> np.ndarray:
-    """The mean intensity to be expected at the 1/d of each reflection, `(n,)`, positive.
+    """The expected mean intensity at the 1/d of each reflection, `(n,)`, positive.
 
-    Logarithms of the means of shells, each of as many reflections, are joined by straight lines in 1/d², or fitted by
-    one line (Wilson's plot) where shells are few.
+    All shells have the same number of reflections. Straight lines in 1/d² join the logarithms of their means. Where
+    there are few shells, one line is fitted (Wilson's plot).
 
     Args:
-        intensities: `(n,)`, every reflection of a sphere or of half of it, so that each counts as often as it occurs.
+        intensities: `(n,)`, of all reflections of a sphere or of half a sphere, so that each counts as often as it
+            occurs.
         inverse_spacings: `(n,)`, 1/Å.
     """
     squared = inverse_spacings**2
@@ -37,12 +38,15 @@ def mean_intensities(intensities: np.ndarray, inverse_spacings: np.ndarray) -> n
 
 
 def expected_amplitudes(intensities: np.ndarray, sigmas: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """Expected |F| given measured intensities, `(n,)` each: √I where it is far above its σ, positive everywhere.
+    """Expected |F| given measured intensities; about √I where I is far above its σ, positive everywhere.
 
     Args:
-        intensities: F² as measured, on any scale.
-        sigmas: their standard uncertainties.
-        means: the mean intensity of each one's shell, positive.
+        intensities: `(n,)`, F² as measured, on any scale.
+        sigmas: `(n,)`, their standard uncertainties.
+        means: `(n,)`, the mean intensity of the shell of each, positive.
+
+    Returns:
+        `(n,)`.
     """
     centre = intensities - sigmas**2 / means  # prior times likelihood is a normal distribution cut at zero
     centre = np.clip(centre, -(SIGMAS_BEYOND**2) * sigmas, None)  # below, the tail's shape hardly changes
@@ -56,6 +60,6 @@ def expected_amplitudes(intensities: np.ndarray, sigmas: np.ndarray, means: np.n
 
 
 def normalised_amplitudes(amplitudes: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """E values `(n,)` of amplitudes: their mean square is 1."""
+    """E values `(n,)` of amplitudes `(n,)`, scaled to a mean square of 1."""
     values = amplitudes / np.sqrt(means)
     return values / np.sqrt(np.mean(values**2))

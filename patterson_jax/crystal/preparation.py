@@ -1,11 +1,12 @@
-"""From measurements to merged data: which centring and which Laue class they have, tested against what is claimed.
+"""From measurements to merged data: finds the centring and the Laue class, and tests what a file claims of them.
 
-A class is tested by how far intensities differ that it alone makes equivalent: its merging R, less what errors explain,
-as a part of the same of intensities that have nothing to do with each other (at the same 1/d). That is 0 for
-equivalents, 1 for the unrelated, and between them where the structure or a twin comes near to the symmetry.
+The misfit of a class is the merging R of the intensities that this class alone makes equivalent. The part that errors
+explain is subtracted, and the rest is divided by the same quantity for unrelated intensities at the same 1/d. The
+misfit is 0 for equivalents and 1 for unrelated intensities. It lies between where the structure or a twin comes near to
+the symmetry.
 
-Data that were merged before have no equivalents in their class. What tells that class then is that their set is
-complete and still no two of it are equivalent.
+Data that were merged before have no equivalents in their class. That class shows in another way: the set is complete,
+and still no two reflections are equivalent.
 """
 
 import dataclasses
@@ -35,21 +36,21 @@ from patterson_jax.crystal.symmetry import (
 )
 from patterson_jax.errors import InputError, require
 
-LEAST_REFLECTIONS = 10  # with fewer there is nothing to tell right from wrong
-AGREES, MAY_AGREE = 0.15, 0.35  # of the misfit: taken without being claimed, and if it is
+LEAST_REFLECTIONS = 10  # with fewer, right and wrong cannot be told apart
+AGREES, MAY_AGREE = 0.15, 0.35  # misfit up to which a class is taken that no file claims, and one that a file claims
 LEAST_COMPARED = 6  # sets of equivalents
 LEAST_PART_COMPARED = 0.02  # of the reflections; with fewer a class is not tested
-EXPECTED_ABSENT, WEAK_ABSENT = 0.005, 0.05  # mean E² of reflections that a centring forbids: noise, or noise if so weak
-FEW_STRONG = 0.2  # of them above 3 σ, then
-FEW_LEFT = 0.01  # of the reflections that a centring forbids: left over where the others were removed
-NEGLIGIBLE = 1e-9  # what is less, of what it is to be compared with, is nothing
+EXPECTED_ABSENT = 0.005  # mean E² up to which reflections that a centring forbids are noise
+WEAK_ABSENT, FEW_STRONG = 0.05, 0.2  # the same if no more than this part of them is above 3 σ
+FEW_LEFT = 0.01  # part of the forbidden reflections that may remain where the others were removed
+NEGLIGIBLE = 1e-9  # relative; less than this counts as zero
 REFLECTIONS_IN_SHELL, MOST_SHELLS = 60, 20
-MOST_SHELLS_OF_UNRELATED = 8  # wide ones, in which equivalents, being at the same 1/d, are few
-MOST_POSSIBLE, FEWEST_TO_DOUBT = 1000, 100_000  # reflections for each measured one, and in all
-LEAST_CONTRAST = 0.05  # between the merging R of unrelated intensities and what the σ explain
-LEAST_EXPECTED = 20  # equivalents among as many reflections at random; where none is there, they were merged
-ABOUT_HALF, NEARLY_COMPLETE = 0.65, 0.9  # complete in the claimed class, and in the one in which data look merged
-TWIN_STATISTIC = 0.6  # of |E² − 1|, which is 0.736 without a centre and 0.541 in a perfect merohedral twin of it
+MOST_SHELLS_OF_UNRELATED = 8  # few, so that they are wide and few of their pairs are equivalents
+MOST_POSSIBLE, FEWEST_TO_DOUBT = 1000, 100_000  # possible reflections for each measured one, and in all
+LEAST_CONTRAST = 0.05  # between the merging R of unrelated intensities and the part that the σ explain
+LEAST_EXPECTED = 20  # equivalents that random reflections would have; data without any were then merged before
+ABOUT_HALF, NEARLY_COMPLETE = 0.65, 0.9  # completeness in the claimed class, and in that in which data look merged
+TWIN_STATISTIC = 0.6  # ⟨|E² − 1|⟩; 0.736 is expected without a centre, 0.541 of a perfect merohedral twin
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,9 +61,9 @@ class ClassScore:
         laue: the class.
         r_int: merging R of all measurements in it; None without equivalents.
         compared: measurements that have equivalents in it.
-        misfit: of what it alone makes equivalent, from 0 to about 1 (see above); None where too little is.
-        representative: whether hardly any two reflections are equivalent, though many would be in a part of a sphere.
-        completeness: unique reflections of those that there are up to the resolution.
+        misfit: of the reflections that it alone makes equivalent, from 0 to about 1 (see above); None: too few.
+        representative: whether hardly any two reflections are equivalent in it, though many random ones would be.
+        completeness: part of the unique reflections up to the resolution that was measured.
     """
 
     laue: LaueClass
@@ -79,13 +80,21 @@ class ClassScore:
 
     @property
     def contradicted(self) -> bool:
-        """Whether the data exclude it, whoever claims it."""
+        """Whether the data exclude the class, even if a file claims it."""
         return self.misfit is not None and self.misfit > MAY_AGREE
 
 
 @dataclasses.dataclass(frozen=True)
 class CentringScore:
-    """Reflections that a centring makes absent: how many there are of those expected, mean E² and part above 3 σ."""
+    """The measured reflections that a centring would make absent.
+
+    Attributes:
+        symbol: of the centring.
+        count: number of such reflections.
+        expected: number of them if the centring did not exist.
+        mean_square: their mean E².
+        strong: part of them above 3 σ.
+    """
 
     symbol: str
     count: int
@@ -95,7 +104,7 @@ class CentringScore:
 
     @property
     def agrees(self) -> bool:
-        """Whether they are missing, or as weak as noise."""
+        """Whether these reflections are missing, or as weak as noise."""
         if self.expected < LEAST_COMPARED:
             return False
         missing = self.count <= FEW_LEFT * self.expected
@@ -105,23 +114,23 @@ class CentringScore:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """Merged data, and how they came about.
+    """Merged data, and how they were obtained.
 
     Attributes:
         data: for the solver.
-        measured: how many measurements were merged.
-        absent: how many of those left out are absent by the centring.
-        r_int: of the class chosen; None where nothing was to be compared.
-        compared: measurements that have equivalents in it.
+        measured: number of measurements merged.
+        absent: number of measurements left out as absences of the centring.
+        r_int: of the chosen class; None without equivalents.
+        compared: measurements that have equivalents in that class.
         completeness: of the merged set up to d_min.
         d_min: Å.
         d_max: Å.
         e_statistic: ⟨|E² − 1|⟩; 0.97 is expected of a centrosymmetric crystal, 0.74 of others.
-        chosen: the class, as it was scored.
-        reason: why this class, in words.
-        classes: all that the lattice allows.
-        centrings: all that were tested.
-        change: `(3, 3)` int, by which indices were multiplied from the left, for the usual setting of the lattice.
+        chosen: the chosen class with its scores.
+        reason: for this choice, in words.
+        classes: all classes that the lattice allows.
+        centrings: all centrings that were tested.
+        change: `(3, 3)` int; it multiplied the indices, as column vectors, to give the usual setting of the lattice.
     """
 
     data: CrystalData
@@ -158,13 +167,14 @@ def prepare(
         cell: of their indices.
         wavelength: Å, or None.
         formula: element → number; only the proportions count.
-        elements: that may occur, where numbers are not known; empty: any.
-        laue: symbol of the class to be taken, whatever the data say.
-        claimed: `(m, 3, 3)`, rotations of the group that the file claims; None: it claims nothing.
+        elements: chemical symbols that may occur, where numbers are not known; empty: any.
+        laue: symbol of the class to take whatever the data show, or None.
+        claimed: `(m, 3, 3)`, rotations of the group that the file claims; None: it claims none.
         claimed_centring: P, A, B, C, I, F or R, or None.
 
     Raises:
-        InputError: too few reflections, or none that is not zero; the cell contradicts the wavelength; no such class.
+        InputError: there are too few reflections or none is positive; the cell contradicts the reflections or the
+            wavelength; the lattice does not allow the class `laue`.
     """
     _check(measurements, cell, wavelength)
     warnings: list[str] = []
@@ -239,14 +249,14 @@ def _check(measurements, cell, wavelength):
             )
     different = len(np.unique(measurements.hkl, axis=0))
     if different < LEAST_REFLECTIONS:
-        raise InputError(f'{different} different reflections; it takes {LEAST_REFLECTIONS} at the very least')
+        raise InputError(f'{different} different reflections; it takes at least {LEAST_REFLECTIONS}')
 
 
 def score_classes(measurements: Measurements, cell: UnitCell, centring: str, possible: np.ndarray) -> list[ClassScore]:
     """Scores all Laue classes that the lattice allows, by ascending order.
 
     Args:
-        measurements: none of them absent by the centring.
+        measurements: without absences of the centring.
         cell: of their indices.
         centring: of the lattice.
         possible: `(n, 3)`, all reflections up to the resolution, one of each Friedel pair.
@@ -279,9 +289,10 @@ def score_classes(measurements: Measurements, cell: UnitCell, centring: str, pos
 
 
 def _misfit(merged, rotations, unrelated):
-    """How far reflections differ that the rotations make equivalent; None if they are too few.
+    """The misfit of a class (see the top of this file); None if it makes too few reflections equivalent.
 
-    0: as their σ say, or as much as those that were merged into them; 1: as unrelated ones, whose merging R is given.
+    Errors are those that the σ tell, or those that show in the measurements behind the merged reflections. `unrelated`
+    is the merging R of unrelated reflections.
     """
     reflections = merged.reflections
     _, group = np.unique(equivalent_keys(reflections.hkl, rotations), return_inverse=True)
@@ -291,7 +302,7 @@ def _misfit(merged, rotations, unrelated):
     means = np.bincount(group, reflections.intensities) / counts
     repeated = counts[group] > 1
     several, means = counts[group][repeated], means[group][repeated]
-    as_pairs = np.sqrt(several / (several - 1) / 2)  # a mean is the nearer to its members, the fewer they are
+    as_pairs = np.sqrt(several / (several - 1) / 2)  # the fewer its members, the nearer is a mean to them
     total = np.sum(np.abs(means))
     found = np.sum(as_pairs * np.abs(reflections.intensities[repeated] - means)) / total
     noise = np.sum(reflections.sigmas[repeated]) / np.sqrt(np.pi) / total
@@ -303,7 +314,7 @@ def _misfit(merged, rotations, unrelated):
 
 
 def _misfit_of_unrelated(reflections, cell):
-    """Merging R of pairs at random among reflections at about the same 1/d."""
+    """Merging R of random pairs of reflections at about the same 1/d."""
     order = np.argsort(cell.inverse_spacings(reflections.hkl), kind='stable')
     shells = np.clip(len(order) // REFLECTIONS_IN_SHELL, 1, MOST_SHELLS_OF_UNRELATED)
     random = np.random.default_rng(0)
@@ -314,7 +325,7 @@ def _misfit_of_unrelated(reflections, cell):
 
 
 def _choose(classes, laue, claimed, warnings):
-    """The class to merge in, and why, in words."""
+    """The class in which to merge, and the reason in words."""
     if laue is not None:
         return _asked_class(classes, laue, warnings), 'as asked for'
     possible = [each for each in classes if each.agrees or each.representative or each.laue.order == 2]
@@ -328,7 +339,7 @@ def _choose(classes, laue, claimed, warnings):
     members = rotation_set(with_inversion(claimed))
     claims = next((each for each in classes if each.laue.members == members), None)
     if claims is None:
-        warnings.append('the symmetry that the file claims is none of this cell; it is not used')
+        warnings.append('the cell does not have the symmetry that the file claims; it is not used')
     elif claims.contradicted:
         warnings.append(
             f'the file claims the Laue class {claims.laue.symbol}, the data contradict it (R_int {claims.r_int:.3f}): '
@@ -353,7 +364,7 @@ def _choose(classes, laue, claimed, warnings):
 
 
 def _warn_of_merged(claims, possible, warnings):
-    """Warns where data merged in a higher class than the claimed one are what is there."""
+    """Warns if the data look merged in a higher class than the claimed one."""
     higher = [
         each
         for each in possible
@@ -362,9 +373,8 @@ def _warn_of_merged(claims, possible, warnings):
     if claims.completeness < ABOUT_HALF and higher:
         best = max(higher, key=_preference)
         warnings.append(
-            f'the file claims the Laue class {claims.laue.symbol}, in which the reflections are complete to '
-            f'{claims.completeness:.0%} only; they look merged in {best.laue.symbol}, in which they are to '
-            f'{best.completeness:.0%}'
+            f'the file claims the Laue class {claims.laue.symbol}, in which only {claims.completeness:.0%} of the '
+            f'reflections are there; they look merged in {best.laue.symbol}, in which {best.completeness:.0%} are'
         )
 
 
@@ -374,7 +384,7 @@ def _preference(score):
 
 
 def _possible_rotations(classes, chosen):
-    """Rotations `(k, 3, 3)` of the class and of all above it that the data do not contradict."""
+    """Rotations `(k, 3, 3)` of the class and of all higher ones that the data do not contradict."""
     above = [each for each in classes if chosen.laue.members < each.laue.members]
     contradicted = [each.laue.members for each in above if each.contradicted]
     possible = [each.laue for each in above if not any(other <= each.laue.members for other in contradicted)]
@@ -399,7 +409,7 @@ def _asked_class(classes, symbol, warnings):
 
 
 def _find_centring(measurements, cell, possible, claimed, warnings):
-    """The centring, what was tested, and the change of indices `(3, 3)` that makes a reverse lattice obverse."""
+    """The centring, all tested ones, and the change of indices `(3, 3)` from a reverse lattice to an obverse one."""
     scores = {
         symbol: _score_centring(symbol, vectors, measurements, cell, possible)
         for symbol, vectors in [*CENTRINGS.items(), ('reverse', REVERSE)]
@@ -410,7 +420,7 @@ def _find_centring(measurements, cell, possible, claimed, warnings):
     symbol = best.symbol if best else 'P'
     turned = symbol == 'reverse'
     if claimed and claimed != ('R' if turned else symbol):
-        found = f'the data show {symbol}' if best else 'reflections that it forbids are there'
+        found = f'the data show {symbol}' if best else 'but reflections that it forbids are there'
         warnings.append(f'the file claims a lattice {claimed}, {found}')
     if turned:
         warnings.append('the rhombohedral lattice is in the reverse setting; indices are turned by 180° about c')
@@ -439,7 +449,7 @@ def _score_centring(symbol, vectors, measurements, cell, possible):
 
 
 def _squared_e(intensities, spacings):
-    """Intensities over the mean of their shell of 1/d."""
+    """Intensities divided by the mean of their shell of 1/d."""
     count = np.clip(len(intensities) // REFLECTIONS_IN_SHELL, 1, MOST_SHELLS)
     squares = np.zeros(len(intensities))
     for shell in np.array_split(np.argsort(spacings, kind='stable'), count):
@@ -452,5 +462,5 @@ def e_statistic(merged: Merged, cell: UnitCell, rotations: np.ndarray) -> float:
     """⟨|E² − 1|⟩ of merged reflections in general positions: 0.97 with a centre of symmetry, 0.74 without."""
     reflections = merged.reflections
     general = reflections.select(stabilisers(reflections.hkl, rotations) == 1)
-    chosen = general if len(general) >= REFLECTIONS_IN_SHELL else reflections
-    return float(np.mean(np.abs(_squared_e(chosen.intensities, cell.inverse_spacings(chosen.hkl)) - 1)))
+    used = general if len(general) >= REFLECTIONS_IN_SHELL else reflections
+    return float(np.mean(np.abs(_squared_e(used.intensities, cell.inverse_spacings(used.hkl)) - 1)))

@@ -1,7 +1,7 @@
 """Reflections and their equivalents: merging, agreement of equivalents, completeness.
 
-Rotations act on Miller indices as row vectors, h' = h R. A Laue class is given by all its rotations, inversion among
-them, so that Friedel pairs are equivalent.
+Rotations act on Miller indices as row vectors, h' = h R. A Laue class is given by all its rotations. They include the
+inversion, so that Friedel pairs are equivalent.
 """
 
 import dataclasses
@@ -16,10 +16,10 @@ BITS = 21  # of an index in a key
 
 @dataclasses.dataclass(frozen=True)
 class Measurements:
-    """Intensities as they were measured, or as a file has them: equivalents not merged.
+    """Intensities as measured, or as a file has them, with equivalents not merged.
 
     Attributes:
-        hkl: `(n, 3)` int32, F(000) not among them.
+        hkl: `(n, 3)` int32, without F(000).
         intensities: `(n,)`, F² on any scale; may be negative.
         sigmas: `(n,)`, their standard uncertainties, positive.
     """
@@ -31,9 +31,9 @@ class Measurements:
     def __len__(self) -> int:
         return len(self.hkl)
 
-    def select(self, chosen: np.ndarray) -> 'Measurements':
-        """Those that a mask or an array of numbers chooses."""
-        return Measurements(self.hkl[chosen], self.intensities[chosen], self.sigmas[chosen])
+    def select(self, rows: np.ndarray) -> 'Measurements':
+        """The measurements of these rows, given as a mask or as numbers."""
+        return Measurements(self.hkl[rows], self.intensities[rows], self.sigmas[rows])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Merged:
 
     Attributes:
         reflections: the weighted means.
-        counts: `(n,)`, how many measurements each is the mean of.
+        counts: `(n,)`, the number of measurements in each mean.
         r_int: Σ|I − ⟨I⟩| / Σ|I| over the measurements that have equivalents; None if none has.
-        compared: how many these are.
+        compared: the number of these measurements.
     """
 
     reflections: Measurements
@@ -54,20 +54,20 @@ class Merged:
 
 
 def index_keys(hkl: np.ndarray) -> np.ndarray:
-    """One whole number for each `(…, 3)` indices, which sorts by l, then k, then h."""
+    """One whole number for each triple of indices `(…, 3)`; the numbers sort by l, then k, then h."""
     h, k, l = np.moveaxis(np.asarray(hkl, np.int64) + HIGHEST_INDEX, -1, 0)
     return (l << 2 * BITS) | (k << BITS) | h
 
 
 def indices_of_keys(keys: np.ndarray) -> np.ndarray:
-    """`(…, 3)` int32, the indices that keys stand for."""
+    """The indices `(…, 3)` int32 of keys: the inverse of `index_keys`."""
     mask = (1 << BITS) - 1
     parts = [keys & mask, (keys >> BITS) & mask, keys >> 2 * BITS]
     return (np.stack(parts, axis=-1) - HIGHEST_INDEX).astype(np.int32)
 
 
 def equivalent_keys(hkl: np.ndarray, rotations: np.ndarray) -> np.ndarray:
-    """The key of the equivalent of each reflection that stands for all of them, `(n,)`."""
+    """Keys `(n,)` that equivalent reflections share: the highest key among the equivalents of each."""
     highest = np.full(len(hkl), -1, np.int64)
     for rotation in rotations:
         np.maximum(highest, index_keys(hkl @ rotation), out=highest)
@@ -77,11 +77,10 @@ def equivalent_keys(hkl: np.ndarray, rotations: np.ndarray) -> np.ndarray:
 def merge(measurements: Measurements, rotations: np.ndarray) -> Merged:
     """Merges equivalents with weights 1/σ².
 
-    The σ of a mean is that which follows from the σ of what was merged, or from how much that scatters, whichever is
-    larger.
+    The σ of a mean follows from the σ of the measurements or from their scatter, whichever gives more.
 
     Args:
-        measurements: equivalents at any place.
+        measurements: in any order.
         rotations: `(m, 3, 3)`, of the Laue class.
     """
     keys, group = np.unique(equivalent_keys(measurements.hkl, rotations), return_inverse=True)
@@ -98,12 +97,12 @@ def merge(measurements: Measurements, rotations: np.ndarray) -> Merged:
 
 
 def stabilisers(hkl: np.ndarray, rotations: np.ndarray) -> np.ndarray:
-    """How many of the rotations leave each reflection as it is, `(n,)`."""
+    """The number of rotations that leave each reflection unchanged, `(n,)`."""
     return sum(np.all(hkl @ rotation == hkl, axis=1).astype(int) for rotation in rotations)
 
 
 def sphere(cell: UnitCell, d_min: float) -> np.ndarray:
-    """Indices `(n, 3)` of all reflections with d ≥ d_min, one of each Friedel pair, F(000) not among them."""
+    """Indices `(n, 3)` of all reflections with d ≥ d_min in Å, one of each Friedel pair, without F(000)."""
     reach = [int(edge / d_min * (1 + 1e-9)) for edge in cell.parameters[:3]]
     h, k, l = (np.arange(-each, each + 1, dtype=np.int32) for each in reach)
     hkl = np.stack(np.meshgrid(h, k, l[l >= 0], indexing='ij'), axis=-1).reshape(-1, 3)
@@ -112,5 +111,5 @@ def sphere(cell: UnitCell, d_min: float) -> np.ndarray:
 
 
 def count_unique(hkl: np.ndarray, rotations: np.ndarray) -> float:
-    """How many sets of equivalents there are among all reflections of a sphere, given one of each Friedel pair."""
+    """The number of unique reflections in a sphere; `hkl` has one of each Friedel pair in it."""
     return float(np.sum(2 * stabilisers(hkl, rotations)) / len(rotations))

@@ -1,8 +1,8 @@
-"""What atoms scatter: form factors of X-rays, and structure factors of an asymmetric unit under its operations.
+"""X-ray form factors of atoms, and structure factors of an asymmetric unit under its operations.
 
 Form factors are those of International Tables C, 6.1.1.4 (four Gaussians and a constant, from gemmi), with f′ after
-Cromer and Liberman (J. Chem. Phys. 53, 1891, 1970) at the wavelength. f″ is left out: where Friedel pairs are merged it
-adds to |F|² only in its square. Tables are made on the host and are arguments of what is compiled.
+Cromer and Liberman (J. Chem. Phys. 53, 1891, 1970) at the wavelength. f″ is left out: where Friedel pairs are merged,
+only its square adds to |F|². Tables are made on the host and are arguments of compiled functions.
 """
 
 import functools
@@ -20,22 +20,23 @@ from patterson_jax.errors import InputError
 from patterson_jax.precision import exact_products
 
 ELECTRONVOLT_ANGSTROM = 12398.42  # energy times wavelength of light
-Numbers = Array | np.ndarray  # on the host before it is given to what is compiled
-MOST_OPERATIONS = 24  # of any space group, without centring and inversion; all are padded to that
+Numbers = Array | np.ndarray  # on the host until a compiled function is given them
+MOST_OPERATIONS = 24  # of any space group, without centring and inversion; all groups are padded to that
 
 
 class Operations(NamedTuple):
-    """The operations of a space group that are needed for reflections which its centring leaves, as arrays.
+    """The operations of a space group that structure factors need, as arrays.
 
-    Of those that differ by a vector of the centring only one is kept, and of each pair related by an inversion centre
-    at the origin only one as well: the others repeat its terms, or give their complex conjugates.
+    Of operations that differ by a vector of the centring only one is kept, because the others repeat its terms. Of two
+    operations that an inversion centre at the origin relates only one is kept, because the other gives the complex
+    conjugates. The reflections must be such that the centring does not make them absent.
 
     Attributes:
         rotations: `(24, 3, 3)` float32, zeros after the last.
         translations: `(24, 3)` float32.
-        number: how many there are.
-        factor: how often each counts.
-        phased: 0 where structure factors are real, of a centre at the origin; else 1.
+        number: of operations that are kept.
+        factor: how often each of these counts.
+        phased: 0 where a centre at the origin makes structure factors real; else 1.
     """
 
     rotations: Numbers
@@ -46,12 +47,12 @@ class Operations(NamedTuple):
 
 
 class AsymmetricUnit(NamedTuple):
-    """Atoms; padded ones have no occupancy.
+    """Atoms of an asymmetric unit; padding has occupancy 0.
 
     Attributes:
         positions: `(n, 3)`, fractional.
         u_iso: `(n,)`, Å².
-        occupancies: `(n,)`, by the general position: on a site that m operations keep, 1/m where it is full.
+        occupancies: `(n,)`, relative to the general position: 1/m for a full site that m operations leave in place.
         elements: `(n,)` int32, rows of the table of form factors.
     """
 
@@ -73,7 +74,7 @@ def form_factors(elements: list[str], inverse_spacings: np.ndarray, wavelength: 
         `(elements, n)` float32.
 
     Raises:
-        InputError: for an element that has no form factor.
+        InputError: an element has no form factor.
     """
     return np.stack([_form_factor(element, inverse_spacings, wavelength) for element in elements]).astype(np.float32)
 
@@ -92,7 +93,7 @@ def _form_factor(symbol, inverse_spacings, wavelength):
 
 @functools.lru_cache
 def group_operations(space_group: SpaceGroup) -> Operations:
-    """The operations of a group, less those that repeat others (see `Operations`)."""
+    """The operations of a group, without those that repeat others (see `Operations`)."""
     kept: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
     rotations, translations = space_group.operations
     centred = any(
@@ -116,12 +117,12 @@ def group_operations(space_group: SpaceGroup) -> Operations:
 @jax.jit
 @exact_products
 def structure_factors(unit: AsymmetricUnit, operations: Operations, hkl: Array, table: Array, spacings: Array) -> Array:
-    """F(h) of a crystal, complex `(n,)`, in electrons of the cell.
+    """F(h) of a crystal, complex `(n,)`, in electrons per cell.
 
     Args:
         unit: its atoms.
-        operations: of its group.
-        hkl: `(n, 3)` float32, none of them absent by the centring.
+        operations: of its space group.
+        hkl: `(n, 3)` float32, without absences of the centring.
         table: `(elements, n)`, form factors.
         spacings: `(n,)`, 1/d in 1/Å.
     """
@@ -131,7 +132,7 @@ def structure_factors(unit: AsymmetricUnit, operations: Operations, hkl: Array, 
 
 
 def atom_amplitudes(unit: AsymmetricUnit, table: Array, spacings: Array) -> Numbers:
-    """Occupancy times form factor times exp(-2π²U/d²) of each atom at each reflection, `(n, atoms)`."""
+    """Occupancy times form factor times exp(−2π²U/d²) of each atom at each reflection, `(n, atoms)`."""
     falloff = jnp.exp(-2 * math.pi**2 * unit.u_iso[None] * spacings[:, None] ** 2)
     return unit.occupancies[None] * table[unit.elements].T * falloff
 
@@ -139,9 +140,16 @@ def atom_amplitudes(unit: AsymmetricUnit, table: Array, spacings: Array) -> Numb
 def atom_transforms(
     positions: Numbers, operations: Operations, hkl: Array, with_gradients: bool
 ) -> tuple[Array, Array, Array, Array]:
-    """Σ cos 2πh·(Rx + t) over the operations and Σ sin, `(n, atoms)` each, and their gradients in x, `(n, atoms, 3)`.
+    """Σ cos 2πh·(Rx + t) and Σ sin 2πh·(Rx + t) over the operations, with their gradients in x.
 
-    Without gradients the last two are empty.
+    Args:
+        positions: `(atoms, 3)`, fractional.
+        operations: (R, t) of the space group.
+        hkl: `(n, 3)`.
+        with_gradients: whether to compute these; without, the last two arrays are empty.
+
+    Returns:
+        The two sums, `(n, atoms)` each, and their gradients, `(n, atoms, 3)` each.
     """
     size = (len(hkl), len(positions))
     zeros, slopes = jnp.zeros(size, hkl.dtype), jnp.zeros((*size, 3 if with_gradients else 0), hkl.dtype)

@@ -1,6 +1,6 @@
-"""What is known of a crystal before it is solved, and after: the contract between reading, solving and writing.
+"""A crystal's data before it is solved, and its solution after: the contract between reading, solving and writing.
 
-Everything here is on the host, in the cell as it was given. Rotations act on fractional coordinates as column vectors,
+Everything here is on the host, in the given cell. Rotations act on fractional coordinates as column vectors,
 x' = R x, and on Miller indices as row vectors, h' = h R.
 """
 
@@ -19,20 +19,20 @@ class CrystalData:
 
     Attributes:
         cell: as given.
-        hkl: `(n, 3)` int32, one of each set of equivalents under the Laue class, systematically absent ones of the
-            centring left out, F(000) not among them.
+        hkl: `(n, 3)` int32, one of each set of equivalents under the Laue class, without F(000) and without
+            absences of the centring.
         intensities: `(n,)`, F² on any scale; may be negative.
         sigmas: `(n,)`, their standard uncertainties, positive.
-        laue_class: its symbol, as '2/m' or 'm-3m'.
-        rotations: `(m, 3, 3)` int, the operations of the Laue class in this cell, inversion among them.
+        laue_class: its symbol, for example '2/m' or 'm-3m'.
+        rotations: `(m, 3, 3)` int, the operations of the Laue class in this cell, with the inversion.
         centring: P, A, B, C, I, F or R (obverse).
         wavelength: Å, or None.
-        formula: element → number of atoms in the cell, or in any unit of it; only the proportions count. None: any.
+        formula: element → number of atoms in the cell or in any part of it; only the proportions count. None: unknown.
         elements: chemical symbols that may occur, where numbers are not known; empty: those of the formula, or any.
-        merged_by_us: whether equivalents were there to be compared.
-        possible: `(k, 3, 3)` int, rotations of the lattice that the intensities may have, those of the Laue class among
-            them: atoms that obey another one show that the class is too low. None: no others.
-        warnings: what a person should know of the data, a line each.
+        merged_by_us: whether the data had equivalents that could be compared.
+        possible: `(k, 3, 3)` int, rotations of the lattice that the intensities may have. They include those of the
+            Laue class. Atoms that obey another one show that the class is too low. None: there are no others.
+        warnings: lines about faults of the data, for a person to read.
     """
 
     cell: UnitCell
@@ -52,15 +52,15 @@ class CrystalData:
 
 @dataclasses.dataclass(frozen=True)
 class SpaceGroup:
-    """A space group in the cell as given.
+    """A space group in the given cell.
 
     Attributes:
         number: of International Tables, 1 to 230.
         hm: Hermann-Mauguin symbol in this cell's setting, 'P 1 21/c 1', or the standard one if the setting has none.
-        symops: all operations, centring included, as 'x,y,z'. Centrosymmetric groups have an inversion centre at the
-            origin.
+        symops: all operations, with the centring, written like 'x,y,z'. Centrosymmetric groups have an inversion
+            centre at the origin.
         certain: whether the data leave no other choice.
-        candidates: Hermann-Mauguin symbols of the others.
+        candidates: Hermann-Mauguin symbols of the other choices.
     """
 
     number: int
@@ -84,13 +84,13 @@ class Site:
     """An atom of the asymmetric unit.
 
     Attributes:
-        label: as 'C1'.
+        label: for example 'C1'.
         element: chemical symbol.
         fract: fractional coordinates.
         u_iso: Å².
-        occupancy: of the site by the atom, 1 where it is full; special positions do not lower it.
-        multiplicity: sites in the cell.
-        confidence: of the element, from 0 to 1.
+        occupancy: of the site by the atom; 1 is full, on special positions too.
+        multiplicity: number of sites in the cell.
+        confidence: in the element, from 0 to 1.
     """
 
     label: str
@@ -110,12 +110,12 @@ class CrystalSolution:
         verdict: 'solved', 'uncertain' or 'not solved'.
         reasons: for the verdict, in words.
         space_group: None where none was found.
-        atoms: the asymmetric unit, one connected molecule where there is one, near the middle of the cell.
+        atoms: the asymmetric unit, near the middle of the cell, as one connected molecule where possible.
         r_factor: R1 of the refined isotropic model over reflections with F > 4σ(F); None without a model.
         resolution: d_min of the data, Å.
-        starts: how many were tried.
-        seconds: of all the work, compilation apart.
-        density: `(nu, nv, nw)`, electrons/Å³ nearly, the map from which atoms were taken; None without one.
+        starts: number of starts tried.
+        seconds: of all the work, without compilation.
+        density: `(nu, nv, nw)`, roughly in electrons/Å³, the map from which atoms were taken; None without one.
     """
 
     verdict: str

@@ -1,7 +1,7 @@
-"""The symmetry of a lattice and of the intensities on it: Laue classes, centring.
+"""The symmetry of a lattice and of the intensities on it: Laue classes and centring.
 
-The lattice's rotations are gemmi's (after Le Page, J. Appl. Cryst. 15, 255, 1982); each of their subgroups is, with the
-inversion, a Laue class that the lattice allows.
+gemmi finds the rotations of the lattice (after Le Page, J. Appl. Cryst. 15, 255, 1982). Each of their subgroups,
+together with the inversion, is a Laue class that the lattice allows.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ CENTRINGS = {  # fractional vectors beside the origin
     'R': ((2 / 3, 1 / 3, 1 / 3), (1 / 3, 2 / 3, 2 / 3)),
 }
 REVERSE = ((1 / 3, 2 / 3, 1 / 3), (2 / 3, 1 / 3, 2 / 3))  # the rhombohedral lattice turned by 180° about c
-LAUE_SYMBOLS = {  # by order and by whether the highest axis among two classes of that order is there
+LAUE_SYMBOLS = {  # by the number of rotations, inversion included, and by the highest order of a proper rotation
     (2, 1): '-1',
     (4, 2): '2/m',
     (6, 3): '-3',
@@ -45,9 +45,9 @@ class LaueClass:
     """A Laue class in the axes of a cell.
 
     Attributes:
-        symbol: as '2/m'.
-        rotations: `(m, 3, 3)` int, inversion among them.
-        setting: its symmorphic space group with the full symbol where the axes are usual ones, as 'P 1 2/m 1'; else ''.
+        symbol: for example '2/m'.
+        rotations: `(m, 3, 3)` int, with the inversion.
+        setting: the full symbol of its symmorphic space group, for example 'P 1 2/m 1'; '' where the axes are unusual.
     """
 
     symbol: str
@@ -56,7 +56,7 @@ class LaueClass:
 
     @property
     def order(self) -> int:
-        """How many rotations it has."""
+        """Number of rotations."""
         return len(self.rotations)
 
     @functools.cached_property
@@ -71,21 +71,22 @@ def rotation_set(rotations: np.ndarray) -> frozenset[tuple[int, ...]]:
 
 
 def laue_symbol(rotations: np.ndarray) -> str:
-    """The symbol of a Laue class `(m, 3, 3)`, inversion among its rotations."""
+    """The symbol of the Laue class with these rotations `(m, 3, 3)`, which include the inversion."""
     proper = [each for each in rotations if np.linalg.det(each) > 0]
     return LAUE_SYMBOLS[len(rotations), max(ORDER_BY_TRACE[int(np.trace(each))] for each in proper)]
 
 
 def with_inversion(rotations: np.ndarray) -> np.ndarray:
-    """Rotations and their negatives, each once, identity first."""
+    """Rotations `(m, 3, 3)` and their negatives, each once, in the given order."""
     every = np.concatenate([rotations, -rotations])
     _, first = np.unique(every.reshape(-1, 9), axis=0, return_index=True)
     return every[np.sort(first)]
 
 
 def lattice_rotations(cell: UnitCell, centring: str) -> np.ndarray:
-    """Proper rotations `(m, 3, 3)` int that the lattice has, within a degree; those that the cell's axes show as whole
-    numbers, the others belonging to a cell of other axes.
+    """Proper rotations `(m, 3, 3)` int of the lattice, within a degree.
+
+    Rotations that are not whole numbers in the axes of this cell are left out: they need other axes.
     """
     operations = gemmi.find_lattice_symmetry(cell.gemmi, centring, LARGEST_OBLIQUITY).sym_ops
     rotations = np.array([each.rot for each in operations])
@@ -94,7 +95,7 @@ def lattice_rotations(cell: UnitCell, centring: str) -> np.ndarray:
 
 
 def laue_classes(cell: UnitCell, centring: str) -> list[LaueClass]:
-    """All Laue classes that the lattice allows, each orientation apart, by ascending order."""
+    """All Laue classes that the lattice allows, in every orientation, by ascending order."""
     rotations = lattice_rotations(cell, centring)
     number = {tuple(each.ravel()): index for index, each in enumerate(rotations)}
     product = [[number[tuple((a @ b).ravel())] for b in rotations] for a in rotations]
@@ -105,7 +106,7 @@ def laue_classes(cell: UnitCell, centring: str) -> list[LaueClass]:
 
 
 def make_laue_class(rotations: np.ndarray, centring: str) -> LaueClass:
-    """The Laue class of rotations that form a group, inversion among them or not."""
+    """The Laue class of rotations `(m, 3, 3)` that form a group, with the inversion or without."""
     rotations = with_inversion(rotations)
     operations = gemmi.GroupOps([_operation(rotation) for rotation in rotations])
     vectors = np.array([(0, 0, 0), *CENTRINGS[centring]]) * gemmi.Op.DEN
@@ -129,6 +130,6 @@ def _closure(members, product):
 
 
 def absent_by_centring(hkl: np.ndarray, vectors: tuple[tuple[float, float, float], ...]) -> np.ndarray:
-    """Which reflections `(n, 3)` a centring by these vectors makes absent, `(n,)`."""
+    """Whether a centring by these vectors makes reflections `(n, 3)` absent, `(n,)`."""
     phases = np.asarray(hkl) @ np.reshape(vectors, (-1, 3)).T
     return np.any(np.abs(phases - np.rint(phases)) > 0.1, axis=1)
