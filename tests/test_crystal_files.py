@@ -89,7 +89,7 @@ def test_an_empty_first_line_and_a_header_are_passed_over():
     assert_records(columns)
     columns, _ = read_hkl(as_text(['my crystal, F2 and sigma', *fixed()]), 'a.hkl')
     assert_records(columns)
-    assert columns.notes == ('1 lines before the first reflection passed over',)
+    assert columns.notes == ('1 lines before the first reflection are not used',)
 
 
 def test_the_origin_is_no_end_where_it_has_an_intensity():
@@ -126,7 +126,9 @@ def test_batch_numbers_and_direction_cosines_do_not_matter(tail):
 def test_a_file_of_another_name_that_may_have_the_cell_is_named_and_not_taken(tmp_path):
     (tmp_path / 'other.ins').write_text(INS, encoding='utf-8')
     line = refusal(crystal, tmp_path, as_text(fixed()), None)
-    assert line.endswith('none in a CIF; other.ins is not read, having another name; --config.crystal.cell gives it')
+    assert line.endswith(
+        'has one; other.ins is not read, because it has another name; give it with --config.crystal.cell'
+    )
 
 
 def test_a_batch_number_is_no_sigma_where_that_is_blank():
@@ -178,13 +180,13 @@ BAD_LINES = ['   1   2   x   12.00    1.00', 'nonsense', '   1   2   3', '   1  
 def test_a_line_among_the_reflections_that_is_none_is_named(bad):
     line = refusal(read_hkl, as_text([*fixed(), bad, *fixed()]), 'a.hkl')
     cure = 'take the line out, or end the list with a line of zeros'
-    assert line == f'a.hkl, line 5: {bad.strip()!r} is no reflection, and 4 follow after it; {cure}'
+    assert line == f'a.hkl, line 5: {bad.strip()!r} is not a reflection, but 4 reflections follow it; {cure}'
 
 
 def test_reflections_after_the_record_of_zeros_are_passed_over_and_counted():
     columns, _ = read_hkl(as_text([*fixed(), END, *fixed()[:3]]), 'a.hkl')
     assert_records(columns)
-    assert columns.notes == ('3 after the record of zeros passed over',)
+    assert columns.notes == ('3 reflections after the record of zeros are not used',)
 
 
 def test_fields_that_overflowed_and_placeholders_are_dropped_and_negative_intensities_kept(tmp_path):
@@ -194,7 +196,7 @@ def test_fields_that_overflowed_and_placeholders_are_dropped_and_negative_intens
     np.testing.assert_allclose(read.measurements.intensities, [record[3] for record in RECORDS])
     assert read.records == 7
     assert read.notes == (
-        '1 dropped that are no numbers or did not fit their columns',
+        '1 dropped that are not numbers or did not fit their columns',
         '2 dropped that have σ ≤ 0, placeholders',
     )
 
@@ -213,13 +215,13 @@ def test_a_file_without_reflections_is_refused(tmp_path, text):
 
 def test_nothing_but_placeholders_is_refused(tmp_path):
     line = refusal(crystal, tmp_path, as_text(fixed([(1, 0, 0, -1, -1), (2, 0, 0, -1, -1)])))
-    assert line.endswith('no reflections; of 2 all are left out: 2 dropped that have σ ≤ 0, placeholders')
+    assert line.endswith('no reflections; all 2 are left out: 2 dropped that have σ ≤ 0, placeholders')
 
 
 def test_without_any_sigma_some_are_made_up_and_it_is_said(tmp_path):
     read = crystal(tmp_path, as_text([' '.join(map(str, record[:4])) for record in RECORDS]))
     assert np.all(read.measurements.sigmas > 0)
-    assert read.notes == ('there are no σ; 3 % and a hundredth of the mean are taken',)
+    assert read.notes == ('there are no σ; 3 % of each intensity and 1 % of the mean are taken',)
 
 
 # What .ins and .res files say.
@@ -285,7 +287,7 @@ SFAC Xx
     ('unit', 'note'),
     [
         ('', 'there is no UNIT'),
-        ('UNIT 26 26 26 26', 'UNIT 26 26 26 26, a placeholder'),
+        ('UNIT 26 26 26 26', 'UNIT 26 26 26 26 is a placeholder'),
         ('UNIT 8 8', 'UNIT 8 8 does not fit SFAC'),
         ('UNIT 0 0 0 0', 'UNIT 0 0 0 0 does not fit SFAC'),
         ('UNIT 900 8 90 90', 'UNIT leaves 0.2 Å³ of the cell'),
@@ -306,7 +308,7 @@ def test_equal_numbers_may_be_a_formula(tmp_path):
 def test_a_twin_is_reported(tmp_path):
     ins = INS.replace('HKLF', 'TWIN -1 0 0 0 -1 0 0 0 1\nBASF 0.3\nHKLF')
     notes = crystal(tmp_path, as_text(fixed()), ins).claims.notes
-    assert notes[0] == 'TWIN -1 0 0 0 -1 0 0 0 1: a twin, solved as if it were a single crystal'
+    assert notes[0] == 'TWIN -1 0 0 0 -1 0 0 0 1: a twin; it is solved as if it were a single crystal'
     assert notes[1].startswith('BASF 0.3')
     claims = crystal(tmp_path, as_text(fixed()), INS.replace('test in', 'x\nTWIN4.res')).claims
     assert not claims.notes
@@ -341,13 +343,13 @@ def test_the_matrix_of_hklf_is_applied_and_kept(tmp_path):
         (('HKLF 4', 'HKLF 4 0'), 'its factor must be positive'),
         (('HKLF 4', 'HKLF 4 1 0 1 0 1'), 'its matrix must have nine numbers'),
         (('HKLF 4', 'HKLF 4 1 1 0 0 1 0 0 0 0 1'), 'its matrix makes all indices lie in a plane'),
-        (('SFAC', 'NEUT\nSFAC'), 'NEUT, neutron data'),
-        (('0.71073 5.0', '0.0251 5.0'), 'wavelength 0.0251 Å; it must be of X-rays'),
+        (('SFAC', 'NEUT\nSFAC'), 'NEUT means neutron data'),
+        (('0.71073 5.0', '0.0251 5.0'), 'wavelength is 0.0251 Å; it must be of X-rays'),
         (('0.71073 5.0', '5.0'), "CELL '5.0 6.0 7.0 90 98.5 90'; it must be 7 numbers"),
         (('90 98.5 90', '90 98.5 x'), 'it must be 7 numbers'),
         (('90 98.5 90', '20 98.5 150'), 'it must be six numbers'),
         (('LATT 1', 'LATT 9'), "LATT '9'; it must be 1 to 7, or negative"),
-        (('.5-Z', '.5-Q'), 'LATT 1 and 1 SYMM give no group'),
+        (('.5-Z', '.5-Q'), 'LATT 1 and 1 SYMM do not make a group'),
         ((CELL, ''), 'no cell'),
     ],
 )
@@ -382,7 +384,7 @@ def test_a_copy_of_the_ins_after_the_reflections_serves_where_none_is_beside(tmp
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (('SFAC', 'NEUT\nSFAC'), 'NEUT, neutron data'),
+        (('SFAC', 'NEUT\nSFAC'), 'NEUT means neutron data'),
         (('HKLF 4', 'HKLF 5'), 'HKLF 5'),
         (('HKLF 4', 'HKLF 6'), 'HKLF 6'),
     ],
@@ -413,9 +415,9 @@ def test_what_is_given_leads(tmp_path):
         ({'cell': '5 6 7'}, "cell is '5 6 7'; it must be six numbers"),
         ({'cell': '5 6 7 90 98 x'}, 'it must be six numbers'),
         ({'cell': '5 6 7 10 20 90'}, 'it must be six numbers'),
-        ({'formula': 'water'}, "formula is 'water'; it must be a formula as C10H10F2N4"),
+        ({'formula': 'water'}, "formula is 'water'; it must be a formula like C10H10F2N4"),
         ({'formula': 'C6Qq2'}, 'it must be a formula'),
-        ({'formula': 'C60'}, 'formula C60 leaves 3.5 Å³ of the cell for an atom; 5 is the least'),
+        ({'formula': 'C60'}, 'formula C60 leaves 3.5 Å³ of the cell for an atom; it must be 5 or more'),
         ({'wavelength': 0.02}, 'it must be of X-rays'),
     ],
 )
@@ -543,7 +545,7 @@ def test_an_fcf_of_list_4_with_status_and_unmeasured_ones(tmp_path):
     rows = ['1 0 0 10.0 12.5 0.5 o', '2 0 0 0.1 -1.25 0.75 <', '3 0 0 1 99 1 x', '4 0 0 1 ? ? o']
     read = crystal(tmp_path, CIF + loop(rows, tags), None, 'a.fcf')
     np.testing.assert_allclose(read.measurements.intensities, [12.5, -1.25])
-    assert read.notes[0] == '1 marked as unreliable or absent passed over'
+    assert read.notes[0] == '1 reflections marked as unreliable or absent are not used'
 
 
 def test_a_sigma_in_parentheses_or_none(tmp_path):
@@ -591,13 +593,16 @@ def test_what_is_no_cif_but_clear_is_read(tmp_path, broken):
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
-        (CIF, 'no reflections in it: no _shelx_hkl_file, and no loop of measured F² or F'),
+        (CIF, 'no reflections: it has no _shelx_hkl_file and no loop of measured F² or F'),
         (CIF + loop(ROWS).rsplit(' ', 1)[0], 'not a CIF'),
         (CIF + loop([]), 'no reflections'),
         (CIF + loop(['a 0 0 1 1']), "the indices of reflection 1 are 'a 0 0'"),
         (CIF + embedded(['nothing']), 'no reflections'),
-        (CIF + '_diffrn_radiation_probe neutron\n' + loop(ROWS), 'data of neutrons; only X-ray data can be solved'),
-        (CIF.replace('0.71073', '0.0251') + loop(ROWS), 'electron data are not solved'),
+        (
+            CIF + '_diffrn_radiation_probe neutron\n' + loop(ROWS),
+            'the data are of neutrons; only X-ray data can be solved',
+        ),
+        (CIF.replace('0.71073', '0.0251') + loop(ROWS), 'electron data cannot be solved'),
         (CIF.replace('_cell_length_a', '_cell_length_q') + loop(ROWS), 'no cell'),
         ('data_a\n;\nopen', 'not a CIF'),
     ],
@@ -650,7 +655,7 @@ def test_friedel_mates_and_amplitudes_of_an_mtz_file(tmp_path):
     mates += [('I(-)', 'K', [11.5, -2.0]), ('SIGI(-)', 'M', [0.25, 1.0])]
     read = read_crystal(mtz(tmp_path / 'a.mtz', *mates))
     assert_records(read_columns(read), [(1, 0, 0, 12.5, 0.5), (-1, 0, 0, 11.5, 0.25), (0, 2, -3, -2, 1)])
-    assert read.notes == ('1 dropped that are no numbers or did not fit their columns',)
+    assert read.notes == ('1 dropped that are not numbers or did not fit their columns',)
     read = read_crystal(mtz(tmp_path / 'b.mtz', ('F', 'F', [3, 4]), ('SIGF', 'Q', [0.5, 0.5])))
     np.testing.assert_allclose(read.measurements.intensities, [9, 16])
     assert read.of_amplitudes
@@ -658,7 +663,7 @@ def test_friedel_mates_and_amplitudes_of_an_mtz_file(tmp_path):
 
 def test_an_mtz_file_without_measured_values_is_refused(tmp_path):
     line = refusal(read_crystal, mtz(tmp_path / 'a.mtz', ('FC', 'F', [3, 4]), ('PHIC', 'P', [0, 0])))
-    assert line.endswith("no intensities or amplitudes with σ in it; its columns are ['H', 'K', 'L', 'FC', 'PHIC']")
+    assert line.endswith("it has no intensities or amplitudes with σ; its columns are ['H', 'K', 'L', 'FC', 'PHIC']")
     (tmp_path / 'b.mtz').write_bytes((tmp_path / 'a.mtz').read_bytes()[:90])
     assert 'not an MTZ file' in refusal(read_crystal, tmp_path / 'b.mtz')
 

@@ -178,7 +178,7 @@ def test_hydrogen_of_a_fitting_formula_is_counted_and_an_unknown_wavelength_is_s
     assert read_res(text)[0]['ZERR'][0][0] == '1.00'
     _, _, text = write(tmp_path, copper_complex, Claims(formula_units=1.0, contents={'Cu': 1, 'O': 4, 'C': 2}))
     assert read_res(text)[0]['ZERR'][0][0] == '2.00'
-    assert 'REM The wavelength is not known; it is written as that of Mo K alpha.' in text
+    assert 'REM The wavelength is not known; that of Mo K alpha is written.' in text
     _, _, text = write(tmp_path, copper_complex, formula={'Cu': 1, 'O': 1, 'C': 9, 'H': 6})
     assert read_res(text)[0]['SFAC'] == [['C', 'Cu', 'O']]
 

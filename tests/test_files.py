@@ -212,7 +212,7 @@ def test_in_a_map_without_a_cell_a_voxel_is_taken_for_one_angstrom_and_that_is_s
     read = read_map(path)
     np.testing.assert_array_equal(read.values, values)
     assert read.voxel_size == 1
-    assert capsys.readouterr() == ('', f'note: {path}: its header has no cell; a voxel is taken for 1 Å\n')
+    assert capsys.readouterr() == ('', f'note: {path}: its header has no cell; a voxel is taken as 1 Å\n')
     path.write_bytes(cubic_bytes(values))
     read_map(path)
     assert capsys.readouterr().err == ''

@@ -1,7 +1,8 @@
-"""CIF through gemmi: measured reflections and what the file says of its crystal.
+"""Reads CIF through gemmi: measured reflections, and what the file claims of its crystal.
 
-Reflections are, in this order, the .hkl file that SHELXL embeds, a loop of measured F², intensities or F (of a model's
-CIF, or an .fcf), or such a file embedded as text. Names with dots, as of DDLm, are the same as those without.
+Reflections are taken from the first of these that the file has: the .hkl file that SHELXL embeds; a loop of measured
+F², intensities or F (in a structure's CIF, or in an .fcf); an .fcf that is embedded as text. A dot in a name (DDLm)
+counts as an underscore.
 """
 
 import math
@@ -18,7 +19,7 @@ from patterson_jax.files.claims import Claims, Columns, chemical_symbol, group_o
 from patterson_jax.files.common import shortened
 from patterson_jax.files.shelx import read_hkl, read_instructions, read_trailing_instructions
 
-MEASURED = (  # in loops: index, value and its names of σ, whether F
+MEASURED = (  # in loops: tag of an index, of the value, possible tags of σ, whether the value is F
     ('_refln_index_', '_refln_f_squared_meas', ('_refln_f_squared_sigma', '_refln_f_squared_meas_su'), False),
     ('_refln_index_', '_refln_intensity_meas', ('_refln_intensity_sigma', '_refln_intensity_meas_su'), False),
     (
@@ -34,12 +35,12 @@ HKL_TEXTS = ('_shelx_hkl_file',)
 RES_TEXTS = ('_shelx_res_file', '_iucr_refine_instructions_details')
 CIF_TEXTS = ('_iucr_refine_fcf_details', '_iucr_refine_reflections_details', '_shelx_fcf_file')
 UNUSED_STATUS = ('x', '-')  # of a reflection: unreliable, or systematically absent
-MOST_REPAIRS = 20  # lines that are no CIF
+MOST_REPAIRS = 20  # of lines that are not CIF
 CELL_LENGTHS = ('a', 'b', 'c', 'alpha', 'beta', 'gamma')
 
 
 class CifContent(NamedTuple):
-    """Reflections, claims, and the text of an embedded .hkl file, '' if there is none."""
+    """Reflections, claims, and the text of an embedded .hkl file ('' without one)."""
 
     columns: Columns
     claims: Claims
@@ -47,20 +48,21 @@ class CifContent(NamedTuple):
 
 
 def looks_like_cif(text: str) -> bool:
-    """Whether a text is a CIF: data_ begins a line before anything but comments and empty lines does."""
+    """Whether a text is a CIF: after comments and empty lines it begins with data_."""
     return re.match(r'(\s|#[^\n\r]*[\n\r])*data_', text, re.I) is not None
 
 
 def read_cif_reflections(text: str, name: str, block_name: str = '') -> CifContent:
-    """Reads the measured reflections of a CIF and what it says of the crystal.
+    """Reads the measured reflections of a CIF and its claims.
 
     Args:
         text: of the file.
-        name: of it, for messages.
-        block_name: of the data block to take; '': the only one that has reflections.
+        name: of the file, for messages.
+        block_name: of the data block to take; '': the only block that has reflections.
 
     Raises:
-        InputError: no CIF; no reflections, or several blocks that have some; what readers of SHELX files refuse.
+        InputError: the text is not a CIF, or it has no reflections, or several blocks have reflections; or the readers
+            of SHELX files refuse an embedded file.
     """
     document, notes = _parse(text, name)
     blocks = [block for block in document if not block_name or block.name == block_name]
@@ -70,7 +72,7 @@ def read_cif_reflections(text: str, name: str, block_name: str = '') -> CifConte
     having = [(block, source) for block in blocks if (source := _find_reflections(block))]
     if not having:
         raise InputError(
-            f'{name}: no reflections in it: no _shelx_hkl_file, and no loop of measured F² or F; give the .hkl'
+            f'{name}: no reflections: it has no _shelx_hkl_file and no loop of measured F² or F; give the .hkl'
         )
     if len(having) > 1:
         names = ', '.join(block.name for block, _ in having)
@@ -78,14 +80,14 @@ def read_cif_reflections(text: str, name: str, block_name: str = '') -> CifConte
             f'{name}: {len(having)} data blocks have reflections; --config.crystal.block must be one of {names}'
         )
     (block, (kind, source)), claims = having[0], _claims(having[0][0], name)
-    if claims.cell is None:  # which may stand in a block for all
+    if claims.cell is None:  # one block may hold the cell for all
         others = [_claims(each, name) for each in document if each is not block and each.find_value('_cell_length_a')]
         claims = claims.completed_by(others[0]) if len(others) == 1 else claims
     if kind == 'cif':
         nested = read_cif_reflections(source, name)
         return CifContent(nested.columns, claims.completed_by(nested.claims), nested.hkl_text)
     claims = claims.completed_by(Claims(notes=tuple(notes)))
-    if kind == 'loop':  # which is of single reflections whatever was refined
+    if kind == 'loop':  # a loop has single reflections, even where HKLF 5 was refined
         return CifContent(_loop_columns(source, name), claims, '')
     columns, rest = read_hkl(source, name)
     claims = claims.completed_by(_instructions(block, name)).completed_by(read_trailing_instructions(rest, name))
@@ -93,14 +95,18 @@ def read_cif_reflections(text: str, name: str, block_name: str = '') -> CifConte
 
 
 def read_cif_claims(text: str, name: str) -> Claims:
-    """What a CIF says of its crystal, whether or not it has reflections; of the only block that has a cell."""
+    """The claims of a CIF with or without reflections, from the only block that has a cell; none if several have one.
+
+    Raises:
+        InputError: the text is not a CIF.
+    """
     document, _ = _parse(text, name)
     having = [block for block in document if block.find_value('_cell_length_a')]
     return _claims(having[0], name) if len(having) == 1 else Claims()
 
 
 def _parse(text, name):
-    """A document, what is no CIF in it being made so where that is clear."""
+    """The document, after repairs of lines that are not CIF but whose meaning is clear; and notes on these."""
     notes: list[str] = []
     lines = text.replace('\r\n', '\n').replace('\r', '\n').split('\n')
     for _ in range(MOST_REPAIRS):
@@ -116,9 +122,9 @@ def _parse(text, name):
                 raise InputError(f'{name}: not a CIF: {message.partition(":")[2] or message}') from error
             lines[number - 1] = repaired
             notes.append(
-                f'line {number} is no CIF: {shortened(pair[0].strip(), 40)!r}; its value is taken as it stands'
+                f'line {number} is not CIF: {shortened(pair[0].strip(), 40)!r}; its value is taken as it stands'
             )
-    raise InputError(f'{name}: not a CIF: more than {MOST_REPAIRS} of its lines are none')
+    raise InputError(f'{name}: not a CIF: more than {MOST_REPAIRS} of its lines are not CIF')
 
 
 def _plain(tag):
@@ -126,7 +132,7 @@ def _plain(tag):
 
 
 def _find_reflections(block):
-    """('hkl', text), ('loop', ...) or ('cif', text), the best that a block has; None without reflections."""
+    """The best reflections of a block, as ('hkl', text), ('loop', …) or ('cif', text); None without reflections."""
     values = {_plain(item.pair[0]): item.pair[1] for item in block if item.pair}
     for tag in HKL_TEXTS:
         if len(text := cif.as_string(values.get(tag, '?'))) > len('?'):
@@ -138,8 +144,8 @@ def _find_reflections(block):
             if value in numbers and all(f'{index}{letter}' in numbers for letter in 'hkl'):
                 sigma = next((numbers[tag] for tag in sigmas if tag in numbers), None)
                 status = next((numbers[tag] for tag in numbers if tag.endswith('_status')), None)
-                chosen = ([numbers[f'{index}{letter}'] for letter in 'hkl'], numbers[value], sigma, status)
-                return 'loop', (loop, *chosen, value, of_amplitudes)
+                columns = ([numbers[f'{index}{letter}'] for letter in 'hkl'], numbers[value], sigma, status)
+                return 'loop', (loop, *columns, value, of_amplitudes)
     for tag in CIF_TEXTS:
         if 'refln' in (text := cif.as_string(values.get(tag, '?'))):
             return 'cif', text
@@ -147,11 +153,11 @@ def _find_reflections(block):
 
 
 def _loop_columns(source, name):
-    """The numbers of a loop; a σ may also stand in parentheses after its value."""
+    """The numbers of a loop. Without a column of σ, the σ are those in parentheses after the values."""
     loop, indices, value, sigma, status, tag, of_amplitudes = source
     width, table = loop.width(), loop.values
     if not table:
-        raise InputError(f'{name}: no reflections in its loop of {tag}')
+        raise InputError(f'{name}: its loop of {tag} has no reflections')
     columns = [table[column::width] for column in range(width)]
     hkl = np.array([[cif.as_number(word) for word in columns[index]] for index in indices]).T
     if not np.all(np.isfinite(hkl)):
@@ -167,19 +173,19 @@ def _loop_columns(source, name):
     if status is not None:
         used = np.array([word.strip('\'"') not in UNUSED_STATUS for word in columns[status]])
         if not np.all(used):
-            notes.append(f'{np.sum(~used)} marked as unreliable or absent passed over')
+            notes.append(f'{np.sum(~used)} reflections marked as unreliable or absent are not used')
         hkl, values, sigmas = hkl[used], values[used], sigmas[used]
     return Columns(np.rint(hkl).astype(np.int64), values, sigmas, f'the loop of {tag}', of_amplitudes, tuple(notes))
 
 
 def _in_parentheses(word):
-    """The standard uncertainty of a number as '12.34(5)'; NaN without one."""
+    """The standard uncertainty in a number like '12.34(5)'; NaN without one."""
     match = re.fullmatch(r'[+-]?\d*\.?(\d*)\((\d+)\)', word)
     return int(match[2]) * 10.0 ** -len(match[1]) if match else math.nan
 
 
 def _claims(block, name):
-    """What the tags of a block say of the crystal."""
+    """The claims of a block."""
     values = {_plain(item.pair[0]): cif.as_string(item.pair[1]) for item in block if item.pair}
     numbers = [cif.as_number(values.get(f'_cell_{_cell_tag(each)}', '?')) for each in CELL_LENGTHS]
     small, notes = _small_structure(block, values)
@@ -210,13 +216,13 @@ def _claims(block, name):
 
 
 def _small_structure(block, values):
-    """What gemmi understands of a block, and what it does not, a line each."""
+    """The structure that gemmi finds in a block, and a note on what it does not understand."""
     try:
         return gemmi.make_small_structure_from_block(block), ()
     except (RuntimeError, ValueError) as error:
         small = gemmi.SmallStructure()
         small.wavelength = np.nan_to_num(cif.as_number(values.get('_diffrn_radiation_wavelength', '?')))
-        return small, (f'its symmetry is not used: {shortened(" ".join(str(error).split()))}',)
+        return small, (f'the symmetry of the CIF is not used: {shortened(" ".join(str(error).split()))}',)
 
 
 def _cell_tag(parameter):
@@ -224,7 +230,7 @@ def _cell_tag(parameter):
 
 
 def _formula(text, formula_units):
-    """Atoms in the cell, and elements, of a formula; None and none if it is none."""
+    """Atoms in the cell, and elements, of a formula; None and () if the text is not a formula."""
     words = re.findall(r'([A-Z][a-z]?)(\d*\.?\d*)', text)
     symbols = [known for symbol, _ in words if (known := chemical_symbol(symbol))]
     if not words or len(symbols) < len(words):
@@ -237,7 +243,7 @@ def _formula(text, formula_units):
 
 
 def _instructions(block, name):
-    """How an embedded .res says that the reflections are to be read, and whether they are of a twin."""
+    """How an embedded .res reads the reflections, and whether it treats the crystal as a twin."""
     values = {_plain(item.pair[0]): item.pair[1] for item in block if item.pair}
     for tag in RES_TEXTS:
         if tag in values and 'HKLF' in (text := cif.as_string(values[tag])):

@@ -1,4 +1,4 @@
-"""What files hold of a crystal before anything of it is tested: columns of numbers, and claims."""
+"""The content of files before it is tested: columns of numbers, and claims about a crystal."""
 
 import dataclasses
 import re
@@ -10,23 +10,23 @@ from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.crystal.reflections import HIGHEST_INDEX, Measurements
 from patterson_jax.errors import InputError
 
-LARGEST = 1e30  # intensity or σ that can be one
-SIGMA_OF_INTENSITY, SIGMA_OF_MEAN = 0.03, 0.01  # where a file has no σ: of each intensity and of their mean
-LEAST_EQUAL = 3  # elements, hydrogen among them, whose numbers all are the same: a placeholder
-CUBIC_ANGSTROM_PER_ATOM = (5.0, 120.0)  # hydrogen apart, in any crystal
+LARGEST = 1e30  # a larger value is no intensity and no σ
+SIGMA_OF_INTENSITY, SIGMA_OF_MEAN = 0.03, 0.01  # σ where a file has none: these parts of an intensity and of the mean
+LEAST_EQUAL = 3  # equal numbers of so many elements, with hydrogen, are a placeholder
+CUBIC_ANGSTROM_PER_ATOM = (5.0, 120.0)  # in any crystal, hydrogen not counted
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Reflections as a file has them.
+    """Reflections as they stand in a file.
 
     Attributes:
         hkl: `(n, 3)` int.
         values: `(n,)`, F² or F; NaN where the number did not fit its field.
         sigmas: `(n,)`; NaN where there is none.
         format: how they were read, in words.
-        of_amplitudes: whether they are F, not F².
-        notes: what was passed over, a line each.
+        of_amplitudes: whether the values are F, not F².
+        notes: a line for each kind of reflection that was not used.
     """
 
     hkl: np.ndarray
@@ -39,21 +39,21 @@ class Columns:
 
 @dataclasses.dataclass(frozen=True)
 class Claims:
-    """What a file says of its crystal; None or empty where it says nothing.
+    """What a file says about its crystal; None or empty where it says nothing.
 
     Attributes:
         title: of the crystal.
         cell: its cell.
-        cell_source: what gave it, in words.
-        cell_sigmas: standard uncertainties of its six parameters.
+        cell_source: where the cell is from, in words.
+        cell_sigmas: standard uncertainties of the six parameters of the cell.
         wavelength: Å.
-        probe: 'x-ray', 'neutron', 'electron', or whatever is said of it.
+        probe: 'x-ray', 'neutron', 'electron', or any other word of the file.
         contents: element → number of atoms in the cell.
-        elements: chemical symbols, also where their numbers are not to be believed.
-        formula_units: in the cell.
-        symops: operations of the group, centring included, as 'x,y,z'.
-        hklf: the SHELX instruction by which the reflections are to be read, in one line.
-        notes: what is odd in it, a line each.
+        elements: chemical symbols, also where the numbers of atoms are not credible.
+        formula_units: number in the cell.
+        symops: operations of the space group, with the centring, written like 'x,y,z'.
+        hklf: the HKLF instruction of SHELX for the reflections, in one line.
+        notes: a line for each oddity of the file.
     """
 
     title: str = ''
@@ -71,7 +71,7 @@ class Claims:
 
     @property
     def rotations(self) -> np.ndarray | None:
-        """Those of the operations, `(m, 3, 3)`, each once; None without operations."""
+        """Rotations of the operations, `(m, 3, 3)`, each once; None without operations."""
         if not self.symops:
             return None
         return np.unique([gemmi.Op(each).rot for each in self.symops], axis=0) // gemmi.Op.DEN
@@ -82,7 +82,7 @@ class Claims:
         return gemmi.GroupOps([gemmi.Op(each) for each in self.symops]).find_centering() if self.symops else None
 
     def completed_by(self, other: 'Claims') -> 'Claims':
-        """These claims, and where they say nothing, those of another file. A cell keeps its own σ's."""
+        """These claims, with gaps filled from another file. The σ of a cell stay with that cell."""
         missing = {
             field.name: getattr(other, field.name)
             for field in dataclasses.fields(self)
@@ -94,17 +94,17 @@ class Claims:
 
 
 def measurements_of(columns: Columns, matrix: np.ndarray, name: str) -> tuple[Measurements, tuple[str, ...]]:
-    """Measured F² and their σ, without placeholders; and what was dropped or made up, in words.
+    """Measured F² and their σ without placeholders, and notes on what was dropped or made up.
 
     An F of a file becomes F|F|, so that it keeps its sign.
 
     Args:
         columns: of a file.
-        matrix: `(3, 3)`, which turns its indices into those of the cell.
+        matrix: `(3, 3)`, from the indices of the file to those of the cell, both column vectors.
         name: of the file, for messages.
 
     Raises:
-        InputError: nothing is left.
+        InputError: no reflection is left.
     """
     hkl, notes = columns.hkl @ matrix.T, list(columns.notes)
     whole = np.rint(hkl)
@@ -112,9 +112,9 @@ def measurements_of(columns: Columns, matrix: np.ndarray, name: str) -> tuple[Me
     if np.all(np.isnan(sigmas)):
         mean = np.nanmean(np.abs(values)) if np.any(np.isfinite(values)) else 1.0
         sigmas = SIGMA_OF_INTENSITY * np.abs(values) + SIGMA_OF_MEAN * mean
-        notes.append('there are no σ; 3 % and a hundredth of the mean are taken')
+        notes.append('there are no σ; 3 % of each intensity and 1 % of the mean are taken')
     reasons = {
-        'are no numbers or did not fit their columns': ~(np.abs(values) < LARGEST) | ~(np.abs(sigmas) < LARGEST),
+        'are not numbers or did not fit their columns': ~(np.abs(values) < LARGEST) | ~(np.abs(sigmas) < LARGEST),
         'have σ ≤ 0, placeholders': sigmas < 1 / LARGEST,
         'have indices that the matrix makes fractional': np.any(np.abs(hkl - whole) > 0.01, axis=1),
         'are F(000)': ~np.any(whole, axis=1),
@@ -127,7 +127,7 @@ def measurements_of(columns: Columns, matrix: np.ndarray, name: str) -> tuple[Me
         if count:
             notes.append(f'{count} dropped that {reason}')
     if not np.any(kept):
-        raise InputError(f'{name}: no reflections; of {len(values)} all are left out: {"; ".join(notes)}')
+        raise InputError(f'{name}: no reflections; all {len(values)} are left out: {"; ".join(notes)}')
     hkl, values, sigmas = whole[kept].astype(np.int32), values[kept], sigmas[kept]
     if columns.of_amplitudes:
         values, sigmas = values * np.abs(values), np.maximum(2 * np.abs(values) * sigmas, sigmas**2)
@@ -135,7 +135,7 @@ def measurements_of(columns: Columns, matrix: np.ndarray, name: str) -> tuple[Me
 
 
 def chemical_symbol(label: str) -> str | None:
-    """The element that a label as 'CU2+' or 'Sn' means, deuterium being hydrogen; None if none."""
+    """The element of a label like 'CU2+' or 'Sn', with hydrogen for deuterium; None if it names no element."""
     match = re.match(r'\$?([A-Za-z]{1,2})(?![A-Za-z])', label.strip())
     letters = match[1] if match else ''
     element = gemmi.Element(letters)
@@ -145,16 +145,20 @@ def chemical_symbol(label: str) -> str | None:
 
 
 def parse_formula(text: str, name: str) -> dict[str, float]:
-    """Element → number of a formula as 'C10H10F2N4' or 'C10 H10 F2 N4'.
+    """Reads a formula like 'C10H10F2N4' or 'C10 H10 F2 N4' as element → number.
+
+    Args:
+        text: the formula.
+        name: of the text, for messages.
 
     Raises:
-        InputError: it is none; `name` says what it is the value of.
+        InputError: the text is not a formula.
     """
     parts = re.findall(r'([A-Z][a-z]?)\s*(\d*\.?\d*)', text)
     rest = re.sub(r'([A-Z][a-z]?)\s*(\d*\.?\d*)|[\s,()]', '', text)
     symbols = [known for symbol, _ in parts if (known := chemical_symbol(symbol))]
     if rest or not parts or len(symbols) < len(parts):
-        raise InputError(f'{name} is {text!r}; it must be a formula as C10H10F2N4')
+        raise InputError(f'{name} is {text!r}; it must be a formula like C10H10F2N4')
     formula: dict[str, float] = {}
     for symbol, (_, number) in zip(symbols, parts, strict=True):
         formula[symbol] = formula.get(symbol, 0) + (float(number) if number.strip('.') else 1.0)
@@ -162,20 +166,25 @@ def parse_formula(text: str, name: str) -> dict[str, float]:
 
 
 def is_placeholder(contents: dict[str, float]) -> bool:
-    """Whether numbers of atoms are the same for all of several elements, hydrogen among them."""
+    """Whether there are several elements, hydrogen among them, and all have the same number of atoms."""
     return len(contents) >= LEAST_EQUAL and 'H' in contents and len(set(contents.values())) == 1
 
 
 def volume_per_atom(contents: dict[str, float], cell: UnitCell) -> float:
-    """Å³ for each atom but hydrogen."""
+    """Volume in Å³ for each atom other than hydrogen."""
     return cell.volume / max(sum(count for element, count in contents.items() if element != 'H'), 1e-9)
 
 
 def group_of(generators: list[str], centring: str, centrosymmetric: bool) -> tuple[str, ...]:
-    """All operations that generators, a centring and perhaps an inversion at the origin give, as 'x,y,z'.
+    """All operations of a space group, written like 'x,y,z'.
+
+    Args:
+        generators: operations that generate the group together with the others.
+        centring: its letter.
+        centrosymmetric: whether there is an inversion at the origin.
 
     Raises:
-        ValueError: they are no operations, or no group.
+        ValueError: a generator is not an operation, or they do not generate a group.
     """
     try:
         operations = [*gemmi.symops_from_hall(f'{centring} 1'), *map(gemmi.Op, generators)]
@@ -188,5 +197,5 @@ def group_of(generators: list[str], centring: str, centrosymmetric: bool) -> tup
     for operation in group.sym_ops:
         rotation = np.array(operation.rot) / gemmi.Op.DEN
         if not np.array_equal(rotation, np.rint(rotation)) or abs(np.linalg.det(rotation)) != 1:
-            raise ValueError(f'{operation.triplet()!r} is no rotation')
+            raise ValueError(f'{operation.triplet()!r} is not a rotation')
     return tuple(operation.wrap().triplet() for operation in group)

@@ -1,4 +1,4 @@
-"""What readers and writers of files have in common: a missing one is named, a directory made."""
+"""Helpers that readers and writers of files share."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from patterson_jax.errors import InputError
 
 
 def require_content(path: Path) -> None:
-    """Raises InputError unless there is a file that is not empty."""
+    """Raises InputError if a file does not exist or is empty."""
     if not path.is_file():
         raise InputError(f'{path}: {"not a file" if path.exists() else "no such file"}')
     if path.stat().st_size == 0:
@@ -14,12 +14,12 @@ def require_content(path: Path) -> None:
 
 
 def shortened(text: str, length: int = 60) -> str:
-    """The text, cut to so many characters, for messages."""
+    """A text cut to `length` characters, for messages."""
     return text if len(text) <= length else text[: length - 1] + '…'
 
 
 def make_directory(path: Path, name: str) -> None:
-    """Makes a directory if there is none. Raises InputError, naming what the user called it, if that cannot be."""
+    """Makes a directory unless it exists. Raises InputError if that fails; `name` is the user's name for it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -29,5 +29,5 @@ def make_directory(path: Path, name: str) -> None:
 
 
 def plain_name(path: Path) -> str:
-    """A file's name without its ending, and without that of gzip: 'map' for map.ccp4.gz."""
+    """A file's name without its ending and without .gz: 'map' for map.ccp4.gz."""
     return Path(path.name.removesuffix('.gz')).stem

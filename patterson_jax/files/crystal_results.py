@@ -1,4 +1,4 @@
-"""What a solved crystal gives: a SHELX .res to refine at once, its .hkl, a CIF, and the content of the JSON file."""
+"""Writes a solved crystal: a SHELX .res to refine at once, its .hkl, a CIF, and the content of a JSON file."""
 
 import itertools
 import re
@@ -21,10 +21,10 @@ MO_K_ALPHA = 0.71073  # Å, where a crystal's wavelength is not known
 LONGEST_LINE = 79  # characters that SHELX reads
 LONGEST_NAME = 4  # characters
 FIELD = 8  # columns of a value in an .hkl file
-LEAST_SIGMA, LARGEST_VALUE = 0.05, 999_999.0  # in one
+LEAST_SIGMA, LARGEST_VALUE = 0.05, 999_999.0  # in an .hkl file
 CELL_TAGS = ('length_a', 'length_b', 'length_c', 'angle_alpha', 'angle_beta', 'angle_gamma')
 ENOUGH_FOR_SCALE = 1500  # reflections
-SAME_PROPORTIONS = 0.15  # of numbers of atoms, for a formula to be that of the atoms found
+SAME_PROPORTIONS = 0.15  # relative difference in numbers of atoms up to which a formula fits the atoms found
 
 
 def write_crystal_res(
@@ -36,18 +36,21 @@ def write_crystal_res(
     hklf: str,
     factor: float = 1.0,
 ) -> None:
-    """Writes a solution as a .res file that SHELXL refines without a change, isotropic, in its group.
+    """Writes a solution as a .res file that SHELXL refines unchanged: isotropic, in its space group.
 
-    The inversion of a centrosymmetric group must be at the origin, as LATT means it; `SpaceGroup` promises it.
+    The inversion of a centrosymmetric group must be at the origin, as LATT requires; in a `SpaceGroup` it is.
 
     Args:
         path: of the file.
-        data: what was solved.
+        data: of the crystal.
         solution: with a space group and atoms.
         claims: of the crystal's file, for the uncertainties of the cell.
         title: for TITL.
-        hklf: the instruction that goes with the .hkl file beside it.
-        factor: between the F² of that file and those of the data.
+        hklf: the HKLF instruction for the .hkl file beside it.
+        factor: the F² of that file divided by those of the data.
+
+    Raises:
+        InputError: SHELX cannot express the symmetry of the group in this setting.
     """
     group, atoms = _group_of(solution), solution.atoms
     elements = _elements(atoms, data.formula)
@@ -64,7 +67,7 @@ def write_crystal_res(
         f'SFAC {" ".join(elements)}',
         f'UNIT {" ".join(f"{contents.get(element, 0):g}" for element in elements)}',
         *_remarks(f'{group.hm}, {solution.verdict}{f": {reasons}" if reasons else ""}'),
-        *([] if data.wavelength else _remarks('The wavelength is not known; it is written as that of Mo K alpha.')),
+        *([] if data.wavelength else _remarks('The wavelength is not known; that of Mo K alpha is written.')),
         'L.S. 10',
         'BOND',
         'FMAP 2',
@@ -97,7 +100,7 @@ def _cell_words(cell):
 
 
 def _remarks(text):
-    """REM lines of a text."""
+    """Breaks a text into REM lines."""
     words, line = text.split(), 'REM'
     for word in words:
         if len(line) + 1 + len(word) > LONGEST_LINE:
@@ -108,9 +111,9 @@ def _remarks(text):
 
 
 def _symmetry_lines(group):
-    """LATT and SYMM, without the identity, the centring and, where there is one, the inversion at the origin.
+    """LATT and SYMM lines; SYMM leaves out the identity, and the centring and inversion that LATT tells.
 
-    Raises InputError if there is an inversion that is not at the origin, or a centring that SHELX does not have.
+    Raises InputError if an inversion is not at the origin, or if SHELX does not have the centring.
     """
     operations = [gemmi.Op(each) for each in group.symops]
     every = gemmi.GroupOps(operations)
@@ -125,13 +128,13 @@ def _symmetry_lines(group):
 
 
 def _elements(atoms, formula):
-    """Those found and, if they go with the formula, its hydrogen; carbon and hydrogen first."""
+    """Elements of the atoms, with hydrogen if the formula fits; carbon and hydrogen first."""
     found = {atom.element for atom in atoms} | set(_contents(atoms, formula))
     return sorted(found, key=lambda element: (element != 'C', element != 'H', element))
 
 
 def _contents(atoms, formula):
-    """Atoms in the cell, with the hydrogen of a formula that has the proportions of what was found."""
+    """Numbers of atoms in the cell; with the hydrogen of the formula, if the formula has the same proportions."""
     contents: dict[str, float] = {}
     for atom in atoms:
         contents[atom.element] = contents.get(atom.element, 0) + atom.occupancy * atom.multiplicity
@@ -145,7 +148,7 @@ def _contents(atoms, formula):
 
 
 def _formula_units(contents, claims):
-    """Formula units in the cell: as claimed for as many atoms, else the largest number that divides all of them."""
+    """Formula units in the cell: the claimed number if it fits, else the largest divisor of all numbers of atoms."""
     claimed, units = _count_heavy(claims.contents or {}), claims.formula_units
     if units and claimed and abs(_count_heavy(contents) / claimed - 1) < SAME_PROPORTIONS:
         return units
@@ -159,7 +162,7 @@ def _count_heavy(contents):
 
 
 def atom_names(atoms: tuple[Site, ...]) -> list[str]:
-    """A name for each atom, its label where that can be: of its element, of four characters at most, given once."""
+    """A name for each atom: of its element, unique, at most four characters; its label where that is such a name."""
     names: list[str] = []
     for atom in atoms:
         label, symbol = atom.label, atom.element
@@ -173,31 +176,39 @@ def atom_names(atoms: tuple[Site, ...]) -> list[str]:
 
 
 def _tails(length):
-    """1, 2, … as long as they fit, then numbers with letters after them."""
+    """1, 2, … as long as they fit; then numbers that a letter follows."""
     yield from map(str, range(1, 10**length))
     for head, letter in itertools.product(range(10 ** (length - 1)), 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'):
         yield f'{head}{letter}'
 
 
 def _hklf_scale(hklf):
-    """What an HKLF instruction multiplies all F by: its factor S is of F for HKLF 3, and of F² for HKLF 4."""
+    """The factor by which an HKLF instruction multiplies F. Its S is a factor of F for HKLF 3, of F² for HKLF 4."""
     number, _ = hklf_matrix(hklf, 'HKLF')
     scale = float([*hklf.split(), '1', '1'][2])
     return scale if number == 3 else float(np.sqrt(scale))
 
 
 def overall_scale(data: CrystalData, group: SpaceGroup, atoms: tuple[Site, ...]) -> float:
-    """The factor between calculated amplitudes, in electrons, and measured ones: SHELXL's first free variable."""
-    chosen = slice(None, None, len(data.hkl) // ENOUGH_FOR_SCALE + 1)
-    measured = np.sqrt(np.maximum(data.intensities[chosen], 0))
-    calculated = np.abs(calculated_structure_factors(data.hkl[chosen], data.cell, group, atoms, data.wavelength))
+    """Measured amplitudes divided by calculated ones in electrons: SHELXL's first free variable."""
+    sample = slice(None, None, len(data.hkl) // ENOUGH_FOR_SCALE + 1)
+    measured = np.sqrt(np.maximum(data.intensities[sample], 0))
+    calculated = np.abs(calculated_structure_factors(data.hkl[sample], data.cell, group, atoms, data.wavelength))
     return float(max(np.sum(measured * calculated) / max(np.sum(calculated**2), 1e-30), 1e-6))
 
 
 def calculated_structure_factors(
     hkl: np.ndarray, cell: UnitCell, group: SpaceGroup, atoms: tuple[Site, ...], wavelength: float | None = None
 ) -> np.ndarray:
-    """F(h) `(n,)` of isotropic atoms in electrons of the cell, with form factors as they are refined with."""
+    """F(h) `(n,)` of isotropic atoms, in electrons per cell, with the form factors that the refinement uses.
+
+    Args:
+        hkl: `(n, 3)`.
+        cell: of the indices.
+        group: of the atoms.
+        atoms: the asymmetric unit.
+        wavelength: Å; without one f′ is left out.
+    """
     operations = [gemmi.Op(each) for each in group.symops]
     rotations = np.array([each.rot for each in operations]) / gemmi.Op.DEN
     shifts = np.array([each.tran for each in operations]) / gemmi.Op.DEN
@@ -216,10 +227,10 @@ def calculated_structure_factors(
 
 
 def write_hkl(path: Path, measurements: Measurements) -> float:
-    """Writes F² and their σ as HKLF 4 in fixed columns, 3I4,2F8, on a scale on which they fit, with decimals as fit.
+    """Writes F² and their σ as HKLF 4 in fixed columns, 3I4,2F8, on a scale on which they fit the columns.
 
     Returns:
-        The factor by which they were multiplied.
+        The factor by which the values were multiplied.
     """
     highest = float(np.max(np.abs([measurements.intensities, measurements.sigmas])))
     scale = min(max(1.0, LEAST_SIGMA / float(np.min(measurements.sigmas))), LARGEST_VALUE / highest)
@@ -232,12 +243,20 @@ def write_hkl(path: Path, measurements: Measurements) -> float:
 
 
 def _in_field(value):
-    """A number in eight columns with two decimals or, where those do not fit, with fewer."""
+    """A number in eight columns, with two decimals or as many as fit."""
     return next(text for decimals in (2, 1, 0) if len(text := f'{value:#{FIELD}.{decimals}f}') <= FIELD)
 
 
 def write_crystal_cif(path: Path, data: CrystalData, solution: CrystalSolution, claims: Claims, name: str) -> None:
-    """Writes a solution with a space group and atoms as CIF; `claims` are of the crystal's file."""
+    """Writes a solution with a space group and atoms as CIF.
+
+    Args:
+        path: of the file.
+        data: of the crystal.
+        solution: with a space group and atoms.
+        claims: of the crystal's file, for the formula units.
+        name: of the data block.
+    """
     group, atoms, r_factor = _group_of(solution), solution.atoms, solution.r_factor
     document = cif.Document()
     block = document.add_new_block(re.sub(r'\W+', '_', name))
@@ -273,7 +292,7 @@ def write_crystal_cif(path: Path, data: CrystalData, solution: CrystalSolution, 
 
 
 def solution_content(data: CrystalData, solution: CrystalSolution) -> dict:
-    """The fields of the JSON file that every solved crystal has; what is not known is None."""
+    """The fields that the JSON file of every crystal has; None where something is not known."""
     group = solution.space_group
     return {
         'verdict': solution.verdict,

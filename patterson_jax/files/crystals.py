@@ -1,6 +1,6 @@
-"""A crystal from a file of any kind: reflections as they were measured, with what is said of it there and beside it.
+"""Reads a crystal from a file of any kind: measured reflections, with the claims of that file and of those beside it.
 
-The kind of a file is told by what is in it, not by its name: files named .hkl may be CIF.
+The content of a file decides its kind, not its name: a file named .hkl may be a CIF.
 """
 
 import dataclasses
@@ -35,24 +35,24 @@ from patterson_jax.files.shelx import (
 )
 
 INSTRUCTIONS, MODELS = ('.ins', '.res'), ('.cif', '.cif_od')  # files beside an .hkl; the first that has a cell leads
-MTZ = b'MTZ '  # with which such a file begins
+MTZ = b'MTZ '  # the beginning of such a file
 SHORTEST_WAVELENGTH, LONGEST_WAVELENGTH = 0.1, 6.0  # Å, of X-rays
 
 
 @dataclasses.dataclass(frozen=True)
 class CrystalFile:
-    """A crystal as a file gives it.
+    """A crystal as read from a file.
 
     Attributes:
         path: of the file.
-        measurements: without placeholders, indices in the cell.
+        measurements: without placeholders; the indices are those of `cell`.
         cell: of the crystal.
-        claims: what is said of it.
+        claims: of the files.
         format: how the reflections were read, in words.
         of_amplitudes: whether they were F, not F².
-        records: how many there were.
-        notes: what was dropped, made up or odd, a line each.
-        hkl_bytes: the .hkl file as SHELXL reads it, which claims.hklf describes; None if it has to be made anew.
+        records: number of reflections in the file.
+        notes: a line for each thing that was dropped, made up or odd.
+        hkl_bytes: the .hkl file if SHELXL can read it with the instruction claims.hklf; None: it must be made anew.
     """
 
     path: Path
@@ -69,17 +69,19 @@ class CrystalFile:
 def read_crystal(
     path: Path, *, cell: str = '', formula: str = '', wavelength: float | None = None, block: str = ''
 ) -> CrystalFile:
-    """Reads a crystal: SHELX .hkl with the .ins, .res or CIF of its name beside it, those themselves, CIF, .fcf or MTZ.
+    """Reads a crystal from SHELX .hkl, .ins or .res, CIF, .fcf or MTZ.
+
+    A cell and other claims may come from an .ins, .res or CIF beside the file that has the same name.
 
     Args:
         path: of the file.
-        cell: six numbers that lead over those of files; '': theirs.
-        formula: as 'C10H10F2N4', likewise.
-        wavelength: Å, likewise.
-        block: of a CIF, where several have reflections.
+        cell: six numbers in place of those of the files; '': those of the files.
+        formula: for example 'C10H10F2N4', in place of that of the files; '': that of the files.
+        wavelength: in Å, in place of that of the files; None: that of the files.
+        block: name of the data block, for a CIF in which several have reflections.
 
     Raises:
-        InputError: the file, and what is wrong with it.
+        InputError: the file cannot be read, or the crystal cannot be solved; the message names the file.
     """
     path = Path(path)
     said = Claims(
@@ -108,7 +110,7 @@ def read_crystal(
     known_cell = _checked_cell(claims, path)
     claims = _check_contents(claims, known_cell, bool(formula))
     number, matrix = hklf_matrix(claims.hklf or 'HKLF 4', str(path))
-    if hkl_bytes is None:  # a loop, which has nothing to do with HKLF
+    if hkl_bytes is None:  # HKLF says nothing about a loop or an MTZ file
         number, matrix = 3 if columns.of_amplitudes else 4, np.eye(3)
     columns = dataclasses.replace(columns, of_amplitudes=number == 3)
     measurements, notes = measurements_of(columns, matrix, str(path))
@@ -127,11 +129,13 @@ def read_crystal(
 
 
 def read_mtz(path: Path) -> tuple[Columns, Claims]:
-    """Reads the measured values of an MTZ file, merged or not: the first that there are of intensities with σ's,
-    intensities of Friedel mates, amplitudes, amplitudes of Friedel mates.
+    """Reads the measured values of an MTZ file, merged or not.
+
+    They are the first of these that the file has, with their σ: intensities, intensities of Friedel mates, amplitudes,
+    amplitudes of Friedel mates.
 
     Raises:
-        InputError: no MTZ, or no measured values in it.
+        InputError: the file is not an MTZ file, or it has no measured values.
     """
     try:
         mtz = gemmi.read_mtz_file(str(path))
@@ -161,14 +165,18 @@ def read_mtz(path: Path) -> tuple[Columns, Claims]:
                 symops=tuple(each.triplet() for each in group.operations()) if group else (),
             )
             return columns, claims
-    raise InputError(f'{path}: no intensities or amplitudes with σ in it; its columns are {mtz.column_labels()}')
+    raise InputError(f'{path}: it has no intensities or amplitudes with σ; its columns are {mtz.column_labels()}')
 
 
 def parse_cell(text: str, name: str) -> UnitCell:
-    """A cell from six numbers with blanks or commas between.
+    """Reads a cell from six numbers with blanks or commas between.
+
+    Args:
+        text: a, b, c in Å and α, β, γ in degrees.
+        name: of the text, for messages.
 
     Raises:
-        InputError: it is none; `name` says what it is the value of.
+        InputError: the text is not a cell.
     """
     try:
         numbers = [float(word) for word in re.split(r'[\s,]+', text.strip())]
@@ -177,13 +185,13 @@ def parse_cell(text: str, name: str) -> UnitCell:
     good = len(numbers) == 6 and all(map(math.isfinite, numbers)) and min(numbers) > 0
     if not (good and math.isfinite(UnitCell(*numbers).volume) and UnitCell(*numbers).volume > 0):
         raise InputError(
-            f"{name} is {text!r}; it must be six numbers, a b c in Å and α β γ in degrees, as '5 6 7 90 98 90'"
+            f"{name} is {text!r}; it must be six numbers, a b c in Å and α β γ in degrees, like '5 6 7 90 98 90'"
         )
     return UnitCell(*numbers)
 
 
 def _text(path):
-    """The text of a file, of whatever encoding; all that counts is ASCII."""
+    """The text of a file in any encoding; only its ASCII characters matter."""
     require_content(path)
     content = path.read_bytes()
     if content[:2] == b'\x1f\x8b':
@@ -197,7 +205,7 @@ def _text(path):
 
 
 def _beside(path, endings):
-    """Files of the same name with these endings, in their order, capitals counting as small letters."""
+    """Files of the same name with these endings, in the order of the endings; upper and lower case are the same."""
     if not path.parent.is_dir():
         return []
     others = {each.name.lower(): each for each in sorted(path.parent.iterdir()) if each.is_file()}
@@ -205,14 +213,14 @@ def _beside(path, endings):
 
 
 def _other_claims(path):
-    """The first file beside it that says something of a crystal, but is of another name; '' if there is none."""
+    """The first file of another name beside a file that may have claims; '' if there is none."""
     endings = (*INSTRUCTIONS, *MODELS)
     others = (each.name for each in sorted(path.parent.iterdir()) if each.suffix.lower() in endings and each != path)
     return next(others, '')
 
 
 def _claims_beside(path):
-    """What the files beside it say of the crystal whose reflections a file has."""
+    """The claims of the files beside a file of reflections."""
     claims = Claims()
     for other in _beside(path, (*INSTRUCTIONS, *MODELS)):
         read = read_instructions if other.suffix.lower() in INSTRUCTIONS else read_cif_claims
@@ -223,13 +231,15 @@ def _claims_beside(path):
 
 
 def _check_contents(claims, cell, given):
-    """Claims without numbers of atoms that the cell cannot hold. Raises InputError if they were given."""
+    """Takes numbers of atoms that the cell cannot hold out of the claims. Raises InputError if the user gave them."""
     if not claims.contents:
         return claims
     volume, (least, most) = volume_per_atom(claims.contents, cell), CUBIC_ANGSTROM_PER_ATOM
     if given and volume < least:
         formula = ' '.join(f'{element}{number:g}' for element, number in claims.contents.items())
-        raise InputError(f'formula {formula} leaves {volume:.1f} Å³ of the cell for an atom; {least:g} is the least')
+        raise InputError(
+            f'formula {formula} leaves {volume:.1f} Å³ of the cell for an atom; it must be {least:g} or more'
+        )
     if given or least <= volume <= most:
         return claims
     note = f'UNIT leaves {volume:.1f} Å³ of the cell for an atom that is not hydrogen; numbers of atoms are not used'
@@ -237,21 +247,20 @@ def _check_contents(claims, cell, given):
 
 
 def _checked_cell(claims, path):
-    """The cell. Raises InputError if there is none, or if the data cannot be solved whatever the reflections are."""
+    """The cell. Raises InputError without a cell, or if cell, probe or wavelength are such that it cannot be solved."""
     if claims.cell is None:
         others = _other_claims(path)
-        hint = f'; {others} is not read, having another name' if others else ''
+        hint = f'; {others} is not read, because it has another name' if others else ''
         raise InputError(
-            f'{path}: no cell: no CELL in an .ins or .res of its name, none in a CIF{hint}; '
-            '--config.crystal.cell gives it'
+            f'{path}: no cell: no .ins, .res or CIF of the same name has one{hint}; give it with --config.crystal.cell'
         )
     parse_cell(' '.join(f'{number:.10g}' for number in claims.cell.parameters), f'{claims.cell_source}: cell')
     if any(probe in claims.probe for probe in ('neutron', 'electron')):
-        raise InputError(f'{path}: data of {claims.probe}s; only X-ray data can be solved')
+        raise InputError(f'{path}: the data are of {claims.probe}s; only X-ray data can be solved')
     wavelength = claims.wavelength
     if wavelength is not None and not SHORTEST_WAVELENGTH <= wavelength <= LONGEST_WAVELENGTH:
         raise InputError(
-            f'{path}: wavelength {wavelength:g} Å; it must be of X-rays, from {SHORTEST_WAVELENGTH} to '
-            f'{LONGEST_WAVELENGTH:g}: electron data are not solved'
+            f'{path}: wavelength is {wavelength:g} Å; it must be of X-rays, from {SHORTEST_WAVELENGTH} to '
+            f'{LONGEST_WAVELENGTH:g} Å; electron data cannot be solved'
         )
     return claims.cell

@@ -1,10 +1,10 @@
-"""Maps in files: CCP4/MRC, plain or compressed by gzip, of any axis order, byte order and kind of real number.
+"""Reads and writes maps: CCP4/MRC, plain or compressed by gzip, of any axis order, byte order and real number type.
 
-A CCP4 map holds values at grid points, the first one at the cell's origin; a voxel of ours has its centre half a voxel
-further. `structures.file_positions` puts atoms where they lie on the written density.
+A CCP4 map has its values at grid points, the first one at the cell's origin. A voxel of ours has its centre half a
+voxel further. `structures.file_positions` places atoms so that they lie on the written density.
 
-The header is read here, so that nothing is allocated that the file does not hold. The format: A. Cheng et al.,
-J. Struct. Biol. 192 (2015) 146-150.
+This module reads the header itself, so that it never allocates more than the file holds. The format is described by
+A. Cheng et al., J. Struct. Biol. 192 (2015) 146-150.
 """
 
 import dataclasses
@@ -31,10 +31,10 @@ HEADER_BYTES = 1024
 MAP_WORD = slice(208, 212)
 STAMP = 212
 GZIP_MAGIC = b'\x1f\x8b'
-MOST_AFTER_VALUES = 2**20  # bytes that are passed over, of a compressed file
+MOST_AFTER_VALUES = 2**20  # bytes in a compressed file that are ignored
 MOST_SYMMETRY_OPERATORS = 192
 MEMORY_OF_READING = 100  # bytes for each voxel of the cell
-MEMORY_OF_SOLVING = 4000  # the same
+MEMORY_OF_SOLVING = 4000  # likewise
 
 
 class Map(NamedTuple):
@@ -46,7 +46,7 @@ class Map(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Header:
-    """What a map's header says. `shape` and `start` are in the file's order of axes; `axes` says which those are."""
+    """The header of a map. `shape` and `start` are in the file's order of axes, which `axes` gives."""
 
     byte_order: str
     shape: tuple[int, ...]
@@ -68,7 +68,7 @@ class _Header:
 
     @property
     def num_voxels(self) -> int:
-        """Of the cell, or of the file where that has more."""
+        """Number of voxels in the cell, or in the file if that has more."""
         return max(math.prod(self.sampling), self.num_values)
 
     @property
@@ -77,18 +77,18 @@ class _Header:
 
     @property
     def num_bytes(self) -> int:
-        """Of the whole file."""
+        """Number of bytes in the whole file."""
         return HEADER_BYTES + self.symmetry_bytes + self.num_values * self.type.itemsize
 
 
 def write_map(path: Path, values: np.ndarray, voxel_size: float) -> None:
-    """Writes a cubic map `(grid, grid, grid)` as CCP4, mode 2 (float32), the whole cell, space group P1."""
+    """Writes a cubic map `(grid, grid, grid)` as CCP4: mode 2 (float32), the whole cell, space group P1."""
     edge = values.shape[0] * voxel_size
     write_density(path, values, UnitCell(edge, edge, edge, 90, 90, 90))
 
 
 def write_density(path: Path, values: np.ndarray, cell: UnitCell) -> None:
-    """Writes a map of any whole cell, `(nu, nv, nw)`, as CCP4, mode 2 (float32), space group P1."""
+    """Writes a map of a whole cell, `(nu, nv, nw)`, as CCP4: mode 2 (float32), space group P1."""
     grid = gemmi.FloatGrid(np.ascontiguousarray(values, np.float32), cell.gemmi)
     grid.spacegroup = gemmi.SpaceGroup('P 1')
     ccp4 = gemmi.Ccp4Map()
@@ -97,14 +97,14 @@ def write_density(path: Path, values: np.ndarray, cell: UnitCell) -> None:
 
     def write(part):
         ccp4.write_ccp4_map(str(part))
-        if part.stat().st_size < HEADER_BYTES + 4 * values.size:  # gemmi does not see that the last buffer fails
+        if part.stat().st_size < HEADER_BYTES + 4 * values.size:  # gemmi does not notice if the last buffer fails
             raise OSError(f'{path}: could not be written whole; is the disk full?')
 
     write_whole(path, write)
 
 
 def require_memory(path: Path) -> None:
-    """Raises InputError if a map is so large that this machine cannot hold what solving it takes, or is no map."""
+    """Raises InputError if solving a map needs more memory than this machine has, or if the file is not a map."""
     path = Path(path)
     with _opened(path) as file:
         header = _read_header(path, file)
@@ -121,10 +121,11 @@ def _require_memory(path, header, bytes_of_voxel, purpose):
 
 
 def read_map(path: Path) -> Map:
-    """Reads a CCP4 map of a cubic cell; of one without a cell a voxel is taken for 1 Å, which a line on stderr says.
+    """Reads a CCP4 map of a cubic cell. Without a cell in the header a voxel counts as 1 Å; a note on stderr says so.
 
     Raises:
-        InputError: no such file; not a CCP4 map, or one cut short; not the whole of a cubic cell; not a number.
+        InputError: there is no such file; it is not a CCP4 map or is cut short; it does not cover a whole cubic cell; a
+            value is NaN or infinite.
     """
     path = Path(path)
     with _opened(path) as file:
@@ -136,7 +137,7 @@ def read_map(path: Path) -> Map:
     values = _whole_cell(path, block, header)
     edges, angles = np.array(header.cell[:3]), np.array(header.cell[3:])
     if header.has_no_cell:
-        print(f'note: {path}: its header has no cell; a voxel is taken for 1 Å', file=sys.stderr)
+        print(f'note: {path}: its header has no cell; a voxel is taken as 1 Å', file=sys.stderr)
         edges, angles = np.array(values.shape, float), np.full(3, 90.0)
     if len(set(values.shape)) > 1 or np.ptp(edges) > 1e-3 * edges[0] or np.any(np.abs(angles - 90) > 1e-3):
         shape, cell = ' x '.join(map(str, values.shape)), ', '.join(f'{value:g}' for value in (*edges, *angles))
@@ -145,7 +146,7 @@ def read_map(path: Path) -> Map:
 
 
 def _opened(path: Path) -> gzip.GzipFile | io.BufferedReader:
-    """The file, uncompressed as it is read."""
+    """The open file; a compressed one is uncompressed while it is read."""
     require_content(path)
     with path.open('rb') as file:
         compressed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
@@ -162,18 +163,18 @@ def _read(path, file, num_bytes):
 
 
 def _read_header(path, file):
-    """The header, found to be that of a map that holds what it announces of the cell."""
+    """The header of a map. Raises InputError if it is not one, or if the file holds less than the cell needs."""
     not_a_map = f'{path}: not a CCP4 map'
     content = _read(path, file, HEADER_BYTES)
     if len(content) < HEADER_BYTES:
-        raise InputError(f'{not_a_map}: {len(content)} bytes, and the header alone has {HEADER_BYTES}')
+        raise InputError(f'{not_a_map}: it has {len(content)} bytes; the header alone has {HEADER_BYTES}')
     if content[MAP_WORD] != b'MAP ':
-        raise InputError(f"{not_a_map}: the word 'MAP' is not where its header has it; CCP4 and MRC files are read")
+        raise InputError(f"{not_a_map}: its header lacks the word 'MAP'; give a CCP4 or MRC file")
     header = _parsed(content)
     if min(header.shape) < 1 or header.mode not in TYPE_OF_MODE:
         raise InputError(
-            f'{not_a_map} of numbers: its header says {list(header.shape)} values of mode {header.mode}; the modes '
-            f'that are read are {", ".join(map(str, TYPE_OF_MODE))}'
+            f'{not_a_map} of real numbers: its header says {list(header.shape)} values of mode {header.mode}; the mode '
+            f'must be one of {", ".join(map(str, TYPE_OF_MODE))}'
         )
     if header.symmetry_bytes < 0:
         raise InputError(f'{not_a_map}: its header announces {header.symmetry_bytes} bytes of symmetry')
@@ -194,9 +195,9 @@ def _read_header(path, file):
 
 
 def _parsed(content):
-    """The header in the byte order that its machine stamp names; where it names none, in the one that makes sense.
+    """The header in the byte order of its machine stamp; without a valid stamp, in the order that makes sense.
 
-    The number of the mode and the lengths of axes are small, and their bytes in the wrong order make large ones.
+    In the wrong byte order the small numbers of the mode and of the lengths of axes become large.
     """
     orders = {0x44: '<', 0x11: '>'}.get(content[STAMP], '<>')
     headers = [_parsed_in_order(content, order) for order in orders]
@@ -209,7 +210,7 @@ def _parsed_in_order(content, order):
 
 
 def _read_values(path, file, header):
-    """The values of the file, float32, its fastest axis first."""
+    """The values of the file, float32, fastest axis first."""
     size = header.num_values * header.type.itemsize
     content = _read(path, file, header.symmetry_bytes + size)
     if len(content) < header.symmetry_bytes + size:
@@ -224,7 +225,7 @@ def _read_values(path, file, header):
 
 
 def _whole_cell(path, block, header):
-    """The values of the whole cell along x, y, z, made by the space group's operations if the file has only a part."""
+    """The values of the whole cell along x, y, z. The operations of the space group fill what the file leaves out."""
     order = [header.axes.index(axis) for axis in (1, 2, 3)]
     block = block.transpose(order)
     places = [
@@ -244,7 +245,7 @@ def _whole_cell(path, block, header):
 
 
 def _expand(path, values, group):
-    """Puts the values that are known where the operations of the space group take them, in place."""
+    """Copies the known values to their images under the operations of the space group, in place."""
     known, sampling = np.nonzero(~np.isnan(values)), np.array(values.shape)
     for operation in group.operations():
         rotation = np.array(operation.rot) / operation.DEN * sampling[:, None] / sampling

@@ -1,7 +1,7 @@
-"""SHELX files: reflections (.hkl, HKLF 3 and 4) and what an .ins or .res says of the crystal.
+"""Reads SHELX files: reflections (.hkl, HKLF 3 and 4) and the claims of an .ins or .res.
 
-Reflections should stand in fixed columns, 3I4,2F8, which may touch; programs also write wider columns, or words with
-blanks between. Which it is, is decided once for a file, by what every line of it can be.
+By the format, reflections stand in fixed columns, 3I4,2F8, and numbers may touch. Some programs write wider columns, or
+words with blanks between. All lines of a file are read in the same one of these ways: the one that fits every line.
 """
 
 import math
@@ -28,11 +28,11 @@ UNREAD_HKLF = {1: 'condensed data', 2: 'Laue data', 5: 'of twin components', 6: 
 
 
 class UnsolvableDataError(InputError):
-    """What is said is clear, and such data cannot be solved: neutron data, or HKLF of another kind than 3 and 4."""
+    """The file is clear, but its data cannot be solved: neutron data, or HKLF other than 3 and 4."""
 
 
 class _Line(NamedTuple):
-    """A line, its (h, k, l, value, σ) if read by columns and if read by words; None where it cannot be."""
+    """A line, with (h, k, l, value, σ) as read by columns and as read by words; None where that fails."""
 
     number: int
     text: str
@@ -41,12 +41,12 @@ class _Line(NamedTuple):
 
     @property
     def read(self) -> tuple:
-        """What it holds, by columns if that can be; empty if it is no reflection."""
+        """Its numbers, by columns if possible, else by words; empty if the line is not a reflection."""
         return self.by_columns or self.by_words or ()
 
     @property
     def is_reflection(self) -> bool:
-        """Whether it can be read as one."""
+        """Whether the line can be read as a reflection."""
         return bool(self.read)
 
     @property
@@ -56,12 +56,12 @@ class _Line(NamedTuple):
 
     @property
     def is_end(self) -> bool:
-        """Whether it is the record of zeros after the last reflection."""
+        """Whether the line is the record of zeros after the last reflection."""
         return self.is_origin and not any(self.read[3:4])
 
 
 def split_lines(text: str) -> list[str]:
-    """Lines of a text with any kind of ends."""
+    """Splits a text into lines, whatever characters end them."""
     return text.replace('\r\n', '\n').replace('\r', '\n').replace('\x1a', '\n').split('\n')
 
 
@@ -70,43 +70,43 @@ def read_hkl(text: str, name: str) -> tuple[Columns, str]:
 
     Args:
         text: of the file.
-        name: of it, for messages.
+        name: of the file, for messages.
 
     Returns:
-        Its numbers, not known yet whether F² or F, and the text that follows after the last reflection.
+        The numbers, of which only HKLF tells whether they are F² or F, and the text after the last reflection.
 
     Raises:
-        InputError: no reflections; a line among them that is none; lines that could be read in two ways; HKLF 5.
+        InputError: there are no reflections; a line among them is not one; lines could be read in two ways; HKLF 5.
     """
     lines = [_read_line(number, text) for number, text in enumerate(split_lines(text), start=1) if text.strip()]
     first = next((index for index, line in enumerate(lines) if line.is_reflection), None)
     if first is None:
-        raise InputError(f'{name}: no reflections in it')
+        raise InputError(f'{name}: it has no reflections')
     last = next(
         (index for index, line in enumerate(lines) if index > first and (line.is_end or not line.is_reflection)),
         len(lines),
     )
     records = [line for line in lines[first:last] if not line.is_origin]
     following = sum(line.is_reflection and not line.is_origin for line in lines[last:])
-    notes = [f'{first} lines before the first reflection passed over'] if first else []
+    notes = [f'{first} lines before the first reflection are not used'] if first else []
     if following and not lines[last].is_end:
         raise InputError(
-            f'{name}, line {lines[last].number}: {shortened(lines[last].text.strip())!r} is no reflection, and '
-            f'{following} follow after it; take the line out, or end the list with a line of zeros'
+            f'{name}, line {lines[last].number}: {shortened(lines[last].text.strip())!r} is not a reflection, but '
+            f'{following} reflections follow it; take the line out, or end the list with a line of zeros'
         )
     if following:
-        notes.append(f'{following} after the record of zeros passed over')
+        notes.append(f'{following} reflections after the record of zeros are not used')
     if not records:
-        raise InputError(f'{name}: no reflections in it')
+        raise InputError(f'{name}: it has no reflections')
     rest = '\n'.join(line.text for line in lines[last:] if not line.is_reflection)
     return _columns(records, name, notes), rest
 
 
 def shelxl_reads(content: bytes, number: int) -> bool:
-    """Whether SHELXL reads an .hkl file as so many reflections.
+    """Whether SHELXL reads `number` reflections from an .hkl file.
 
-    They must begin it, without a byte order mark or a header, in fixed columns, none blank or with h = k = l = 0, at
-    which the list ends; after them it must end so, or the file must. Lines end with LF or CRLF.
+    The reflections must begin the file, without a byte order mark or a header, in fixed columns. The list ends at a
+    blank line, at h = k = l = 0, or with the file; that must not come earlier or later. Lines end with LF or CRLF.
     """
     text = content.decode('latin-1').replace('\r\n', '\n')
     if '\r' in text:
@@ -118,7 +118,7 @@ def shelxl_reads(content: bytes, number: int) -> bool:
 
 
 def _columns(records, name, notes):
-    """The numbers of reflections in the one format that all of them have."""
+    """The numbers of the reflections, all in the same format. Raises InputError without such a format."""
     read_twice = [line for line in records if line.by_columns and line.by_words]
     differing = [line for line in read_twice if not _same(line.by_columns, line.by_words)]
     all_columns, all_words = all(line.by_columns for line in records), all(line.by_words for line in records)
@@ -127,7 +127,7 @@ def _columns(records, name, notes):
         line = next(line for line in differing if not _has_batch_for_sigma(line))
         raise InputError(
             f'{name}, line {line.number}: {shortened(line.text)!r} is {_shown(line.by_columns)} by columns and '
-            f'{_shown(line.by_words)} by words, and the file has lines that can only be columns; '
+            f'{_shown(line.by_words)} by words, and other lines can only be columns; '
             'put blanks between the numbers'
         )
     if not (all_columns or all_words):
@@ -142,7 +142,7 @@ def _columns(records, name, notes):
         _refuse_batches_for_sigmas(records, name)
     numbers = np.array([line.by_columns if by_columns else line.by_words for line in records], float)
     if any(_batch(line, by_columns).startswith('-') for line in records):
-        raise InputError(f'{name}: negative batch numbers, as in HKLF 5, of twin components; it must be HKLF 4 or 3')
+        raise InputError(f'{name}: negative batch numbers mean HKLF 5, twin components; it must be HKLF 4 or 3')
     fields = [line.text[12:20] if by_columns else line.text.split()[3] for line in records]
     without_point = sum(field.strip().isdigit() for field in fields)
     if 0 < without_point < len(records):
@@ -157,12 +157,12 @@ def _columns(records, name, notes):
 
 
 def _has_batch_for_sigma(line):
-    """Whether the field of σ is blank, so that the fifth word is the batch number of a line in fixed columns."""
+    """Whether the columns of σ are blank, so that the fifth word is the batch number."""
     return not line.text[20:28].strip() and re.fullmatch(r'[+-]?\d+', line.text[28:32].strip()) is not None
 
 
 def _refuse_batches_for_sigmas(records, name):
-    """Raises InputError for a line of words that ends with a whole number where others have σ with a decimal point."""
+    """Raises InputError if a line of five words may end with σ or with a batch number, and other lines have both."""
     words = [line.text.split() for line in records]
     longer = [each for each in words if len(each) > 5]
     if not longer or len(longer) == len(words) or any(re.fullmatch(r'[+-]?\d+', each[4]) for each in longer):
@@ -176,7 +176,7 @@ def _refuse_batches_for_sigmas(records, name):
 
 
 def _batch(line, by_columns):
-    """What stands where a batch number may be; a word is one only if it is whole."""
+    """The batch number as text, '' without one; a word is a batch number only if it is a whole number."""
     if by_columns:
         return line.text[28:32].strip()
     word = [*line.text.split(), *[''] * 6][5]
@@ -186,7 +186,7 @@ def _batch(line, by_columns):
 def _read_line(number, text):
     by_columns = by_words = None
     words = text.split()
-    if len(words) > MOST_WORDS or len(text) > LONGEST_LINE:  # several reflections, or what else
+    if len(words) > MOST_WORDS or len(text) > LONGEST_LINE:  # more than one reflection
         return _Line(number, text, None, None)
     words = words[:5]
     if len(words) >= 4:
@@ -199,7 +199,7 @@ def _read_line(number, text):
 
 
 def _numbers(indices, values):
-    """(h, k, l, value, σ) or None; a value that is missing or did not fit its field is NaN, a value must be there."""
+    """(h, k, l, value, σ), or None if these are not numbers. A number that did not fit its field is NaN, as is no σ."""
     try:
         h, k, l = map(int, indices)
         value, sigma = map(_number, values)
@@ -231,10 +231,10 @@ def _shown(numbers):
 
 
 def read_instructions(text: str, name: str) -> Claims:
-    """Reads what an .ins or .res file says of its crystal; its atoms are passed over, and OMIT and SHEL too.
+    """Reads the claims of an .ins or .res file. Atoms, OMIT and SHEL are ignored.
 
     Raises:
-        InputError: CELL, LATT, SYMM or HKLF that say nothing sensible; neutron data; HKLF that we do not read.
+        InputError: CELL, ZERR, LATT, SYMM or HKLF is invalid; the data are of neutrons; HKLF is not 3 or 4.
     """
     found: dict[str, list[list[str]]] = {}
     for line in _joined_lines(text):
@@ -244,7 +244,7 @@ def read_instructions(text: str, name: str) -> Claims:
             if keyword in ('HKLF', 'END'):
                 break
     if 'NEUT' in found:
-        raise UnsolvableDataError(f'{name}: NEUT, neutron data; only X-ray data can be solved')
+        raise UnsolvableDataError(f'{name}: NEUT means neutron data; only X-ray data can be solved')
     hklf = ''
     if 'HKLF' in found:
         hklf = ' '.join(['HKLF', *found['HKLF'][0]])
@@ -261,7 +261,9 @@ def read_instructions(text: str, name: str) -> Claims:
     notes += _check_title(title, symops)
     for keyword in ('TWIN', 'BASF'):
         if keyword in found:
-            notes.append(f'{keyword} {" ".join(found[keyword][0])}: a twin, solved as if it were a single crystal')
+            notes.append(
+                f'{keyword} {" ".join(found[keyword][0])}: a twin; it is solved as if it were a single crystal'
+            )
     return Claims(
         title=title,
         cell=cell,
@@ -278,10 +280,10 @@ def read_instructions(text: str, name: str) -> Claims:
 
 
 def read_trailing_instructions(text: str, name: str) -> Claims:
-    """What a copy of the .ins that follows the reflections of an .hkl file says; nothing where that is not sensible.
+    """The claims of an .ins that is copied behind the reflections of an .hkl file; none if it is invalid.
 
     Raises:
-        UnsolvableDataError: neutron data; HKLF that we do not read.
+        UnsolvableDataError: the data are of neutrons; HKLF is not 3 or 4.
     """
     try:
         return read_instructions(text, name)
@@ -292,10 +294,10 @@ def read_trailing_instructions(text: str, name: str) -> Claims:
 
 
 def hklf_matrix(hklf: str, name: str) -> tuple[int, np.ndarray]:
-    """What an HKLF instruction says: its number, 3 or 4, and the matrix `(3, 3)` that the indices are to be given.
+    """The number of an HKLF instruction, 3 or 4, and its matrix `(3, 3)`, which multiplies the indices.
 
     Raises:
-        InputError: another number, a factor or a matrix that is none.
+        InputError: another number, or an invalid factor or matrix.
     """
     words = hklf.split()[1:]
     try:
@@ -318,7 +320,7 @@ def hklf_matrix(hklf: str, name: str) -> tuple[int, np.ndarray]:
 
 
 def _joined_lines(text):
-    """Lines without comments, continued ones joined."""
+    """Lines without comments; continued lines are joined."""
     joined = ''
     for line in split_lines(text):
         if re.match(r'\s*(TITL|REM)', line, re.I):
@@ -337,7 +339,7 @@ def _joined_lines(text):
 
 
 def _check_title(title, symops):
-    """What is to be said where the title ends with the symbol of another space group than the operations make."""
+    """A note if the title ends with another space group than that of the operations."""
     match = re.search(r'\bin\s+([PABCIFR][-\d()/a-z\s:]*)$', title)
     if match is None:
         return []
@@ -359,7 +361,7 @@ def _floats(name, keyword, words, count):
 
 
 def _contents(found):
-    """Atoms in the cell, elements, and what is odd about them."""
+    """Numbers of atoms in the cell, elements, and notes on oddities."""
     labels: list[str] = []
     for words in found.get('SFAC', []):
         explicit = len(words) > 1 and re.fullmatch(r'[+-]?[\d.]+(E[+-]?\d+)?', words[1], re.I)
@@ -372,7 +374,7 @@ def _contents(found):
     if not labels:
         return None, (), []
     if unknown:
-        return None, elements, [f'SFAC {unknown[0]} is no element; numbers of atoms are not used']
+        return None, elements, [f'SFAC {unknown[0]} is not an element; numbers of atoms are not used']
     try:
         counts = [float(number) for number in numbers]
     except ValueError:
@@ -384,12 +386,12 @@ def _contents(found):
     for symbol, count in zip(symbols, counts, strict=False):
         contents[symbol] = contents.get(symbol, 0) + count
     if is_placeholder(contents):
-        return None, elements, [f'UNIT {" ".join(numbers)}, a placeholder; numbers of atoms are not used']
+        return None, elements, [f'UNIT {" ".join(numbers)} is a placeholder; numbers of atoms are not used']
     return {element: count for element, count in contents.items() if count}, elements, []
 
 
 def _symmetry(found, name):
-    """Operations claimed; none without LATT and SYMM: their default, P-1, is not meant by those who leave them out."""
+    """The claimed operations; none without LATT and SYMM, because files that lack both do not mean the default, P-1."""
     if 'LATT' not in found and 'SYMM' not in found:
         return ()
     latt = found.get('LATT', [['1']])[0]
@@ -402,4 +404,4 @@ def _symmetry(found, name):
     try:
         return group_of(symm, centring, number > 0)
     except ValueError as error:
-        raise InputError(f'{name}: LATT {number} and {len(symm)} SYMM give no group: {error}') from error
+        raise InputError(f'{name}: LATT {number} and {len(symm)} SYMM do not make a group: {error}') from error

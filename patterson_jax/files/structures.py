@@ -1,7 +1,7 @@
-"""Atoms in files: .xyz, PDB through gemmi, SHELX .res. With `maps`, the one place that knows Å.
+"""Reads and writes atoms: .xyz, PDB through gemmi, SHELX .res. Positions here are in Å.
 
-A CCP4 map holds values at grid points, the first one at the cell's origin; a voxel of ours has its centre half a voxel
-further. Atoms are written at (r + grid/2 − 1/2) · voxel_size, so that in any viewer they lie on the density.
+A CCP4 map has its values at grid points, the first one at the cell's origin. A voxel of ours has its centre half a
+voxel further. Atoms are written at (r + grid/2 − 1/2) · voxel_size, so that they lie on the density in any viewer.
 """
 
 import dataclasses
@@ -16,16 +16,16 @@ from patterson_jax.errors import InputError, require
 from patterson_jax.files.common import require_content, shortened
 from patterson_jax.writing import write_whole
 
-PDB_RANGE = (-999.999, 9999.999)  # what fits the eight columns of a coordinate, Å
-SHELX_RANGE = (-5, 5)  # cells; SHELXL takes a value beyond as the number of a free variable
-ATOMS_NAMED = 99  # in a residue, for four columns hold a chemical symbol and two digits
+PDB_RANGE = (-999.999, 9999.999)  # Å; values that fit the eight columns of a coordinate
+SHELX_RANGE = (-5, 5)  # cells; SHELXL takes a value outside as the number of a free variable
+ATOMS_NAMED = 99  # in a residue, because a name of four characters has a chemical symbol and two digits
 MO_K_ALPHA = 0.71073  # Å
 HEAVIEST = 118  # atomic number
 
 
 @dataclasses.dataclass(frozen=True)
 class FileSettings:
-    """Units in files; the fields are explained in configs/base.py, section `files`. Raises InputError."""
+    """Units in files. configs/base.py explains the fields, section `files`. Raises InputError if one is invalid."""
 
     voxel_size: float
     element: str
@@ -38,18 +38,18 @@ class FileSettings:
 
 def is_element(symbol: str) -> bool:
     """Whether gemmi knows the chemical symbol; 'X' is an atom of unknown kind."""
-    element = gemmi.Element(symbol)  # which takes the first letters of a longer word
+    element = gemmi.Element(symbol)  # from the first letters, if the word is longer
     return symbol == 'X' or (element.atomic_number > 0 and element.name.upper() == symbol.upper())
 
 
 def read_xyz(path: Path) -> np.ndarray:
     """Reads the positions of an .xyz file, `(num_atoms, 3)` in Å.
 
-    An atom's first column is a chemical symbol, a label that begins with one ('O1', 'Fe2+'), or an atomic number;
-    columns after its coordinates are passed over. Exponents may be Fortran's, '1.0D+00'.
+    The first column of an atom is a chemical symbol, a label that begins with one ('O1', 'Fe2+'), or an atomic number.
+    Columns after the coordinates are ignored. Exponents may be Fortran's, '1.0D+00'.
 
     Raises:
-        InputError: no such file, or a line that is not as the format has it; the line is named.
+        InputError: there is no such file, or a line does not follow the format; the message names the line.
     """
     path = Path(path)
     lines = _lines(path)
@@ -58,7 +58,7 @@ def read_xyz(path: Path) -> np.ndarray:
         raise InputError(f'{path}, line 1: {shortened(count)!r}; it must be the number of atoms')
     count = int(count)
     if len(lines) < count + 2:
-        raise InputError(f'{path}: {max(len(lines) - 2, 0)} atoms; line 1 announces {count}')
+        raise InputError(f'{path}: it has {max(len(lines) - 2, 0)} atoms; line 1 announces {count}')
     for number, line in enumerate(lines[count + 2 :], start=count + 3):
         if line.strip():
             raise InputError(f'{path}, line {number}: {shortened(line)!r} after the last of {count} atoms')
@@ -67,7 +67,7 @@ def read_xyz(path: Path) -> np.ndarray:
 
 
 def _lines(path):
-    """The lines of a text, be it UTF-8, with a byte order mark or without, or of an older code; of ASCII all agree."""
+    """The lines of a text in UTF-8 or, failing that, in Latin-1."""
     require_content(path)
     content = path.read_bytes()
     if b'\0' in content:
@@ -97,7 +97,7 @@ def _names_an_element(word):
 
 
 def _number(word):
-    """The value of a real number as C and Fortran write it, NaN if it is none."""
+    """A real number as C or Fortran writes it; NaN if the word is not one."""
     if not re.fullmatch(r'[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([EeDd][+-]?[0-9]+)?', word):
         return math.nan
     return float(word.upper().replace('D', 'E'))
@@ -113,18 +113,18 @@ def write_xyz(path: Path, positions: np.ndarray, element: str, comment: str) -> 
 def write_pdb(path: Path, positions: np.ndarray, cell_edge: float, element: str, comment: str) -> None:
     """Writes positions as a PDB file: HETATM records of unknown ligands, UNL, in a cubic cell, P 1.
 
-    Viewers have no radius for an atom of unknown kind, 'X': it is written as carbon, and a REMARK says so.
+    Viewers have no radius for an atom of unknown kind, 'X'. It is written as carbon, and a REMARK says so.
 
     Args:
         path: of the file.
-        positions: `(num_atoms, 3)` in Å in the frame of the written map (`file_positions`); they may lie outside the
+        positions: `(num_atoms, 3)` in Å, in the frame of the written map (`file_positions`); they may lie outside the
             cell.
         cell_edge: of the written map, Å.
         element: chemical symbol, or 'X'.
-        comment: for the TITLE record, which has no letters but ASCII capitals.
+        comment: for the TITLE record, which is written in ASCII capitals.
 
     Raises:
-        InputError: a coordinate that the format's columns do not hold.
+        InputError: a coordinate does not fit its columns.
     """
     _require_within(path, positions, PDB_RANGE, 'Å')
     structure = gemmi.Structure()
@@ -156,19 +156,19 @@ def write_pdb(path: Path, positions: np.ndarray, cell_edge: float, element: str,
 def write_res(path: Path, positions: np.ndarray, cell_edge: float, element: str, comment: str) -> None:
     """Writes positions as a SHELX .res file: fractional coordinates in a cubic cell, P1, non-centrosymmetric.
 
-    SHELX has no scattering factors for an atom of unknown kind, 'X': it is written as carbon, and a REM says so. The
-    wavelength is that of Mo Kα; no data of ours depend on it. More than 99 atoms are divided into residues, for SHELX
-    takes names of at most four characters.
+    SHELX has no scattering factors for an atom of unknown kind, 'X'. It is written as carbon, and a REM says so. The
+    wavelength is that of Mo Kα; nothing here depends on it. More than 99 atoms are divided into residues, because names
+    in SHELX have at most four characters.
 
     Args:
         path: of the file.
         positions: `(num_atoms, 3)` in Å in the frame of the written map (`file_positions`).
         cell_edge: of the written map, Å.
         element: chemical symbol, or 'X'.
-        comment: for TITL, cut so that the line has the 80 characters that SHELX reads.
+        comment: for TITL, cut to the 80 characters of a line that SHELX reads.
 
     Raises:
-        InputError: an atom five cells or more from the origin, which SHELX takes for the number of a free variable.
+        InputError: an atom is five cells or more from the origin; SHELX would read a free variable there.
     """
     fractions = np.asarray(positions, np.float64) / cell_edge
     _require_within(path, fractions, SHELX_RANGE, 'cells')
@@ -193,14 +193,14 @@ def write_res(path: Path, positions: np.ndarray, cell_edge: float, element: str,
 
 
 def _drawn_element(element):
-    """The chemical symbol that stands for an element in files that must have one, and a remark if it is not its own."""
+    """The chemical symbol to write for an element, and a remark if the element is unknown."""
     if element == 'X':
         return 'C', 'The kind of the atoms is not known; they are written as carbon.'
     return gemmi.Element(element).name, ''
 
 
 def _atom_names(symbol, num_atoms):
-    """For each residue its atoms, as pairs of a name of at most four characters and the number of its position."""
+    """The atoms of each residue, as pairs of a name of at most four characters and the row of the position."""
     for first in range(0, num_atoms, ATOMS_NAMED):
         numbers = range(first, min(first + ATOMS_NAMED, num_atoms))
         yield [(f'{symbol}{number - first + 1}', number) for number in numbers]
@@ -214,9 +214,9 @@ def _require_within(path, values, allowed, unit):
     low, high = allowed
     bad = np.asarray(values)[~((np.asarray(values) > low) & (np.asarray(values) < high))]
     if bad.size:
-        raise InputError(f'{path}: a coordinate is {bad[0]:g} {unit}; the format holds those from {low} to {high}')
+        raise InputError(f'{path}: a coordinate is {bad[0]:g} {unit}; in this format it must be from {low} to {high}')
 
 
 def file_positions(positions: np.ndarray, grid_size: int, voxel_size: float) -> np.ndarray:
-    """Positions in voxels from the box centre as Å in the frame of the written map."""
+    """Converts positions `(…, 3)` in voxels from the box centre to Å in the frame of the written map."""
     return (np.asarray(positions) + grid_size / 2 - 0.5) * voxel_size

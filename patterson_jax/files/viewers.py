@@ -7,12 +7,12 @@ from patterson_jax.writing import write_whole
 
 
 def write_chimerax(path: Path, level: float, sphere_radius: float) -> None:
-    """Writes NAME.cxc, with which UCSF ChimeraX shows NAME.pdb and NAME_density.ccp4 of the same directory.
+    """Writes NAME.cxc, a script with which UCSF ChimeraX shows NAME.pdb and NAME_density.ccp4 of the same directory.
 
     Args:
         path: of the file; its name gives NAME.
         level: of the map's transparent surface.
-        sphere_radius: of the spheres that stand for atoms, Å.
+        sphere_radius: of the spheres that represent atoms, Å.
     """
     lines = [
         '# Atoms as spheres in the transparent surface of their map. In an empty session they become models #1 and #2.',
@@ -31,8 +31,8 @@ def write_chimerax(path: Path, level: float, sphere_radius: float) -> None:
 
 
 def _chimerax_name(name):
-    """A file's name for ChimeraX's `open`, which has quotes but no escapes, and reads what they held a second time.
+    """A file's name for ChimeraX's `open`, which knows quotes but no escapes, and parses quoted text a second time.
 
-    Characters that do not survive that become the wildcard for one character.
+    Characters that this would change become `?`, the wildcard for one character.
     """
     return '"' + re.sub(r'[":;$*\[\x00-\x1f\x7f\ud800-\udfff]|^~', '?', name) + '"'
