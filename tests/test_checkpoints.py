@@ -150,7 +150,7 @@ def empty(path):
 
 def assert_passed_over(directory, capsys, line, best=2):
     """The third checkpoint is not used, whoever asks, nor moved by one who only reads; a writer can save it again."""
-    note = f'note: {directory / "3"}: {line}; this checkpoint is passed over\n'
+    note = f'note: {directory / "3"}: {line}; this checkpoint is not used\n'
     before = contents(directory)
     with Checkpoints(directory, read_only=True) as checkpoints:
         assert (checkpoints.latest_step, checkpoints.best_step) == (2, best)
@@ -184,7 +184,7 @@ def test_a_checkpoint_with_any_file_damaged_is_named_and_passed_over(original, d
             with Checkpoints(directory, read_only=True) as checkpoints:
                 assert (checkpoints.latest_step, checkpoints.best_step) == (2, 2)
             errors = capsys.readouterr().err
-            assert errors == f'note: {directory / "3"}: {name} is damaged; this checkpoint is passed over\n'
+            assert errors == f'note: {directory / "3"}: {name} is damaged; this checkpoint is not used\n'
         (directory / '3' / name).write_bytes(whole)
     with Checkpoints(directory, read_only=True) as checkpoints:
         assert checkpoints.latest_step == 3
@@ -241,7 +241,7 @@ def test_if_all_are_damaged_that_is_a_mistake_and_nothing_is_moved(directory, re
     with pytest.raises(InputError) as refusal:
         Checkpoints(directory, read_only=read_only)
     assert str(refusal.value) == (
-        f'no checkpoint there that is whole: {directory / "1"}: config/metadata is damaged; '
+        f'every checkpoint is damaged: {directory / "1"}: config/metadata is damaged; '
         f'{directory / "2"}: params/_METADATA is missing; {directory / "3"}: checksums.json is damaged. '
         f'{cure.format(directory)}'
     )
@@ -434,7 +434,7 @@ def test_directories_that_are_only_numbered_hold_no_checkpoints(tmp_path, name):
     (tmp_path / name / 'notes.txt').write_text('mine')
     with pytest.raises(InputError) as refusal:
         find_checkpoints(tmp_path)
-    assert str(refusal.value).startswith(f'{tmp_path}: no checkpoint there; train first')
+    assert str(refusal.value).startswith(f'{tmp_path}: it has no checkpoint; train first')
 
 
 def test_a_loss_that_is_not_known_is_infinite_and_nothing_else(tmp_path):

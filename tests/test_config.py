@@ -403,7 +403,7 @@ def test_a_crop_keeps_the_blocks_of_the_pool_and_holds_every_vector(crop):
     ('section', 'field', 'value', 'allowed'),
     [
         ('problem', 'origin', 'corner', "0 with problem.origin 'corner', where vectors lie outside"),
-        ('model', 'batch_norm', 'early', '0 with model.batch_norm, whose moments are those of whole maps'),
+        ('model', 'batch_norm', 'early', '0 with model.batch_norm, which needs the moments of whole maps'),
     ],
 )
 def test_a_crop_is_refused_where_the_middle_is_not_enough(section, field, value, allowed):

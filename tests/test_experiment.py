@@ -170,10 +170,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_evaluated_and_nothing_
         result = as_user('evaluate', config, tmp_path / 'copy', status=status)
         lines = [line for line in result.stderr.splitlines() if not line.startswith('evaluating: ')]
         if status == 0:
-            assert lines == [f'note: {faults[step]}; this checkpoint is passed over']
+            assert lines == [f'note: {faults[step]}; this checkpoint is not used']
             assert report_of(tmp_path / 'copy')['weights']['step'] == 200
     both = f'{faults[200]}; {faults[400]}'
-    assert lines == [f'error: no checkpoint there that is whole: {both}. Copy it again, or name another run']
+    assert lines == [f'error: every checkpoint is damaged: {both}. Copy it again, or name another run']
     assert sorted(path.name for path in checkpoints.iterdir()) == ['200', '400']
 
 

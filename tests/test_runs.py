@@ -157,7 +157,7 @@ def test_a_chain_of_runs_counts_all_that_was_before(later, tmp_path, unevaluated
     ('network', 'place', 'reason'),
     [
         (NORMALISED, 'none', 'no such directory, nor a network that comes with the code; these are '),
-        (NORMALISED, '', 'no checkpoint there'),
+        (NORMALISED, '', 'it has no checkpoint'),
         (NETWORK, 'run', "these weights are for another config: model.batch_norm was 'all' and is 'none'"),
     ],
 )
@@ -226,7 +226,7 @@ def test_methods_that_need_no_network_are_evaluated_without_any_weights(tmp_path
     assert 'least squares: 50.00% of atoms' in capsys.readouterr().out
     for methods in ('network', 'least_squares,network', ''):
         config.evaluate.methods = methods
-        with pytest.raises(InputError, match='no checkpoint there'):
+        with pytest.raises(InputError, match='it has no checkpoint'):
             evaluate_experiment(validate(config), config, tmp_path / 'run')
 
 

@@ -71,7 +71,7 @@ def test_run_stopped_by_its_time_limit_ends_bit_for_bit_as_one_that_was_not(whol
             run(tmp_path / 'run', limited(SETTINGS, limit))
         measured = '' if stop % 8 == 0 else r', validation correlation -?0\.\d{4}'  # else the log tells it
         told = f'stopped by the time limit, {limit} minutes after step {stop} of 20, which is saved{measured}; '
-        assert re.fullmatch(told + 'the same command goes on from there', str(unfinished.value))
+        assert re.fullmatch(told + 'the same command continues from there', str(unfinished.value))
         assert saved_steps(tmp_path / 'run')[-1] == stop
         assert log_of(tmp_path / 'run') == [row for row in log_of(whole_dir) if row['step'] <= stop]
         pending = last_checkpoint(tmp_path / 'run')[1]['pending']
@@ -125,7 +125,7 @@ def test_sigterm_outside_of_training_ends_what_is_done(handler):
             pass
         terminate()
         pytest.fail('SIGTERM was not heard')
-    assert str(unfinished.value) == 'stopped by SIGTERM; the same command goes on from what is saved'
+    assert str(unfinished.value) == 'stopped by SIGTERM; the same command continues from what is saved'
 
 
 def test_sigterm_during_the_last_step_ends_what_comes_after_training(whole_run, tmp_path, monkeypatch, handler):
@@ -138,7 +138,7 @@ def test_sigterm_during_the_last_step_ends_what_comes_after_training(whole_run, 
     with monkeypatch.context() as patch, pytest.raises(Unfinished) as unfinished:
         patch.setattr(training, 'MetricsLog', Terminated)
         run(tmp_path / 'run')
-    assert str(unfinished.value) == 'stopped by SIGTERM after the training; the same command goes on from there'
+    assert str(unfinished.value) == 'stopped by SIGTERM after the training; the same command continues from there'
     assert_same_run(tmp_path / 'run', whole_run[1])
     assert_same_trees(run(tmp_path / 'run'), whole_run[0])
 
@@ -189,7 +189,7 @@ def test_a_command_stopped_by_sigterm_exits_75_and_started_again_ends_as_one_tha
     step = saved_steps(workdir)[-1]
     assert 20 <= step < 300
     lines = [line for line in errors.splitlines() if not line.startswith('training: ')]  # every ten seconds
-    told = f'stopped by SIGTERM after step {step} of 300, which is saved; the same command goes on from there'
+    told = f'stopped by SIGTERM after step {step} of 300, which is saved; the same command continues from there'
     assert lines == [told]
     assert output == ''
     assert log_of(workdir) == [row for row in log_of(tmp_path / 'whole') if row['step'] <= step]

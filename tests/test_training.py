@@ -297,7 +297,7 @@ def test_run_goes_on_from_before_a_damaged_checkpoint_and_ends_bit_for_bit_the_s
     assert_same_trees(run(workdir, checkpointing=keeping_all), whole_run[0])
     notes = [line for line in capsys.readouterr().err.splitlines() if not line.startswith('training: ')]
     assert notes == [
-        f'note: {workdir / "checkpoints" / str(step)}: params/manifest.ocdbt is damaged; this checkpoint is passed over'
+        f'note: {workdir / "checkpoints" / str(step)}: params/manifest.ocdbt is damaged; this checkpoint is not used'
         for step in damaged
     ]
     assert saved_steps(workdir) == [8, 16, 20]

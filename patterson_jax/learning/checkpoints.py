@@ -1,10 +1,11 @@
-"""The one place that knows Orbax: what a checkpoint holds, which ones are kept, how one is found again.
+"""Checkpoints: what they hold, which are kept, and how they are found again. No other module uses Orbax.
 
-A checkpoint has four items: the step's `params`, all that the network's `apply` takes, and `optimizer` state, and as
-JSON the resolved `config` and the `counters` of the host. Kept are the latest ones and the best by validation loss.
+A checkpoint has four items: `params`, which the network's `apply` takes; the state of the `optimizer`; the resolved
+`config` and the `counters` of the host, both as JSON. The latest checkpoints and the one with the lowest validation
+loss are kept.
 
-Orbax makes a checkpoint appear whole or not at all. Beside its files we write their checksums; a checkpoint that no
-longer has them is named on stderr and passed over.
+Orbax writes a checkpoint whole or not at all. We add the checksums of its files. A checkpoint whose files do not match
+them is named on stderr and not used.
 """
 
 import contextlib
@@ -35,7 +36,7 @@ DELETED = 'deleted'
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSettings:
-    """When to save; the fields are explained in configs/base.py, section `checkpoint`. Raises InputError."""
+    """When to save. configs/base.py explains the fields, section `checkpoint`. Raises InputError if one is invalid."""
 
     every_steps: int
     keep: int
@@ -46,10 +47,10 @@ class CheckpointSettings:
 
 
 class Checkpoints:
-    """The checkpoints in one directory, a context manager that waits for writes under way when it closes.
+    """The checkpoints in one directory; a context manager that waits for unfinished writes when it closes.
 
-    Damaged ones are not among them; unless it only reads, it puts them aside, as `STEP.damaged`. One that only reads
-    takes those too that were passed on without the state of their optimiser. Raises InputError if there are no others.
+    Damaged checkpoints are not used. With `read_only`, checkpoints without the state of the optimiser are accepted.
+    Without it, damaged checkpoints are renamed `STEP.damaged`. Raises InputError if all checkpoints are damaged.
     """
 
     def __init__(self, directory: Path, keep: int = 1, read_only: bool = False):
@@ -69,12 +70,12 @@ class Checkpoints:
             best_fn=loss,
             best_mode='min',
             create=not read_only,
-            cleanup_tmp_directories=not read_only,  # of a run that was killed while it saved
-            # Moved there in one stroke, so that no half of a checkpoint can be left.
+            cleanup_tmp_directories=not read_only,  # left by a run that was killed while it saved
+            # Old checkpoints are moved there at once, so that half of one is never left.
             todelete_subdir=None if read_only else DELETED,
             save_interval_steps=0 if read_only else 1,
             read_only=read_only,
-            lightweight_initialize=read_only,  # else the losses of damaged ones, which stay there, would be read
+            lightweight_initialize=read_only,  # else Orbax would read the losses of damaged checkpoints too
         )
         handlers = {
             'params': ocp.StandardCheckpointHandler(),
@@ -88,7 +89,7 @@ class Checkpoints:
             restore = ocp.args.JsonRestore if item in ('config', 'counters') else ocp.args.StandardRestore
             registry.add(item, save, handler)
             registry.add(item, restore, handler)
-        with _only_errors():  # Orbax warns that it is going to read only, as it was told
+        with _only_errors():  # Orbax warns that it only reads, as it was told
             self.manager = ocp.CheckpointManager(self.directory, options=options, handler_registry=registry)
 
     def __enter__(self):
@@ -100,12 +101,12 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
-        """The last step saved, None if there is none."""
+        """The last saved step, None without checkpoints."""
         return max(self.steps, default=None)
 
     @property
     def best_step(self) -> int | None:
-        """The step with the lowest validation loss, None if there is none."""
+        """The saved step with the lowest validation loss, None without checkpoints."""
 
         def loss(step):
             return (self.manager.metrics(step) or {}).get(VALIDATION_LOSS, math.inf)
@@ -121,9 +122,10 @@ class Checkpoints:
         counters: dict,
         validation_loss: float = math.inf,
     ) -> None:
-        """Starts to write a checkpoint; the arrays are copied first, so they may be donated at once.
+        """Starts to write a checkpoint. The arrays are copied first, so they may be donated at once.
 
-        Without a validation loss it can be gone on from, but is not the best unless it is the only one.
+        A run can continue from a checkpoint without a validation loss, but such a checkpoint is the best one only if
+        there is no other.
         """
         self._seal()
         items = ocp.args.Composite(
@@ -153,17 +155,17 @@ class Checkpoints:
         """Reads items of a checkpoint.
 
         Args:
-            step: which one.
-            **templates: for each item wanted, for `params` and `optimizer` a tree of that shape (values are not
-                read, `jax.eval_shape` will do), for `config` and `counters` anything.
+            step: of the checkpoint.
+            **templates: the items to read. For `params` and `optimizer` a tree of arrays of the right shapes (from
+                `jax.eval_shape`, for example; values are not used), for `config` and `counters` any value.
 
         Returns:
-            The items; arrays are replicated over all devices of this run, however many there were at saving.
+            The items. Arrays are replicated over all devices of this run, whatever the devices at saving were.
 
         Raises:
-            InputError: the checkpoint is damaged, is not of these shapes, was written by another Orbax, or its weights
+            InputError: the checkpoint is damaged, has other shapes, is from an incompatible Orbax, or has weights that
                 are not finite.
-            OSError: a file of it may not be read.
+            OSError: the system does not let us read a file.
         """
 
         def restore_of(item, template):
@@ -178,7 +180,7 @@ class Checkpoints:
         place = self.directory / str(step)
         try:
             items = dict(self.manager.restore(step, args=ocp.args.Composite(**wanted)))
-        except Exception as error:  # Orbax and TensorStore raise what they please
+        except Exception as error:  # Orbax and TensorStore raise exceptions of many kinds
             for item in templates:
                 _require_readable(place / item)
             raise InputError(f'{place}: {self._explanation(error, place, templates)}') from error
@@ -187,7 +189,7 @@ class Checkpoints:
         return items
 
     def _explanation(self, error, place, templates):
-        """Why a checkpoint was not read, in the words of the cause; only a damaged one is to be removed."""
+        """Why a checkpoint could not be read, in words; it advises to remove only a damaged one."""
         remove = f'remove {place} to use the checkpoint before it'
         absent = [item for item in templates if not (place / item).is_dir()]
         if absent:
@@ -207,12 +209,12 @@ class Checkpoints:
     def _stored_shapes(self, place, item):
         try:
             return self.manager.item_metadata(int(place.name))[item].tree
-        except Exception:  # what cannot be read is compared with nothing
+        except Exception:  # then there is nothing to compare with
             return None
 
 
 def _require_readable(directory):
-    """Raises OSError, which names it, if there is a file in the directory that may not be read."""
+    """Raises OSError, which names the file, if the system does not let us read a file of the directory."""
 
     def stop(error):
         raise error
@@ -223,7 +225,7 @@ def _require_readable(directory):
 
 
 def _difference(template, stored):
-    """The first array that is not in both trees, or has another shape, in words; '' if none, or if nothing is known."""
+    """Names the first array that is not in both trees or has another shape; '' without one or if `stored` is None."""
     if stored is None:
         return ''
     asked, found = (
@@ -241,7 +243,7 @@ def _difference(template, stored):
 
 
 def _require_finite(place, params):
-    """Raises InputError if a weight is NaN or infinite: whatever is computed with it would be so too."""
+    """Raises InputError if a weight is NaN or infinite, because every result would be too."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         bad = int(np.sum(~np.isfinite(np.asarray(leaf))))
         if bad:
@@ -251,7 +253,7 @@ def _require_finite(place, params):
 
 @contextlib.contextmanager
 def _only_errors():
-    """Lets nothing but errors through of what is logged by absl, as Orbax does."""
+    """Silences all messages that are logged through absl, as those of Orbax are, except errors."""
     before = logging.get_verbosity()
     logging.set_verbosity(min(before, logging.ERROR))
     try:
@@ -261,7 +263,7 @@ def _only_errors():
 
 
 def has_checkpoint(directory: Path) -> bool:
-    """Whether there is a directory that holds at least one checkpoint, sound or not."""
+    """Whether a directory exists and has at least one checkpoint, damaged or not."""
     places = (directory / str(step) for step in _saved_steps(directory))
     return any((place / 'params').is_dir() or (place / CHECKSUMS).exists() for place in places)
 
@@ -273,7 +275,7 @@ def _saved_steps(directory):
 
 
 def _sound_steps(directory, read_only):
-    """The steps whose checkpoints are whole; the others are set aside, but not by one who only reads."""
+    """The steps whose checkpoints are whole. The others are renamed unless `read_only`."""
     steps, set_aside = _saved_steps(directory), not read_only
     faults = {step: _fault(directory / str(step), with_optimizer=not read_only) for step in steps}
     damaged = [f'{directory / str(step)}: {fault}' for step, fault in faults.items() if fault]
@@ -283,17 +285,17 @@ def _sound_steps(directory, read_only):
             cure = 'Copy it again, or name another run'
         else:
             cure = f'{"Copy it again, or remove" if missing else "Remove"} {directory} to start afresh'
-        raise InputError(f'no checkpoint there that is whole: {"; ".join(damaged)}. {cure}')
+        raise InputError(f'every checkpoint is damaged: {"; ".join(damaged)}. {cure}')
     for line in damaged:
         if is_first_process():
-            print(f'note: {line}; this checkpoint is passed over', file=sys.stderr)
+            print(f'note: {line}; this checkpoint is not used', file=sys.stderr)
     if set_aside:
-        wait_for_all('checkpoints checked')  # before one process moves what another looks at
+        wait_for_all('checkpoints checked')  # before one process moves files that another one reads
     for step, fault in faults.items():
         if fault and set_aside and is_first_process():
             place = directory / str(step)
             aside = place.with_name(f'{step}.damaged')
-            shutil.rmtree(aside, ignore_errors=True)  # an earlier one of the same step
+            shutil.rmtree(aside, ignore_errors=True)  # an earlier damaged checkpoint of the same step
             place.rename(aside)
     if set_aside:
         wait_for_all('checkpoints set aside')
@@ -301,9 +303,10 @@ def _sound_steps(directory, read_only):
 
 
 def _fault(place, with_optimizer):
-    """What is wrong with a checkpoint's files, '' if nothing is, or if it was not sealed before its run was killed.
+    """What is wrong with the files of a checkpoint; '' if nothing is.
 
-    A sealed one that lacks the whole state of its optimiser lacks nothing unless that is asked for.
+    A checkpoint without checksums, from a run that was killed before it wrote them, is whole if its items are there.
+    The state of the optimiser may be missing altogether unless `with_optimizer`.
     """
     seal = place / CHECKSUMS
     if not seal.exists():
@@ -325,7 +328,7 @@ def _fault(place, with_optimizer):
 
 
 def _fault_of_metrics(path):
-    """Orbax reads the losses of all checkpoints, before any is asked for."""
+    """What is wrong with the losses of a checkpoint. Orbax reads those of all checkpoints before we ask for any."""
     if not path.exists():
         return f'metrics/{path.name} is missing'
     try:
@@ -340,12 +343,12 @@ def _checksums(place):
 
 
 def copy_checkpoint(source: Path, target: Path, with_optimizer: bool) -> None:
-    """Copies a checkpoint, with checksums of its own, and without Orbax's notes of the path at which it was written.
+    """Copies a checkpoint without the path that Orbax noted when it wrote it, and writes new checksums.
 
     Args:
         source: directory of the checkpoint.
         target: directory to make.
-        with_optimizer: whether to copy the state of the optimiser, without which a training cannot go on from it.
+        with_optimizer: whether to copy the state of the optimiser, which a run needs to continue.
     """
     left_out = ('commit_success*',) if with_optimizer else ('commit_success*', 'optimizer')
     shutil.copytree(source, target, ignore=shutil.ignore_patterns(*left_out))
@@ -357,12 +360,12 @@ def _checksum(path):
 
 
 def find_checkpoints(directory: Path) -> Path:
-    """The directory of checkpoints meant by a run's workdir or by that directory itself.
+    """The directory of checkpoints, given either itself or the workdir of its run.
 
     Raises:
-        InputError: neither holds a checkpoint.
+        InputError: there is no checkpoint.
     """
     for candidate in (Path(directory) / 'checkpoints', Path(directory)):
         if has_checkpoint(candidate):
             return candidate
-    raise InputError(f'{directory}: no checkpoint there; train first, or name a run with --checkpoint')
+    raise InputError(f'{directory}: it has no checkpoint; train first, or name a run with --checkpoint')

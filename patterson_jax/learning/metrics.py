@@ -1,4 +1,4 @@
-"""What a training run tells of itself: `metrics.jsonl`, TensorBoard events beside it, and its pace."""
+"""The log of a training run: `metrics.jsonl`, TensorBoard events, the pace, and the learning curve."""
 
 import json
 import time
@@ -12,7 +12,7 @@ from patterson_jax.writing import write_whole
 
 
 class Clock:
-    """Seconds of training, those of earlier runs included, and its pace without compilation and validation."""
+    """Measures the seconds of training, with those of earlier runs, and the pace without compilation and validation."""
 
     def __init__(self, seconds_before: float):
         self.seconds_before = seconds_before
@@ -25,20 +25,20 @@ class Clock:
         return round(self.seconds_before + time.perf_counter() - self.started, 3)
 
     def skip(self, examples: int) -> None:
-        """Measures the pace from here on, where `examples` have been used in all."""
+        """Measures the pace from now on; `examples` have been used so far."""
         self.last, self.examples = time.perf_counter(), examples
 
     def lap(self, examples: int) -> dict[str, float]:
-        """Seconds in all, and examples per second since the last lap or skip."""
+        """Seconds so far, and examples per second since the last lap or skip."""
         pace = (examples - self.examples) / (time.perf_counter() - self.last)
         self.skip(examples)
         return {'seconds': self.seconds, 'examples_per_second': round(pace, 2)}
 
 
 class MetricsLog:
-    """metrics.jsonl: one JSON object a line, and TensorBoard events beside it where tensorboardX is installed.
+    """Writes metrics.jsonl, one JSON object a line, and TensorBoard events if tensorboardX is installed.
 
-    Lines of steps after `step`, which will be taken again, are dropped. The first process writes for all.
+    Lines of steps after `step` are dropped, because these steps will be taken again. Only the first process writes.
     """
 
     def __init__(self, path: Path, step: int):
@@ -61,7 +61,7 @@ class MetricsLog:
 
 
 def _event_writer(directory, step):
-    """A writer of TensorBoard events, if the extra is installed; events of later steps than `step` are dropped."""
+    """A writer of TensorBoard events, None if the extra is not installed; it drops events of steps after `step`."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
@@ -70,7 +70,7 @@ def _event_writer(directory, step):
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The rows of a metrics.jsonl up to the first that is none, such as a last line cut short; no file, no rows."""
+    """The rows of a metrics.jsonl up to the first invalid line, for example one cut short; [] without a file."""
     if not path.exists():
         return []
     rows = []
@@ -92,11 +92,11 @@ class LearningCurve(NamedTuple):
     exponent: float
 
     def loss_at(self, cases: float) -> float:
-        """The loss after so many cases."""
+        """The loss after `cases` cases."""
         return self.factor * cases**-self.exponent
 
     def cases_at(self, loss: float) -> float:
-        """The cases after which the loss is so low; infinite if it does not fall."""
+        """The number of cases after which the loss is this low; infinite if it does not fall."""
         if self.exponent <= 0:
             return float('inf')
         logarithm = np.log(self.factor / loss) / self.exponent
@@ -104,18 +104,18 @@ class LearningCurve(NamedTuple):
 
 
 def fit_learning_curve(rows: list[dict]) -> LearningCurve | None:
-    """The power law nearest to the logged validation losses, in logarithms, from a quarter of the cases on.
+    """Fits a power law to the logarithms of the validation losses, without the first quarter of the cases.
 
-    None with fewer than three of them, or while the loss is more than half of that of empty maps: it falls slowly at
-    first, which says nothing of what follows.
+    None with fewer than three losses, or while the loss is more than half of that of empty maps: the first, slow fall
+    does not predict the later one.
     """
     validated = [row for row in rows if 'validation_loss' in row]
     if not validated or validated[-1]['validation_loss'] > validated[-1]['validation_empty_loss'] / 2:
         return None
     points = [(row['examples'], row['validation_loss']) for row in validated]
-    chosen = np.log([point for point in points if 4 * point[0] >= points[-1][0]])
-    if len(chosen) < 3:
+    later = np.log([point for point in points if 4 * point[0] >= points[-1][0]])
+    if len(later) < 3:
         return None
-    cases, losses = chosen.T
+    cases, losses = later.T
     slope, offset = np.polyfit(cases, losses, 1)
     return LearningCurve(float(np.exp(offset)), -float(slope))

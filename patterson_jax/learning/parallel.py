@@ -1,8 +1,8 @@
-"""The one place that knows pmap, its axis and replication.
+"""Work on several devices. No other module uses pmap, its axis or replication.
 
-A step is a pure function of replicated values. It runs on every device, asks `share_of_batch` which examples are its
-device's, and averages what leaves it with `mean_over_devices`. Moving to `jit` with `shard_map` means a new body for
-`parallelize`, nothing else.
+A step is a pure function of replicated values that runs on every device. `share_of_batch` tells it the examples of its
+device, and `mean_over_devices` averages its results. To move to `jit` with `shard_map`, only the body of `parallelize`
+must change.
 """
 
 import os
@@ -21,13 +21,13 @@ from patterson_jax.networks.layers import AXIS
 
 
 def start_distributed() -> None:
-    """Joins the processes of a cluster, before anything else is done with JAX.
+    """Joins the processes of a cluster. Call it before any other use of JAX.
 
-    SLURM, Open MPI, Kubernetes and Cloud TPU tell JAX by themselves what it needs; elsewhere the environment variables
-    JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID must.
+    On SLURM, Open MPI, Kubernetes and Cloud TPU, JAX finds out by itself what it needs. Elsewhere the environment
+    variables JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID must be set.
 
     Raises:
-        InputError: neither does.
+        InputError: JAX cannot find the other processes.
     """
     number, process = os.environ.get('JAX_NUM_PROCESSES'), os.environ.get('JAX_PROCESS_ID')
     jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM from us
@@ -44,17 +44,17 @@ def start_distributed() -> None:
 
 
 def replicated() -> NamedSharding:
-    """The sharding of a value that every device of every host holds whole."""
+    """The sharding of a value of which every device of every host holds a copy."""
     return NamedSharding(Mesh(np.array(jax.devices()), (AXIS,)), PartitionSpec())
 
 
 def replicate(tree: Any) -> Any:
-    """Places a tree of arrays whole on every device; needed before its first use as a donated argument."""
+    """Copies a tree of arrays to every device; needed before its first use as a donated argument."""
     return jax.device_put(tree, replicated())
 
 
 def to_global(tree: Any) -> Any:
-    """Arrays equal on all devices of this host, as `parallelize` returns them, as arrays that all hosts hold."""
+    """Turns arrays that are equal on all devices of this host, from `parallelize`, into arrays of all hosts."""
     if jax.process_count() == 1:
         return tree
     sharding = replicated()
@@ -67,7 +67,7 @@ def to_global(tree: Any) -> Any:
 
 
 def on_any_process(flag: bool) -> bool:
-    """Whether the flag is set on any process; all of them must ask, and each waits until they have."""
+    """Whether the flag is set on any process. All processes must call this; each waits for the others."""
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
@@ -79,7 +79,7 @@ def is_first_process() -> bool:
 
 
 def wait_for_all(name: str) -> None:
-    """Waits until every process has come to this place, which has a name."""
+    """Waits until every process has called this with the same name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
@@ -88,9 +88,9 @@ def parallelize(function: Callable, donate: bool = False) -> Callable:
     """Runs `function(*arguments)` on all devices at once.
 
     Args:
-        function: pure; takes replicated arguments, returns values equal on all devices (only the first one's are
-            kept, unchecked: average or sum whatever leaves it).
-        donate: give the arguments' memory to the results; the arguments are then gone.
+        function: pure, from replicated arguments to values that are equal on all devices. Only those of the first
+            device are kept, without a check: average or sum everything that it returns.
+        donate: whether to give the arguments' memory to the results; the arguments are then lost.
     """
     mapped = jax.pmap(
         lambda arguments, _: function(*arguments),
@@ -104,7 +104,10 @@ def parallelize(function: Callable, donate: bool = False) -> Callable:
 
 
 def share_of_batch(batch_size: int) -> Array:
-    """Inside a parallel function: which of 0 … batch_size − 1 this device makes; the number of devices divides it."""
+    """Inside a parallel function: the numbers, of 0 … batch_size − 1, of the examples that this device makes.
+
+    The number of devices must divide batch_size.
+    """
     share = batch_size // jax.device_count()
     return jax.lax.axis_index(AXIS) * share + jnp.arange(share)
 

@@ -1,4 +1,4 @@
-"""Stopping when asked to: by SIGTERM, as schedulers do, or by a time limit; in training between two steps."""
+"""Stops work on SIGTERM, which schedulers send, or at a time limit; training stops between two steps."""
 
 import contextlib
 import signal
@@ -11,16 +11,16 @@ import jax
 from patterson_jax.errors import Unfinished
 from patterson_jax.learning.parallel import on_any_process
 
-STARTED = time.monotonic()  # nearly when the process was
+STARTED = time.monotonic()  # about the start of the process
 STEPS_BETWEEN_AGREEMENTS = 10  # with several processes, which must stop at the same step
 
 
 @contextlib.contextmanager
 def unfinished_on_sigterm() -> Iterator[None]:
-    """Within this, and outside of a StopRequest, SIGTERM raises Unfinished; what the work has saved is enough."""
+    """Makes SIGTERM raise Unfinished, except within a StopRequest; for work that has always saved its state."""
 
     def stop(*_):
-        raise Unfinished('stopped by SIGTERM; the same command goes on from what is saved')
+        raise Unfinished('stopped by SIGTERM; the same command continues from what is saved')
 
     if threading.current_thread() is not threading.main_thread():  # the only one that gets signals
         yield
@@ -33,10 +33,10 @@ def unfinished_on_sigterm() -> Iterator[None]:
 
 
 class StopRequest:
-    """A context manager within which SIGTERM does not end the process, but asks for a stop.
+    """A context manager in which SIGTERM does not end the process but requests a stop.
 
     Args:
-        max_minutes: the time limit, from the start of the process on; 0: none.
+        max_minutes: the time limit, from the start of the process; 0: none.
     """
 
     def __init__(self, max_minutes: float):
@@ -55,7 +55,7 @@ class StopRequest:
             signal.signal(signal.SIGTERM, self.previous)
 
     def too_late(self) -> bool:
-        """Whether SIGTERM came to any process after the last step, so that only what follows can be stopped."""
+        """Whether any process received SIGTERM after the last step, so that only later work can be stopped."""
         return on_any_process(self.terminated)
 
     def _terminate(self, *_):
@@ -63,7 +63,7 @@ class StopRequest:
 
     @property
     def reason(self) -> str:
-        """Why to stop, for people."""
+        """Why to stop, in words."""
         if self.terminated:
             return 'SIGTERM'
         return f'the time limit, {self.max_minutes:g} minutes' if self._late() else 'another process'
@@ -72,7 +72,7 @@ class StopRequest:
         return time.monotonic() >= self.deadline
 
     def requested(self, step: int) -> bool:
-        """Whether to stop after this step; the same on all processes."""
+        """Whether to stop after this step; the answer is the same on all processes."""
         wanted = self.terminated or self._late()
         if jax.process_count() == 1:
             return wanted

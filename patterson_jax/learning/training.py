@@ -1,10 +1,10 @@
-"""Training: squared error, Adam, batches made on the devices that use them (paper, 3.1).
+"""Training with squared error and Adam, on batches that each device makes for itself (paper, 3.1).
 
 The state is the step, the weights and the optimiser's moments. There is no iterator to save: the batch of a step is a
-function of the seed and the step, so a run that is started again goes on as if it had not stopped.
+function of the seed and the step, so a run that is started again continues as if it had not stopped.
 
-The cases come in sets. As in the paper a set can serve for several epochs, each in an order of its own, before the next
-one replaces it; no set is stored, its cases are made again.
+The cases come in sets. As in the paper, a set can serve for several epochs, each in a different order, before the next
+set replaces it. No set is stored: its cases are made again.
 """
 
 import dataclasses
@@ -42,12 +42,12 @@ from patterson_jax.simulation.maps import map_correlation, middle, surround
 from patterson_jax.simulation.problem import Problem
 
 SCHEDULES = ('cosine', 'trapezoid', 'constant')
-LAST_PART = 0.3  # of the steps, in which a trapezoid falls
+LAST_PART = 0.3  # of the steps, in which the trapezoid schedule falls
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSettings:
-    """How to train; the fields are explained in configs/base.py, section `train`. Raises InputError."""
+    """How to train. configs/base.py explains the fields, section `train`. Raises InputError if one is invalid."""
 
     num_steps: int
     batch_size: int
@@ -92,26 +92,25 @@ class TrainingSettings:
         require(limit, 'max_minutes', self.max_minutes, 'a number of minutes, or 0 for no limit')
 
     def seen(self, problem: Problem) -> int:
-        """Edge of the middle of the maps that the network is given, voxels.
+        """Edge in voxels of the middle of the maps that the network is given.
 
-        It is taken to return empty maps around what it then returns, so that losses and gradients are in the same
-        measure as those of whole maps.
+        Around it the output counts as zero, so that losses and gradients have the same scale as those of whole maps.
         """
         return self.crop or problem.grid_size
 
     def sets_begun(self, num_steps: int) -> int:
-        """How many sets of cases a run has begun after so many steps."""
+        """Number of sets of cases that a run has begun after `num_steps` steps."""
         return -(-num_steps * self.batch_size // (self.set_size * self.epochs_per_set))
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a step changes.
+    """The values that a step changes.
 
     Attributes:
         step: number of steps taken.
-        weights: what the optimiser changes: `{'params': …}`.
-        statistics: what batch normalisation keeps: `{'batch_stats': …}`, or empty.
+        weights: those that the optimiser changes: `{'params': …}`.
+        statistics: those of batch normalisation: `{'batch_stats': …}`, or empty.
         optimizer: the optimiser's state.
     """
 
@@ -122,17 +121,17 @@ class TrainState:
 
     @property
     def params(self) -> Any:
-        """What the network's `apply` takes."""
+        """The variables for the network's `apply`."""
         return {**self.weights, **self.statistics}
 
 
 class Start(NamedTuple):
-    """Where a run begins that goes on from another one's weights.
+    """The start of a run that continues from the weights of another run.
 
     Attributes:
-        params: what the network's `apply` takes.
-        examples: how many the earlier runs, one after the other, have seen.
-        sets: how many sets of cases they have begun.
+        params: the variables for the network's `apply`.
+        examples: number of examples that all earlier runs have seen.
+        sets: number of sets of cases that they have begun.
     """
 
     params: Any
@@ -141,7 +140,7 @@ class Start(NamedTuple):
 
 
 def make_optimizer(settings: TrainingSettings) -> optax.GradientTransformation:
-    """Adam with the settings' learning rate, after longer gradients are shortened."""
+    """Adam with the settings' learning rate; gradients longer than `max_gradient_norm` are shortened first."""
     adam = optax.adam(learning_rate_schedule(settings), eps=settings.adam_epsilon)
     if not settings.max_gradient_norm:
         return adam
@@ -149,7 +148,7 @@ def make_optimizer(settings: TrainingSettings) -> optax.GradientTransformation:
 
 
 def learning_rate_schedule(settings: TrainingSettings) -> optax.Schedule:
-    """Linear warm-up, then constant, a cosine down to 1 % at the last step, or a line to it over the last 30 %."""
+    """Linear warm-up, then a constant rate, a cosine to 1 % at the end, or a linear fall to 1 % over the last 30 %."""
     rate, warmup, steps = settings.learning_rate, settings.warmup_steps, settings.num_steps
     if settings.schedule == 'cosine':
         return optax.warmup_cosine_decay_schedule(0, rate, warmup, steps, rate / 100)
@@ -162,8 +161,8 @@ def learning_rate_schedule(settings: TrainingSettings) -> optax.Schedule:
 
 
 def init_state(network: nn.Module, problem: Problem, settings: TrainingSettings, seed: int) -> TrainState:
-    """The state before the first step; weights from the seed alone."""
-    # On CPU most of the time goes into compiling what runs once; a lower level gives the same weights, bit for bit.
+    """The state before the first step; the seed alone determines the weights."""
+    # On CPU compilation takes most of the time. A lower level compiles faster and gives the same weights, bit for bit.
     options = {'xla_backend_optimization_level': 1} if jax.default_backend() == 'cpu' else None
     init = jax.jit(network.init, compiler_options=options)
     return state_with(init(jax.random.key(seed), _empty_map(problem)), settings)
@@ -181,7 +180,7 @@ def state_with(params: Any, settings: TrainingSettings) -> TrainState:
 
 
 def squared_errors(predicted: Array, target: Array) -> tuple[Array, Array, Array]:
-    """Mean squared error of maps, that of empty maps in their place, and map correlation, each `(batch,)`."""
+    """Mean squared error of maps `(batch, grid, grid, grid)`, that of empty maps, map correlation; each `(batch,)`."""
 
     def mean_square(each):
         return jnp.mean(each**2, axis=(-3, -2, -1))
@@ -192,8 +191,15 @@ def squared_errors(predicted: Array, target: Array) -> tuple[Array, Array, Array
 def training_batch(step: Array, problem: Problem, settings: TrainingSettings, seed: int, sets_before: int) -> Example:
     """Inside a parallel function: this device's share of the cases of a step.
 
-    With fresh cases in every epoch they come in their order: example n of a run is case n of the first set, then of the
-    next. A set that serves for several epochs is permuted by (seed, epoch) in each of them.
+    With one epoch a set, the cases come in their order: those of the first set, then those of the next. With several
+    epochs, (seed, epoch) determines the order of the set in each of them.
+
+    Args:
+        step: number of steps taken before, `()` int32.
+        problem: what the cases are.
+        settings: how to train.
+        seed: of the cases.
+        sets_before: number of sets that earlier runs have begun.
     """
     share = share_of_batch(settings.batch_size)
     stream = stream_key(seed, 'training')
@@ -211,9 +217,17 @@ def training_batch(step: Array, problem: Problem, settings: TrainingSettings, se
 def make_train_step(
     network: nn.Module, problem: Problem, settings: TrainingSettings, seed: int, sets_before: int = 0
 ) -> Callable[[TrainState], tuple[TrainState, dict[str, Array]]]:
-    """The step: a pure function of the state, to be run by `parallelize`, which makes its own batch.
+    """Makes the training step: a pure function of the state that makes its own batch; run it with `parallelize`.
 
-    `sets_before` is how many sets of cases the runs before this one have begun.
+    Args:
+        network: to train.
+        problem: what the cases are.
+        settings: how to train.
+        seed: of the cases.
+        sets_before: number of sets that earlier runs have begun.
+
+    Returns:
+        A function from the state to the next state and the metrics of the step.
     """
     optimizer, schedule = make_optimizer(settings), learning_rate_schedule(settings)
 
@@ -247,10 +261,10 @@ def make_train_step(
 def make_validation(
     network: nn.Module, problem: Problem, settings: TrainingSettings, seed: int
 ) -> Callable[[Any], dict[str, float]]:
-    """A function from `params` to losses and map correlation on the fixed validation cases, run on all devices.
+    """Makes a function from `params` to losses and map correlation on the fixed validation cases, on all devices.
 
-    The network is given as much of the maps as in training: one that has learned from cropped maps alone makes
-    something of the zeros around them at first, if it is shown whole ones.
+    The network is given the same part of the maps as in training. A network that has learned from cropped maps at first
+    produces density in the zeros around them.
     """
     problem = problem.testing
 
@@ -285,7 +299,7 @@ def train(
     config: dict,
     start: Start | None = None,
 ) -> TrainState:
-    """Trains to `settings.num_steps`, going on from the workdir's latest checkpoint if it has one.
+    """Trains to `settings.num_steps` and continues from the workdir's latest checkpoint if there is one.
 
     Writes `metrics.jsonl` and `checkpoints/` in the workdir.
 
@@ -297,12 +311,12 @@ def train(
         seed: fixes weights and cases.
         workdir: an existing directory.
         config: the resolved configuration, kept in every checkpoint.
-        start: weights of another run to begin with; the cases then go on after those that it saw.
+        start: the end of another run; training begins with its weights and continues with the next cases.
 
     Raises:
-        NonFiniteError: a metric is not a number; the last checkpoint stays.
-        Unfinished: SIGTERM was received or the time limit is reached; a checkpoint was saved, and to call this again
-            goes on from it to the same end, bit for bit.
+        NonFiniteError: a metric is NaN or infinite; the last checkpoint stays.
+        Unfinished: SIGTERM was received or the time limit is reached. A checkpoint was saved; calling this again
+            continues from it to the same end, bit for bit.
     """
     with (
         Checkpoints(workdir / 'checkpoints', checkpointing.keep) as checkpoints,
@@ -317,7 +331,7 @@ def train(
         train_step = parallelize(make_train_step(network, problem, settings, seed, sets_before), donate=True)
         validate = make_validation(network, problem, settings, seed)
         clock = Clock(counters['seconds'])
-        pending = _from_json(counters['pending'])  # metrics of steps that no row of the log tells yet
+        pending = _from_json(counters['pending'])  # metrics of steps that are not in the log yet
 
         def save(step, validation_loss=math.inf):
             counters = {
@@ -334,7 +348,7 @@ def train(
                 state, metrics = train_step(state)
                 pending.append(metrics)
                 examples = examples_before + step * settings.batch_size
-                if step == first_step + 1:  # the step that was compiled
+                if step == first_step + 1:  # this step includes compilation
                     jax.block_until_ready(metrics)
                     clock.skip(examples)
                     progress.restart(step)
@@ -365,15 +379,15 @@ def train(
                         measured = f', validation correlation {correlation:.4f}'
                     raise Unfinished(
                         f'stopped by {stop.reason} after step {step} of {settings.num_steps}, which is saved{measured}'
-                        '; the same command goes on from there'
+                        '; the same command continues from there'
                     )
         if stop.too_late():
-            raise Unfinished('stopped by SIGTERM after the training; the same command goes on from there')
+            raise Unfinished('stopped by SIGTERM after the training; the same command continues from there')
     return state
 
 
 def _restore_or_begin(network, problem, settings, seed, checkpoints, start):
-    """The state and the counters of the latest checkpoint, or else those of a run that begins."""
+    """The state and the counters of the latest checkpoint, or of a new run without one."""
     if checkpoints.latest_step is not None:
         shapes = jax.eval_shape(lambda: state_with(network.init(jax.random.key(seed), _empty_map(problem)), settings))
         items = checkpoints.restore(
@@ -389,7 +403,7 @@ def _restore_or_begin(network, problem, settings, seed, checkpoints, start):
 
 
 def _to_json(metrics):
-    """Metrics of steps, perhaps still on the device, as plain numbers; float32 goes through JSON and back unchanged."""
+    """Converts metrics of steps, perhaps on the device, to plain numbers; float32 survives JSON unchanged."""
     return [{name: float(value) for name, value in each.items()} for each in jax.device_get(metrics)]
 
 
@@ -398,7 +412,7 @@ def _from_json(metrics):
 
 
 def _mean_of(metrics):
-    """Means over steps of a list of metrics still on the device; the learning rate is the last one."""
+    """Means of metrics over steps; of the learning rate the last value."""
     host = jax.device_get(metrics)
     means = {name: float(np.mean([each[name] for each in host])) for name in host[0]}
     return means | {'learning_rate': float(host[-1]['learning_rate'])}
@@ -408,6 +422,6 @@ def _require_finite(row, step):
     for name, value in row.items():
         if not np.isfinite(value):
             raise NonFiniteError(
-                f'{name} is {value} at step {step}; training stops, the last checkpoint stays as it is. '
-                'A smaller train.learning_rate or a longer train.warmup_steps may cure it'
+                f'{name} is {value} at step {step}; training stops, and the last checkpoint stays as it is. '
+                'Try a smaller train.learning_rate or a longer train.warmup_steps'
             )

@@ -1,7 +1,7 @@
-"""3-D "same" convolution at the machine's speed, with the numbers of `lax.conv_general_dilated`.
+"""Fast 3-D "same" convolution, with the same results as `lax.conv_general_dilated`.
 
-XLA convolves in three dimensions on CPU at a small part of what the cores can do, and 5³ and 7³ kernels are large
-enough for the Fourier transform to need far less arithmetic. The spectral method transforms tiles of the image and the
+On CPU XLA convolves in three dimensions much more slowly than the cores could. And 5³ and 7³ kernels are so large that
+convolution by Fourier transforms needs far less arithmetic. The spectral method transforms tiles of the image and the
 kernel, multiplies, and transforms back (`patterson_jax/networks/spectra.py`). The kernel is an ordinary real-space
 parameter for either method, so weights do not depend on the choice.
 
@@ -37,14 +37,14 @@ def convolve(image: Array, kernel: Array, method: str = 'auto', products: str = 
     Args:
         image: `(x, y, z, channels_in, batch)`.
         kernel: `(k, k, k, channels_in, channels_out)`, k odd.
-        method: 'spectral', 'direct' (`lax.conv_general_dilated`), or 'auto': what `fastest_method` says.
-        products: how exactly to multiply, a name that `jax.default_matmul_precision` knows. On CPU all are float32.
+        method: 'spectral', 'direct' (`lax.conv_general_dilated`), or 'auto' (`fastest_method` decides).
+        products: precision of products, a name for `jax.default_matmul_precision`. On CPU all are float32.
 
     Returns:
         `(x, y, z, channels_out, batch)`, of the image's type.
 
     Raises:
-        ValueError: the kernel is not a cube of odd edge, the channels do not match, or no such method.
+        ValueError: the kernel is not a cube of odd edge, the channels do not match, or the method is unknown.
     """
     if kernel.ndim != 5 or len(set(kernel.shape[:3])) != 1 or kernel.shape[0] % 2 == 0:
         raise ValueError(f'kernel has shape {kernel.shape}; it must be (k, k, k, channels_in, channels_out) with k odd')
@@ -59,7 +59,7 @@ def convolve(image: Array, kernel: Array, method: str = 'auto', products: str = 
 
 
 def direct_convolution(image: Array, kernel: Array, products: str = 'highest') -> Array:
-    """The convolution by XLA's own operator."""
+    """Convolves with XLA's own operator; arguments as in `convolve`."""
     layout = ('DHWCN', 'DHWIO', 'DHWCN')
     with jax.default_matmul_precision(products):
         return jax.lax.conv_general_dilated(image, kernel, (1, 1, 1), 'SAME', dimension_numbers=layout)
@@ -67,7 +67,7 @@ def direct_convolution(image: Array, kernel: Array, products: str = 'highest') -
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def spectral_convolution(image: Array, kernel: Array, products: str = 'highest') -> Array:
-    """The convolution by Fourier transforms, in float32, with transforms shared between value and gradients."""
+    """Convolves by Fourier transforms in float32; arguments as in `convolve`. Gradients reuse transforms."""
     return _forward(image, kernel, products)[0]
 
 
@@ -105,5 +105,5 @@ def _gradients(saved, cotangent):
 
 
 def fastest_method(image_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> str:
-    """What 'auto' means, from measurement: on CPU the spectral method, unless the kernel is a point."""
+    """The method for 'auto', from measurements: 'spectral' on CPU unless the kernel is a point, else 'direct'."""
     return 'spectral' if jax.default_backend() == 'cpu' and kernel_shape[0] > 1 else 'direct'

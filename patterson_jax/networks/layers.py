@@ -1,4 +1,4 @@
-"""The layers of networks: convolutions of some precision, pooling and its opposite."""
+"""Layers of networks: convolutions of several precisions, pooling and up-sampling."""
 
 import flax.linen as nn
 import jax
@@ -7,8 +7,8 @@ from jax import Array
 
 from patterson_jax.networks.convolution import convolve
 
-AXIS = 'devices'  # over which parallel work runs, and batch normalisation takes its means
-PRECISIONS = {  # the type of what goes from layer to layer, and how JAX is to multiply matrices within one
+AXIS = 'devices'  # the axis of parallel work; batch normalisation takes its means over it
+PRECISIONS = {  # the type of images between layers, and the precision of matrix products within a layer
     'float32': ('float32', 'highest'),
     'tf32': ('float32', 'tensorfloat32'),
     'bfloat16': ('bfloat16', 'default'),
@@ -16,9 +16,16 @@ PRECISIONS = {  # the type of what goes from layer to layer, and how JAX is to m
 
 
 class Convolution(nn.Module):
-    """A "same" convolution, with bias or without; `(x, y, z, channel, batch)` in and out, He-normal weights.
+    """A "same" convolution with He-normal weights, from and to images `(x, y, z, channel, batch)`.
 
-    The weights are of single precision; they are rounded where they are used. The image is in the type of `precision`.
+    The weights are kept in float32 and rounded when they are used. The image has the type of `precision`.
+
+    Attributes:
+        features: channels of the output.
+        kernel_size: edge of the kernel, odd.
+        method: of `networks.convolution.convolve`.
+        precision: a name in PRECISIONS.
+        use_bias: whether to add a bias.
     """
 
     features: int
@@ -41,9 +48,9 @@ class Convolution(nn.Module):
 
 
 def max_pool(image: Array) -> Array:
-    """Maximum over blocks of 2³ of the first three axes, as pairs along each axis.
+    """Maximum over blocks of 2³ voxels of the first three axes, taken in pairs along each axis.
 
-    `nn.max_pool` has a gradient that GPUs refuse in deterministic mode; this form has not.
+    GPUs in deterministic mode refuse the gradient of `nn.max_pool`; they accept that of this form.
     """
     for axis in range(3):
         even = jax.lax.slice_in_dim(image, 0, None, 2, axis)

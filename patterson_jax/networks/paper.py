@@ -1,8 +1,8 @@
-"""The network: 3-D convolutions from a Patterson map to a density map (paper, 2.3).
+"""The paper's network: 3-D convolutions from a Patterson map to a density map (paper, 2.3).
 
-Two convolutions on the full grid, a max-pool, convolutions with larger kernels on the half grid, an up-sampling, and
-two convolutions on the full grid; ReLU between, tanh at the end, no normalisation unless asked for. The defaults are
-the paper's twelve layers and 1,202,821 weights.
+It has two convolutions on the full grid, a max-pool, convolutions with larger kernels on the half grid, an up-sampling,
+and two convolutions on the full grid. There is ReLU between them and tanh at the end; normalisation is optional. The
+defaults are the paper's twelve layers and 1,202,821 weights.
 """
 
 import flax.linen as nn
@@ -19,9 +19,9 @@ BATCH_NORM = ('none', 'early', 'all')
 
 
 class PattersonNet(DensityNetwork):
-    """From Patterson maps as `simulation.encoding.network_input` makes them to density maps.
+    """Maps Patterson maps, as `simulation.encoding.network_input` makes them, to density maps.
 
-    Both are `(batch, grid, grid, grid)`, grid even; the output lies in [−1, 1]. Raises InputError if a size is invalid.
+    Both are `(batch, grid, grid, grid)`, grid even; the output lies in [−1, 1]. An invalid field raises InputError.
 
     Attributes:
         features: channels of every hidden layer.
@@ -31,10 +31,10 @@ class PattersonNet(DensityNetwork):
         inner_depth: hidden layers on the half grid.
         decoder_depth: hidden layers on the full grid after the up-sampling, before the output layer.
         convolution: method of `networks.convolution.convolve`.
-        precision: 'float32', 'tf32' or 'bfloat16', of products in the layers; with the last, of what goes from layer to
-            layer too. Weights stay in float32.
-        batch_norm: which hidden layers are normalised over batch and voxels before their ReLU: 'none', as in the paper,
-            'early', those before the pool, or 'all'. In training it must run under `parallelize`.
+        precision: 'float32', 'tf32' or 'bfloat16', of products in the layers. With 'bfloat16' the images between layers
+            have that type too. Weights stay in float32.
+        batch_norm: which hidden layers are normalised over batch and voxels before their ReLU: 'none' (the paper),
+            'early' (those before the pool) or 'all'. With it, training must run under `parallelize`.
     """
 
     features: int = 20
@@ -67,7 +67,7 @@ class PattersonNet(DensityNetwork):
             normalised = self.batch_norm == 'all' or (self.batch_norm == 'early' and part == 'encoder')
             for number in range(depth):
                 name = f'{part}_{number}'
-                # Normalisation takes a constant out again; Adam would blow up the rounding errors of its gradient.
+                # Normalisation removes a bias again; Adam would amplify the rounding errors of its gradient.
                 layer = self._convolution(self.features, kernel_size, name, use_bias=not normalised)
                 image = layer(image)
                 if normalised:
@@ -89,7 +89,7 @@ class PattersonNet(DensityNetwork):
     def check_crop(self, crop: int) -> None:
         """Raises InputError with batch normalisation."""
         unnormalised = self.batch_norm == 'none'
-        require(unnormalised, 'train.crop', crop, '0 with model.batch_norm, whose moments are those of whole maps')
+        require(unnormalised, 'train.crop', crop, '0 with model.batch_norm, which needs the moments of whole maps')
 
     def _convolution(self, features, kernel_size, name, use_bias=True):
         return Convolution(features, kernel_size, self.convolution, self.precision, use_bias, name=name)

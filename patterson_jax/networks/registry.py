@@ -1,4 +1,4 @@
-"""The networks that there are, by the name in `model.network`. A new one is a line here."""
+"""All networks, by their name in `model.network`. A new network is one more line here."""
 
 from patterson_jax.networks.density_network import DensityNetwork
 from patterson_jax.networks.paper import PattersonNet

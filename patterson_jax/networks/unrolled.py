@@ -1,20 +1,22 @@
-"""The unrolled network: successive estimates of the density, each held against the measured amplitudes.
+"""The unrolled network: successive estimates of the density, each compared with the measured amplitudes.
 
-The target (A + B) / 2 equals its own inversion through the box centre. Its transform about that point is real, |F| cos
-φ, and so lies between −|F| and |F| whatever the phases are; and |F| is in the Patterson map. Each stage of the network
-makes an estimate with small convolutions. The estimate is transformed about the centre and clipped to ±|F|, and the
-next stage is given two maps, what was kept and what was cut off. Phase retrieval alternates between such constraints by
-a rule made by hand (Fienup, Applied Optics 21, 2758, 1982); to learn the steps of an iteration from data is due to
-Gregor and LeCun (ICML 2010).
+The target (A + B) / 2 equals its own inversion through the box centre. So its transform about that point is real,
+|F| cos φ, and lies between −|F| and |F| for any phases φ. The Patterson map gives |F|. Each stage of the network makes
+an estimate with small convolutions. The estimate is transformed about the centre and clipped to ±|F|. The next stage is
+given two maps: the part that was kept and the part that was cut off. Phase retrieval alternates between such
+constraints by a rule made by hand (Fienup, Applied Optics 21, 2758, 1982). To learn the steps of an iteration from data
+is an idea of Gregor and LeCun (ICML 2010).
 
-Vectors and atoms fill a part of the grid only: the network sees the inner part of the maps, and its output is zero
+Vectors and atoms fill only a part of the grid. So the network sees the inner part of the maps, and its output is zero
 outside a smaller part. Convolutions run at half resolution, with the eight voxels of a block as channels. The box
-centre lies between two voxels, and so the Patterson map, symmetric about the voxel after it, is moved by half a voxel.
+centre lies between two voxels, and the Patterson map is symmetric about the voxel after it. So the network moves the
+Patterson map by half a voxel.
 
-The bound holds where the data are complete and exact. An amplitude that is not measured is zero in the Patterson map,
-and so in the bound; one with noise can exclude the truth. What is cut off is handed on too, so that nothing is lost.
+The bound ±|F| is right where the data are complete and exact. An unmeasured amplitude is zero in the Patterson map, and
+so is its bound; a noisy amplitude can exclude the truth. Nothing is lost, because the next stage gets the part that was
+cut off too.
 
-With one stage the network is compact and plain: nothing is held against the amplitudes.
+With one stage the network uses no amplitudes: it is plain and compact.
 """
 
 import math
@@ -33,7 +35,7 @@ from patterson_jax.networks.layers import PRECISIONS, Convolution
 from patterson_jax.precision import exact_products
 from patterson_jax.simulation.problem import Problem
 
-RESIDUAL_SCALE = 0.5  # of what a layer adds, so that the image does not grow with the stages
+RESIDUAL_SCALE = 0.5  # of the image that a layer adds, so that the sum does not grow with the stages
 OUTPUT_SCALE = 0.1  # so that a new network's estimates are near zero
 AMPLITUDE_MAP_SCALE = 3.0  # brings the map made from |F| to about the height of the square root of the Patterson map
 DENSITY_SCALE = 0.56  # |F| of the input over |F| of the density, at the start: of unit spheres with input_scale 0.7
@@ -43,19 +45,19 @@ SQRT_FLOOR = 1e-12  # keeps the gradient of the square root finite
 class UnrolledNet(DensityNetwork):
     """From Patterson maps with their origin in the centre to density maps, both `(batch, grid, grid, grid)`.
 
-    The output lies in [−1, 1] and equals its own inversion. In training the estimates before it are left in the
-    collection ESTIMATES, as maps of the same kind. Raises InputError if a size is invalid.
+    The output lies in [−1, 1] and equals its own inversion. In training the earlier estimates are left in the
+    collection ESTIMATES, as maps of the same shape. Raises InputError if a field is invalid.
 
     Attributes:
         features: channels of the image that goes from stage to stage.
         kernel_size: kernel edge of every convolution, at half resolution; odd.
-        stages: estimates; the last one is the output.
-        layers: residual convolutions in a stage, beside the one that takes in what was kept and what was cut off.
-        input_size: edge of the part of the maps that is seen, voxels; a multiple of 4.
-        output_size: edge of the part of the output that is not zero, voxels; a multiple of 4, at most input_size.
+        stages: number of estimates; the last one is the output.
+        layers: residual convolutions in a stage, beside the one that takes in the clipped estimate.
+        input_size: edge in voxels of the part of the maps that the network sees; a multiple of 4.
+        output_size: edge in voxels of the part of the output that is not zero; a multiple of 4, at most input_size.
         convolution: method of `networks.convolution.convolve`.
-        precision: 'float32', 'tf32' or 'bfloat16', of products in the layers; with the last, of what goes from layer to
-            layer too. Transforms stay in float32.
+        precision: 'float32', 'tf32' or 'bfloat16', of products in the layers. With 'bfloat16' the images between layers
+            have that type too. Transforms stay in float32.
     """
 
     is_local: ClassVar[bool] = False  # its estimates are transformed
@@ -86,7 +88,7 @@ class UnrolledNet(DensityNetwork):
 
     @nn.compact
     def __call__(self, patterson: Array, train: bool = False) -> Array:
-        """Applies the network; raises InputError if the maps are smaller than the part that it sees."""
+        """Applies the network. Raises InputError if the maps are smaller than input_size."""
         grid = patterson.shape[-1]
         require(self.input_size <= grid, 'input_size', self.input_size, f'at most the edge of the maps, {grid}')
         amplitudes, image = measured_maps(patterson, self.input_size)
@@ -106,7 +108,7 @@ class UnrolledNet(DensityNetwork):
         return self._whole(estimate, grid)
 
     def check_problem(self, problem: Problem) -> None:
-        """Raises InputError unless the target is symmetric about the centre, and the atoms are where the output is."""
+        """Raises InputError if the target is not symmetric about the centre, or if atoms can lie outside the output."""
         for field, needed in (('origin', 'centre'), ('target', 'both')):
             value = getattr(problem, field)
             require(value == needed, f'problem.{field}', value, f'{needed!r} with the unrolled network')
@@ -117,15 +119,15 @@ class UnrolledNet(DensityNetwork):
         require(seen <= grid, 'model.input_size', seen, f'at most problem.grid_size, {grid}')
 
     def check_crop(self, crop: int) -> None:
-        """Raises InputError: there is nothing to crop."""
-        require(not crop, 'train.crop', crop, '0 with the unrolled network, which sees the middle alone by itself')
+        """Raises InputError unless `crop` is 0: the network crops its maps itself."""
+        require(not crop, 'train.crop', crop, '0 with the unrolled network, which sees only the middle anyway')
 
     def _layer(self, name):
         convolution = Convolution(self.features, self.kernel_size, self.convolution, self.precision, name=name)
         return lambda image: nn.relu(convolution(image))
 
     def _estimate(self, image, name):
-        """The density from the image, in the part of the grid where atoms can be; equal to its own inversion."""
+        """The density in the part of the grid where atoms can be, from the image; it equals its own inversion."""
         margin = (self.input_size - self.output_size) // 4
         needed = min(margin, self.kernel_size // 2)
         image = image[(slice(margin - needed, len(image) - margin + needed),) * 3]
@@ -140,12 +142,16 @@ class UnrolledNet(DensityNetwork):
 
 
 def measured_maps(patterson: Array, size: int) -> tuple[Array, Array]:
-    """What the network takes from Patterson maps with their origin in the centre, `(batch, grid, grid, grid)`.
+    """The input of the first stage and the amplitudes, from Patterson maps `(batch, grid, grid, grid)`.
+
+    Args:
+        patterson: maps with their origin in the centre.
+        size: edge of the inner part to use, voxels.
 
     Returns:
-        |F| in the input's scale, as `cosine_transform` orders it, and two maps of vectors between atoms about the box
+        |F| on the input's scale, as `cosine_transform` orders it, and two maps of interatomic vectors about the box
         centre, at half resolution, `(size/2, size/2, size/2, 16, batch)`. One is the square root of the Patterson map,
-        in which vectors that coincide do not outshine the others; the other is made from |F| in place of |F|², and has
+        in which coinciding vectors do not outshine the others. The other is made from |F| instead of |F|² and has
         sharper peaks.
     """
     grid, points = patterson.shape[-1], centred_points(size)
@@ -159,12 +165,12 @@ def measured_maps(patterson: Array, size: int) -> tuple[Array, Array]:
 
 
 def constrain(estimate: Array, amplitudes: Array, size: int) -> tuple[Array, Array]:
-    """What the amplitudes allow of an estimate, and what they do not: two maps, `(size, size, size, batch)`.
+    """Splits an estimate into the part that the amplitudes allow and the rest: two maps `(size, size, size, batch)`.
 
     Args:
         estimate: `(output, output, output, batch)`, symmetric about the box centre, output at most `size`.
         amplitudes: |F|, as `cosine_transform` orders it.
-        size: voxels along each edge of the maps that are returned; their sum is the estimate.
+        size: voxels along each edge of the two maps; their sum is the estimate.
     """
     grid, output = len(amplitudes) + 1, len(estimate)
     spectrum = cosine_transform(estimate, centred_points(output), grid)
@@ -174,12 +180,12 @@ def constrain(estimate: Array, amplitudes: Array, size: int) -> tuple[Array, Arr
 
 
 def centred_points(size: int) -> np.ndarray:
-    """Where the inner `size` voxels of an axis are, `(size,)`, voxels from the box centre."""
+    """Places of the inner `size` voxels of an axis, `(size,)`, in voxels from the box centre."""
     return np.arange(size) - (size - 1) / 2
 
 
 def to_blocks(maps: Array) -> Array:
-    """Maps `(x, y, z, batch)` at half resolution, the voxels of a block as channels: `(x/2, y/2, z/2, 8, batch)`."""
+    """Turns maps `(x, y, z, batch)` into images `(x/2, y/2, z/2, 8, batch)`; the voxels of a block become channels."""
     x, y, z, batch = maps.shape
     maps = maps.reshape(x // 2, 2, y // 2, 2, z // 2, 2, batch)
     return maps.transpose(0, 2, 4, 1, 3, 5, 6).reshape(x // 2, y // 2, z // 2, 8, batch)
@@ -194,28 +200,29 @@ def from_blocks(image: Array) -> Array:
 
 @exact_products
 def cosine_transform(maps: Array, points: np.ndarray, grid: int) -> Array:
-    """Transform of maps that are symmetric about the point 0: the sum of values times cos(2π h·x / grid).
+    """Transforms maps that are symmetric about the point 0: the sum of values times cos(2π h·x / grid).
 
-    It is one real matrix product along each axis, with cos + sin (Bracewell, J. Opt. Soc. Am. 73, 1832, 1983); where a
-    map is symmetric, the terms with one sine or three cancel.
+    It is one real matrix product along each axis, with cos + sin (Bracewell, J. Opt. Soc. Am. 73, 1832, 1983). Because
+    the map is symmetric, the terms with one or three sines cancel.
 
     Args:
         maps: `(points, points, points, batch)`.
-        points: where the voxels of an axis are, voxels; their negatives are among them, modulo `grid`.
+        points: places of the voxels of an axis, in voxels; with each place also its negative, modulo `grid`.
         grid: voxels along each edge of the unit cell, even.
 
     Returns:
-        `(grid − 1, grid − 1, grid − 1, batch)`, −grid / 2 < h < grid / 2 along each axis. Left out is |h| = grid / 2,
-        whose phase the voxels do not fix.
+        `(grid − 1, grid − 1, grid − 1, batch)`, −grid / 2 < h < grid / 2 along each axis. |h| = grid / 2 is left out,
+        because the voxels do not fix its phase.
     """
     return _from_products_of_sums(_along_axes(_waves(points, grid), maps))
 
 
 @exact_products
 def inverse_cosine_transform(spectrum: Array, points: np.ndarray, grid: int) -> Array:
-    """From a symmetric spectrum as `cosine_transform` gives it back to maps at some points, `(points, …, batch)`.
+    """Transforms a symmetric spectrum, as `cosine_transform` gives it, to maps at some points, `(points, …, batch)`.
 
-    The points need not be those of the map. If `points` are not in order of −points reversed, the values are wrong.
+    The points need not be those of the original map. They must be in such an order that reversing them changes their
+    signs; in any other order the values are wrong.
     """
     return _from_products_of_sums(_along_axes(_waves(points, grid).T, spectrum)) / grid**3
 
@@ -226,7 +233,7 @@ def _waves(points, grid):
 
 
 def _along_axes(matrix, array):
-    """Applies a matrix to each of the first three axes, without transposing anything."""
+    """Applies a matrix to each of the first three axes, without any transposition."""
     for axis in range(3):
         shape = array.shape
         before = math.prod(shape[:axis])
@@ -239,5 +246,5 @@ def _along_axes(matrix, array):
 
 
 def _from_products_of_sums(products):
-    """From sums of (cos + sin)(cos + sin)(cos + sin) at (±a, ±b, ±c) to sums of cos(a + b + c)."""
+    """Converts sums of (cos + sin)(cos + sin)(cos + sin) at (±a, ±b, ±c) to sums of cos(a + b + c)."""
     return (sum(jnp.flip(products, axis) for axis in range(3)) - products) / 2
