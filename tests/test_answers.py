@@ -77,7 +77,7 @@ def test_the_number_of_atoms_need_not_be_known(patterson):
         (lambda values: values[0], 'three axes of the same length'),
         (lambda values: values[:, :, :-2], 'three axes of the same length'),
         (lambda values: np.fft.fftshift(values), 'its origin is in the centre of the cell'),
-        (lambda values: values - np.mean(values) - 1, 'F\\(000\\)² is missing, and where no vector'),
+        (lambda values: values - np.mean(values) - 1, 'F\\(000\\)² is missing, and the map has no empty'),
         (lambda values: np.where(values == np.max(values), np.nan, values), '1 of its values are NaN or infinite'),
         (lambda values: values.astype(complex), 'is an array of complex128; it must be an array of real numbers'),
         (lambda values: values + np.arange(GRID), 'not its own inverse'),

@@ -206,7 +206,7 @@ def test_a_solved_crystal_with_a_centre_is_not_told_to_look_for_its_hand():
     assert 'Flack' not in text.partition('<script')[0]
     assert 'max_starts=200' not in text and 'shelxl a' in text
     assert 'Check the formula' not in text
-    doubts = ['but the elements are doubtful: with Fe for Co R1 would be 0.050']
+    doubts = ['but the elements are doubtful: with Fe in place of Co R1 would be 0.050']
     assert 'Check the formula' in crystal_page(verdict='solved', reasons=doubts)
 
 

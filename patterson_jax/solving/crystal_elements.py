@@ -1,12 +1,12 @@
-"""Which element each site is: from what it scatters with, and from the formula.
+"""Assigns an element to each site, from its scattering power and from the formula.
 
-What a site scatters with is its *power*: the form factor at sin θ/λ = 0.3 Å⁻¹, in electrons. An occupancy that is
-refined with a wrong element makes up for the ratio of the form factors there, not for that of the atomic numbers.
+The *power* of a site is its form factor at sin θ/λ = 0.3 Å⁻¹, in electrons. If an occupancy is refined with a wrong
+element, it makes up for the ratio of the form factors there, not for the ratio of the atomic numbers.
 
-With a formula the counts decide: sites in the order of their powers take elements in the order of atomic numbers.
-That needs no scale. Only the formula's proportions are used; how many formula units the cell holds follows from the
-number of sites. Where the sites do not fit the formula, and where there is none, each takes the nearest element of
-those that may occur, on a scale on which the lightest sites are carbon, or another *anchor*.
+With a formula the counts decide: sites in the order of their powers take elements in the order of atomic numbers. This
+needs no scale. Only the proportions of the formula are used; the number of formula units in the cell follows from the
+number of sites. Without a formula, or if the sites do not fit it, each site takes the nearest of the elements that may
+occur. The scale is then such that the lightest sites are carbon or another *anchor*.
 """
 
 import dataclasses
@@ -19,16 +19,16 @@ import numpy as np
 from patterson_jax.crystal.scatterers import form_factors
 
 POWER_AT = 0.6  # 1/d in 1/Å
-FITTING = 0.22  # rms. of ln(power found / of the element), above which a formula does not fit the sites
-BETTER = 1.15  # of the misfits of two assignments, up to which the older is kept
+FITTING = 0.22  # rms of ln(power of the site / power of the element) above which a formula does not fit the sites
+BETTER = 1.15  # ratio of the misfits of two assignments up to which the older one is kept
 SPREAD = 0.08  # relative error of the power of a site, beside its standard uncertainty
-LIGHTEST_QUANTILE = 0.3  # of the sites: the anchor, where there is no formula
+LIGHTEST_QUANTILE = 0.3  # the site at this quantile of the powers is the anchor, where there is no formula
 ANCHORS = ('C', 'N', 'O', 'F')
 UNLIKELY = {'He', 'Ne', 'Ar', 'Kr', 'Xe', 'Rn', 'H', 'D', 'Li', 'Be', 'Tc', 'Pm', 'Po', 'At', 'Fr', 'Ra', 'Ac', 'Pa'}
 HEAVIEST = 92
-LEAST_SPACE, MOST_SPACE = 8.0, 40.0  # Å³, of an atom other than hydrogen
-MISCOUNTED = 0.5  # atoms of a formula that is not whole
-AS_GIVEN = 0.3  # ln(atoms in the formula / sites), up to which the formula is taken for the contents of the cell
+LEAST_SPACE, MOST_SPACE = 8.0, 40.0  # Å³ for an atom other than hydrogen
+MISCOUNTED = 0.5  # atoms by which the number from a formula may be wrong
+AS_GIVEN = 0.3  # |ln(atoms in the formula / sites)| up to which the formula counts as the contents of the cell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Assignment:
 
     Attributes:
         elements: chemical symbols.
-        scale: what the powers found are to be multiplied with.
+        scale: factor from the powers of the sites to those of elements.
         follows_formula: whether the counts are those of the formula.
     """
 
@@ -47,18 +47,18 @@ class Assignment:
 
 
 def atomic_number(symbol: str) -> int:
-    """Z."""
+    """The atomic number of a chemical symbol."""
     return gemmi.Element(symbol).atomic_number
 
 
 @functools.lru_cache
 def power(symbol: str) -> float:
-    """The form factor of an element at sin θ/λ = 0.3 Å⁻¹, electrons."""
+    """The form factor of an element at sin θ/λ = 0.3 Å⁻¹, in electrons."""
     return float(form_factors([symbol], np.array([POWER_AT]))[0, 0])
 
 
 def without_hydrogen(formula: dict[str, float] | None) -> dict[str, float]:
-    """The elements of a formula that are looked for, heaviest first; empty without one."""
+    """The elements of a formula without hydrogen, heaviest first; empty without a formula."""
     kept = {symbol: count for symbol, count in (formula or {}).items() if count > 0 and atomic_number(symbol) > 1}
     return dict(sorted(kept.items(), key=lambda item: -atomic_number(item[0])))
 
@@ -72,16 +72,16 @@ def assign_elements(
     current: tuple[str, ...] | None = None,
     anchor: str | None = None,
 ) -> Assignment:
-    """Elements of sites.
+    """Assigns elements to sites.
 
     Args:
         powers: `(n,)`, of the sites, on any scale.
-        multiplicities: `(n,)`, sites in the cell.
-        formula: element → count in any unit of the cell, or None.
+        multiplicities: `(n,)`, of the sites in the cell.
+        formula: element → count in any part of the cell, or None.
         volume: of the cell, Å³.
         allowed: elements that may occur where there is no formula; empty: any.
         current: elements that are kept unless others fit clearly better.
-        anchor: what the lightest sites are where there is no formula; carbon, if it is allowed.
+        anchor: element of the lightest sites where there is no formula; None: carbon, if it is allowed.
     """
     powers = np.maximum(powers, 1e-3)
     counts = without_hydrogen(formula)
@@ -95,7 +95,7 @@ def assign_elements(
 
 
 def _assign(powers, multiplicities, counts, volume, possible, anchor):
-    """Elements of sites, whatever they were."""
+    """Elements of sites, without regard to their present ones."""
     nearest = _nearest(powers, possible, anchor)
     if not counts:
         return nearest
@@ -105,13 +105,13 @@ def _assign(powers, multiplicities, counts, volume, possible, anchor):
 
 
 def possible_elements(formula: dict[str, float] | None, allowed: tuple[str, ...]) -> tuple[str, ...]:
-    """The elements that may occur, hydrogen apart, lightest first."""
+    """The elements that may occur, without hydrogen, lightest first."""
     given = without_hydrogen(formula) or {each: 1 for each in allowed if atomic_number(each) > 1}
     return tuple(sorted(given, key=atomic_number)) if given else _likely_elements()
 
 
 def anchors(formula: dict[str, float] | None, allowed: tuple[str, ...]) -> tuple[str | None, ...]:
-    """What the lightest sites may be, where there is no formula; with one it does not matter."""
+    """Possible elements of the lightest sites, where there is no formula; with one they do not matter."""
     if without_hydrogen(formula):
         return (None,)
     possible = possible_elements(formula, allowed)
@@ -119,7 +119,7 @@ def anchors(formula: dict[str, float] | None, allowed: tuple[str, ...]) -> tuple
 
 
 def _by_counts(powers, multiplicities, counts, volume):
-    """Elements in the order of atomic numbers to sites in the order of powers."""
+    """Gives elements in the order of atomic numbers to sites in the order of powers."""
     left = contents(counts, float(np.sum(multiplicities)), volume)
     lightest = list(left)[-1]
     elements = [lightest] * len(powers)
@@ -131,7 +131,7 @@ def _by_counts(powers, multiplicities, counts, volume):
 
 
 def contents(counts: dict[str, float], sites: float, volume: float) -> dict[str, float]:
-    """Atoms of each element in the cell: as given if that may be, else the multiple that is nearest to the sites."""
+    """Atoms of each element in the cell: the formula if it fits the number of sites, else its nearest multiple."""
     whole = [round(each) for each in counts.values()]
     exact = all(abs(each - count) < 0.02 for each, count in zip(whole, counts.values(), strict=True))
     smallest = 1 / math.gcd(*whole) if exact else 1.0
@@ -142,7 +142,7 @@ def contents(counts: dict[str, float], sites: float, volume: float) -> dict[str,
 
 
 def missing_share(sites: float, formula: dict[str, float] | None, volume: float) -> float:
-    """Share of the formula's atoms, hydrogen apart, that so many sites in the cell leave out; 0 without a formula."""
+    """Share of the formula's atoms, without hydrogen, for which there are no sites in the cell; 0 without a formula."""
     counts = without_hydrogen(formula)
     if not counts:
         return 0.0
@@ -151,7 +151,7 @@ def missing_share(sites: float, formula: dict[str, float] | None, volume: float)
 
 
 def _nearest(powers, allowed, anchor):
-    """The nearest of some elements, on a scale on which the lightest sites are the anchor."""
+    """Gives each site the nearest allowed element, on a scale on which the lightest sites are the anchor."""
     theirs = np.array([power(each) for each in allowed])
     anchor = anchor or ('C' if 'C' in allowed else allowed[0])
     scale = power(anchor) / np.quantile(powers, LIGHTEST_QUANTILE)
@@ -181,17 +181,17 @@ def _likely_elements():
 def confidences(
     powers: np.ndarray, uncertainties: np.ndarray, elements: tuple[str, ...], possible: tuple[str, ...]
 ) -> np.ndarray:
-    """How likely each site's element is among those that are possible there, `(n,)`.
+    """The probability of each site's element among the possible ones, `(n,)`.
 
     Args:
-        powers: `(n,)`, of the sites.
-        uncertainties: `(n,)`, theirs.
-        elements: that were chosen.
+        powers: `(n,)`, of the sites, in electrons.
+        uncertainties: `(n,)`, of the powers.
+        elements: of the sites.
         possible: elements that may occur.
     """
     possible = tuple({*possible, *elements})
     theirs = np.array([power(each) for each in possible])
     widths = np.hypot(uncertainties, SPREAD * powers)[:, None]
     odds = np.exp(-(((powers[:, None] - theirs) / widths) ** 2) / 2) + 1e-9
-    chosen = np.array([possible.index(each) for each in elements])
-    return odds[np.arange(len(elements)), chosen] / odds.sum(axis=1)
+    columns = np.array([possible.index(each) for each in elements])
+    return odds[np.arange(len(elements)), columns] / odds.sum(axis=1)

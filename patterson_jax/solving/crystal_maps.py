@@ -1,6 +1,6 @@
-"""Maps of a crystal in its space group, their peaks, and which operations keep a site.
+"""Maps of a crystal in its space group, their peaks, and the equivalents of sites.
 
-On the host: a map takes some milliseconds, and its shape differs from crystal to crystal.
+All of it runs on the host: a map takes some milliseconds, and its shape differs from crystal to crystal.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import numpy as np
 
 from patterson_jax.crystal.cell import UnitCell
 
-SAMPLING = 4.0  # grid points for d_min along each axis, at least
+SAMPLING = 4.0  # grid points in d_min along each axis, at least
 RADIUS = 0.6  # Å, of the sphere over which a peak is integrated
 
 
@@ -30,7 +30,7 @@ class Peaks:
 
 
 def grid_shape(cell: UnitCell, d_min: float) -> tuple[int, int, int]:
-    """Points along the axes: even, with factors 2, 3 and 5 only, at least four for d_min."""
+    """Points along the axes: even, with factors 2, 3 and 5 only, at least four in d_min."""
     return tuple(_good_size(int(np.ceil(SAMPLING * edge / d_min))) for edge in (cell.a, cell.b, cell.c))
 
 
@@ -46,14 +46,17 @@ def symmetric_map(
     shape: tuple[int, int, int],
     volume: float,
 ) -> np.ndarray:
-    """Σ F exp(-2πi h·x) / V over reflections, their equivalents and Friedel mates: `shape`, float32.
+    """The map Σ F exp(−2πi h·x) / V over reflections, their equivalents and Friedel mates.
 
     Args:
-        hkl: `(n, 3)` int, one of each set of equivalents, none that the group forbids.
+        hkl: `(n, 3)` int, one of each set of equivalents, without those that the group forbids.
         structure_factors: `(n,)` complex.
         operations: rotations `(m, 3, 3)` and translations `(m, 3)`.
-        shape: of the map; a reflection that it cannot hold is left out.
+        shape: of the map; reflections too fine for it are left out.
         volume: of the cell, Å³.
+
+    Returns:
+        An array of `shape`, float32.
     """
     spectrum = np.zeros(shape, np.complex64)
     for rotation, translation in zip(*operations, strict=True):
@@ -74,9 +77,9 @@ def sharp_peaks(
     Args:
         density: the map.
         cell: of the crystal.
-        operations: of its group.
-        least: height below which no maximum counts.
-        number: of maxima in the cell, the highest of which are looked at.
+        operations: of its space group.
+        least: the level.
+        number: of maxima in the cell that are examined, the highest ones.
     """
     highest = density
     for axis in range(3):
@@ -91,7 +94,7 @@ def sharp_peaks(
 
 
 def _interpolated(density, places):
-    """Vertex of the parabola along each axis through grid points `(n, 3)`, and its height."""
+    """Vertices of parabolas along each axis through maxima at grid points `(n, 3)`, and the heights there."""
     shape = np.array(density.shape)
     middle = density[tuple(places.T)]
     shifts, gain = np.zeros(places.shape), np.zeros(len(places))
@@ -104,7 +107,7 @@ def _interpolated(density, places):
 
 
 def _one_of_each(positions, cell, operations):
-    """Indices of the first of each set of equivalents, in order; nearer than 0.3 Å is the same."""
+    """Indices of the first of each set of equivalents, in order; sites within 0.3 Å are the same."""
     kept: list[int] = []
     for index, position in enumerate(positions):
         if not kept or nearest_images(position, positions[kept], cell, operations)[0].min() > 0.3:
@@ -113,7 +116,7 @@ def _one_of_each(positions, cell, operations):
 
 
 def integrate(density: np.ndarray, positions: np.ndarray, cell: UnitCell) -> np.ndarray:
-    """Integral of a map over a sphere about each position `(n, 3)`, `(n,)`, in the map's units times Å³."""
+    """Integrals `(n,)` of a map over a sphere of 0.6 Å about positions `(n, 3)`, in the map's units times Å³."""
     shape = np.array(density.shape)
     reach = np.ceil(RADIUS * np.linalg.norm(np.linalg.inv(cell.orthogonalization), axis=1) * shape).astype(int) + 1
     steps = np.stack(np.meshgrid(*(np.arange(-each, each + 1) for each in reach), indexing='ij'), -1).reshape(-1, 3)
@@ -126,7 +129,7 @@ def integrate(density: np.ndarray, positions: np.ndarray, cell: UnitCell) -> np.
 
 
 def values_at(density: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """The map at positions `(n, 3)`, `(n,)`, by linear interpolation."""
+    """Values `(n,)` of a map at positions `(n, 3)`, by linear interpolation."""
     shape = np.array(density.shape)
     scaled = positions * shape
     low = np.floor(scaled).astype(int)
@@ -139,7 +142,7 @@ def values_at(density: np.ndarray, positions: np.ndarray) -> np.ndarray:
 
 
 def images_of(positions: np.ndarray, operations: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Equivalents of positions `(n, 3)` under every operation, `(n, m, 3)`, not reduced to one cell."""
+    """Images of positions `(n, 3)` under all operations, `(n, m, 3)`, not reduced to one cell."""
     rotations, translations = operations
     return np.einsum('mij,nj->nmi', rotations, positions) + translations[None]
 
@@ -147,7 +150,7 @@ def images_of(positions: np.ndarray, operations: tuple[np.ndarray, np.ndarray]) 
 def nearest_images(
     position: np.ndarray, others: np.ndarray, cell: UnitCell, operations: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The equivalent of each other site that is nearest to a position.
+    """Finds, of each other site `(n, 3)`, the equivalent nearest to a position.
 
     Returns:
         distances: `(n,)`, Å.
@@ -165,7 +168,7 @@ def nearest_images(
 
 
 def _near_steps(cell):
-    """Lattice vectors that may shorten a vector within half an edge along each axis; none where all is rectangular."""
+    """Lattice vectors that may shorten a vector within half an edge along each axis; only 0 in a rectangular cell."""
     if max(abs(np.cos(np.radians(angle))) for angle in (cell.alpha, cell.beta, cell.gamma)) < 0.02:
         return np.zeros((1, 3))
     return np.stack(np.meshgrid(*[np.arange(-1, 2)] * 3, indexing='ij'), -1).reshape(-1, 3)
@@ -174,11 +177,11 @@ def _near_steps(cell):
 def contacts(
     positions: np.ndarray, cell: UnitCell, operations: tuple[np.ndarray, np.ndarray], reach: float
 ) -> list[tuple[int, int, float, np.ndarray]]:
-    """Pairs of atoms nearer than `reach`, in Å, through all symmetry.
+    """Pairs of atoms nearer than `reach`, in Å, with all equivalents.
 
     Returns:
-        A list of (atom i of the unit, atom j, distance, the image of j). An atom is not its own neighbour; each bond
-        between i and j appears from both sides, and every image of j is listed.
+        A list of (atom i of the unit, atom j, distance, the image of j). An atom is not its own neighbour. Each pair
+        appears from both sides, and with every near image of j.
     """
     found = []
     images = images_of(positions, operations)
@@ -207,12 +210,12 @@ def settle(
     Args:
         position: `(3,)`, fractional.
         cell: of the crystal.
-        operations: of its group.
+        operations: of its space group.
         tolerance: Å; an image nearer than this is the same atom.
 
     Returns:
         position: the mean of the images that are the same atom.
-        projector: `(3, 3)`, the mean rotation of the operations that keep it: what a shift of it becomes.
+        projector: `(3, 3)`, the mean rotation of the operations that keep the site; it maps shifts to allowed ones.
     """
     rotations, translations = operations
     keeping = np.arange(len(rotations))
@@ -234,7 +237,7 @@ def settle(
 
 
 def stabiliser_order(position: np.ndarray, cell: UnitCell, operations: tuple[np.ndarray, np.ndarray]) -> int:
-    """How many operations keep a site, to 0.01 Å."""
+    """Number of operations that keep a site in place, within 0.01 Å."""
     rotations, translations = operations
     offsets = rotations @ position + translations - position
     offsets -= np.rint(offsets)
@@ -242,6 +245,6 @@ def stabiliser_order(position: np.ndarray, cell: UnitCell, operations: tuple[np.
 
 
 def allowed_reflections(hkl: np.ndarray, symops: tuple[str, ...]) -> np.ndarray:
-    """Which reflections `(n, 3)` the group does not forbid, `(n,)` bool."""
+    """Whether the group allows reflections `(n, 3)`, `(n,)` bool."""
     group = gemmi.GroupOps([gemmi.Op(each) for each in symops])
     return ~group.systematic_absences(np.ascontiguousarray(hkl, np.int32))

@@ -1,4 +1,4 @@
-"""One connected molecule near the middle of the cell, from the atoms of an asymmetric unit scattered over it."""
+"""Moves the scattered atoms of an asymmetric unit together: one connected molecule near the middle of the cell."""
 
 import gemmi
 import numpy as np
@@ -6,20 +6,20 @@ import numpy as np
 from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.solving.crystal_maps import contacts, nearest_images
 
-SLACK = 0.35  # Å, by which a bond may be longer than the sum of covalent radii
-MOST_LIGHT_BONDS = {'F': 1, 'O': 2, 'N': 4, 'C': 4}  # to each other; heaviest first
+SLACK = 0.35  # Å by which a bond may be longer than the sum of covalent radii
+MOST_LIGHT_BONDS = {'F': 1, 'O': 2, 'N': 4, 'C': 4}  # with one another; heaviest first
 LONGEST_BOND = 3.6  # Å
 
 
 def bond_limit(first: str, second: str) -> float:
-    """The longest distance of bonded atoms, Å."""
+    """The longest distance of two bonded atoms of these elements, Å."""
     return gemmi.Element(first).covalent_r + gemmi.Element(second).covalent_r + SLACK
 
 
 def bonds(
     positions: np.ndarray, elements: tuple[str, ...], cell: UnitCell, operations: tuple[np.ndarray, np.ndarray]
 ) -> list[tuple[int, int, float, np.ndarray]]:
-    """Bonds through all symmetry, as `contacts` gives them."""
+    """Bonds with all equivalents, in the form of `contacts`."""
     near = contacts(positions, cell, operations, LONGEST_BOND)
     return [each for each in near if each[2] < bond_limit(elements[each[0]], elements[each[1]])]
 
@@ -27,12 +27,15 @@ def bonds(
 def within_valence(
     elements: tuple[str, ...], bonded: list[tuple[int, int, float, np.ndarray]], possible: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Elements, those of fluorine, oxygen and nitrogen replaced by lighter ones that have more bonds than they form.
+    """Replaces F, O and N that have more bonds than they can form by lighter elements.
 
     Args:
         elements: of the atoms.
-        bonded: as `bonds` gives them; only those to other light atoms are counted.
-        possible: elements that may be put in their place.
+        bonded: from `bonds`; only bonds to other light atoms count.
+        possible: elements that may replace others.
+
+    Returns:
+        The elements after that.
     """
     light = tuple(MOST_LIGHT_BONDS)
     counts = [
@@ -52,19 +55,19 @@ def within_valence(
 def assemble(
     positions: np.ndarray, elements: tuple[str, ...], cell: UnitCell, operations: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
-    """Moves atoms to equivalent places, so that bonded ones lie together.
+    """Moves atoms to equivalent places, so that bonded atoms lie together.
 
-    Each atom is grown onto a bonded one that is placed already. Molecules, the largest first, are then moved as a whole
-    by an operation of the group: the first to the middle of the cell, others to where they are nearest to it.
+    Each atom is moved next to a bonded atom that is placed already. Then each molecule is moved as a whole by an
+    operation of the group: the largest to the middle of the cell, the others as near to it as possible.
 
     Args:
         positions: `(n, 3)`, fractional.
         elements: of the atoms.
         cell: of the crystal.
-        operations: of its group.
+        operations: of its space group.
 
     Returns:
-        `(n, 3)`, in the order in which they came.
+        Positions `(n, 3)`, in the given order.
     """
     placed = np.array(positions, float)
     molecules = []
@@ -72,7 +75,7 @@ def assemble(
     while waiting:
         molecule = [min(waiting)]
         waiting.remove(molecule[0])
-        for grown in molecule:  # it lengthens as it goes
+        for grown in molecule:  # the list grows in the loop
             rest = sorted(waiting)
             if not rest:
                 break
@@ -93,7 +96,7 @@ def assemble(
 
 
 def _moved(positions, middle, cell, operations):
-    """A molecule under the operation and the lattice vector that bring its centre nearest to a point."""
+    """The image of a molecule, under an operation and a lattice vector, whose centre is nearest to a point."""
     rotations, translations = operations
     images = np.einsum('mij,nj->mni', rotations, positions) + translations[:, None]
     centres = images.mean(axis=1)

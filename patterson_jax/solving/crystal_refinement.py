@@ -1,10 +1,10 @@
 """Least squares of a crystal's atoms against its intensities, in the space group.
 
-Positions, isotropic U, one scale and, where it is asked for, occupancies are refined against F² by Levenberg and
-Marquardt's method, weighted by 1/(σ² + (0.1 P)²) with P = (Fo² + 2 Fc²)/3, as Sheldrick does (Acta Cryst. C71, 3,
-2015). An atom on a special position is moved only within it: its shifts are averaged over the operations that keep it.
-Derivatives are written out. Normal equations are summed over chunks of reflections, as many as there are, so that one
-compiled program serves all crystals of a bucket of shapes, whatever their group.
+Positions, isotropic U, one scale and optionally occupancies are refined against F² by the method of Levenberg and
+Marquardt. The weights are 1/(σ² + (0.1 P)²) with P = (Fo² + 2 Fc²)/3 (Sheldrick, Acta Cryst. C71, 3, 2015). An atom on
+a special position stays on it: its shifts are averaged over the operations that keep it there. Derivatives are written
+out. Normal equations are summed over chunks of reflections, and sizes are rounded up to a few values. So one compiled
+program serves many crystals, in any space group.
 """
 
 import dataclasses
@@ -26,11 +26,11 @@ from patterson_jax.crystal.scatterers import (
 from patterson_jax.precision import exact_products
 
 CHUNK = 512  # reflections
-MODEL_ERROR = 0.1  # of F², in the weights: what an isotropic model without hydrogens leaves, about
-LEAST_U, MOST_U = 0.002, 0.4  # Å²; an atom that would go beyond stays there
+MODEL_ERROR = 0.1  # relative error of F² of an isotropic model without hydrogen, roughly; for the weights
+LEAST_U, MOST_U = 0.002, 0.4  # Å²; U is clipped to this range
 FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING, EASED, TIGHTENED = 1e-2, 1e-5, 1e3, 0.2, 8.0
 CONVERGED = 3e-4  # relative gain of a cycle
-ATOM_BUCKET, REFLECTION_BUCKET, ELEMENT_BUCKET = 16, 4096, 8  # least; see `bucket`
+ATOM_BUCKET, REFLECTION_BUCKET, ELEMENT_BUCKET = 16, 4096, 8  # the smallest sizes; see `bucket`
 
 
 class Observations(NamedTuple):
@@ -42,7 +42,7 @@ class Observations(NamedTuple):
         table: `(chunks, elements, 512)`, form factors.
         intensities: `(chunks, 512)`.
         sigmas: `(chunks, 512)`; infinite where padded.
-        used: how many chunks hold reflections that are to be used.
+        used: number of chunks to use.
     """
 
     hkl: Numbers
@@ -60,8 +60,8 @@ class Fit(NamedTuple):
         unit: its atoms.
         scale: k of Fo = k Fc.
         structure_factors: `(chunks, 512)` complex, Fc.
-        normal: `(5n + 1, 5n + 1)`, the normal matrix: positions, U, occupancies, scale; zero for what was kept fixed.
-        misfit: Σ w (Fo² - k² Fc²)².
+        normal: `(5n + 1, 5n + 1)`, the normal matrix of positions, U, occupancies and scale; zero for fixed parameters.
+        misfit: Σ w (Fo² − k² Fc²)².
     """
 
     unit: AsymmetricUnit
@@ -72,7 +72,7 @@ class Fit(NamedTuple):
 
 
 def bucket(size: int, least: int) -> int:
-    """The least of 1, 2, 3, 4, 6, 8, 12, 16, … times `least` that holds `size`."""
+    """The smallest of 1, 2, 3, 4, 6, 8, 12, 16, … times `least` that is not below `size`."""
     bound = least
     while bound < size:
         bound = bound // 2 * 3 if bound > least and bound & (bound - 1) == 0 else 2 ** (bound.bit_length())
@@ -82,13 +82,13 @@ def bucket(size: int, least: int) -> int:
 def observations(
     hkl: np.ndarray, spacings: np.ndarray, table: np.ndarray, intensities: np.ndarray, sigmas: np.ndarray
 ) -> Observations:
-    """Reflections as padded chunks, in the order in which they are given.
+    """Puts reflections into padded chunks, in the given order.
 
     Args:
         hkl: `(n, 3)`.
         spacings: `(n,)`, 1/d in 1/Å.
         table: `(elements, n)`, form factors.
-        intensities: `(n,)`, on a scale on which float32 squares them.
+        intensities: `(n,)`, on a scale on which float32 can hold their squares.
         sigmas: `(n,)`.
     """
     size = bucket(len(hkl), REFLECTION_BUCKET)
@@ -111,18 +111,18 @@ def observations(
 
 
 def up_to(reflections: Observations, number: int) -> Observations:
-    """The first chunks only, of at least so many reflections if there are as many."""
+    """Uses only the first chunks, with at least `number` reflections if there are that many."""
     return reflections._replace(used=np.asarray(min(-(-number // CHUNK), int(reflections.used)), np.int32))
 
 
 @dataclasses.dataclass(frozen=True)
 class Freedom:
-    """What is refined.
+    """The parameters to refine.
 
     Attributes:
-        positions: and U's.
-        occupancies: with the scale fixed; else the scale is free and they are fixed.
-        cycles: at most.
+        positions: whether positions and U are free.
+        occupancies: whether occupancies are free. Then the scale is fixed; else the scale is free.
+        cycles: the most.
     """
 
     positions: bool = True
@@ -141,12 +141,12 @@ def refine(
     """Refines a model.
 
     Args:
-        unit: `n` atoms, of any number; it is padded here.
-        scale: to start from; 0 for the one that fits the start.
+        unit: `n` atoms; they are padded here.
+        scale: of the start; 0: the one that fits the start.
         projectors: `(n, 3, 3)`, the mean rotation of the operations that keep each atom.
-        operations: of the group.
+        operations: of the space group.
         reflections: to refine against.
-        freedom: what is refined.
+        freedom: the parameters to refine.
 
     Returns:
         The fit, on the host, without padded atoms.
@@ -218,14 +218,14 @@ def _refine(unit, scale, projectors, free, operations, reflections, cycles):
 
 
 def _unpack(parameters, unit):
-    """Parameters as atoms and the scale."""
+    """Atoms and scale from the vector of parameters."""
     size = len(unit.occupancies)
     positions, u_iso, occupancies, scale = jnp.split(parameters, (3 * size, 4 * size, 5 * size))
     return AsymmetricUnit(positions.reshape(size, 3), u_iso, occupancies, unit.elements), scale[0]
 
 
 def _calculate(unit, operations, reflections):
-    """Fc of all reflections, `(chunks, 512)`; 0 where padded in whole chunks."""
+    """Fc of all reflections, `(chunks, 512)`; 0 in chunks of padding."""
 
     def one_chunk(chunk, values):
         part = reflections.hkl[chunk], reflections.table[chunk], reflections.spacings[chunk]
@@ -236,7 +236,7 @@ def _calculate(unit, operations, reflections):
 
 
 def _fitting_scale(structure_factors, used, reflections):
-    """k that makes k Σ |Fc| = Σ |Fo|."""
+    """The scale k for which k Σ |Fc| = Σ |Fo|."""
     observed = jnp.sqrt(jnp.maximum(reflections.intensities, 0))
     calculated = jnp.abs(structure_factors)
     return jnp.sum(jnp.where(used, observed, 0)) / jnp.sum(jnp.where(used, calculated, 0))

@@ -1,9 +1,9 @@
 """From the phased map of a crystal to its atoms, elements and a verdict.
 
-Peaks of the map in its space group are the first atoms. Then, in turns: they are refined; what each scatters with,
-refined as an occupancy, tells its element; atoms that do not hold are dropped; peaks of the difference map are added.
-Special positions are kept exactly throughout. Hydrogen is not looked for, twins are not refined, the hand is not
-determined.
+Peaks of the map in its space group are the first atoms. Then these steps are repeated: the atoms are refined; the
+scattering power of each, refined as an occupancy, decides its element; atoms that do not hold are dropped; peaks of the
+difference map are added. Atoms stay exactly on special positions. Hydrogen is not searched for, twins are not refined,
+and the hand is not determined.
 """
 
 import dataclasses
@@ -28,47 +28,47 @@ from patterson_jax.solving.crystal_refinement import Fit, Freedom, Observations,
 from patterson_jax.solving.crystal_verdict import MOST_WEAK, Evidence, Findings, expected_r_factor, judge_crystal
 
 ROUNDS = 6
-SPACE_OF_AN_ATOM = 11.0  # Å³, the least that an atom other than hydrogen takes
-SAME_ATOM = 0.6  # Å: an image of a site that is nearer is the site itself
-CLOSEST = 0.95  # Å, of two sites
+SPACE_OF_AN_ATOM = 11.0  # Å³, the least volume of an atom other than hydrogen
+SAME_ATOM = 0.6  # Å; a nearer image of a site is the site itself
+CLOSEST = 0.95  # Å, the least distance of two sites
 FIRST_U = 0.04  # Å²
-HIGHEST_U = 0.2  # Å², of an atom that holds
-WEAKEST = 0.45  # of the lightest possible element's power
-NEW_PEAK = 0.35  # of the height of the lightest element, above which a difference peak is tried as an atom
-NEW_PEAK_IF_WANTING = 0.2  # while there are fewer atoms than the formula says
-GIVEN_UP_R = 0.45  # R1 of a model that a round did not mend
-MUCH_BETTER = 0.75  # of R1, below which other elements than the formula's are preferred
+HIGHEST_U = 0.2  # Å²; an atom with a higher U is dropped
+WEAKEST = 0.45  # an atom is dropped if its power is below this part of the lightest possible element's
+NEW_PEAK = 0.35  # a difference peak is tried as an atom above this part of the lightest element's height
+NEW_PEAK_IF_WANTING = 0.2  # the same while there are fewer atoms than the formula says
+GIVEN_UP_R = 0.45  # above this R1 after a round of revision, no more rounds are made
+MUCH_BETTER = 0.75  # other elements than the formula's are preferred if their R1 is below this part of R1
 ELEMENT_ROUNDS, TRIAL_CYCLES = 3, 6
-UNCOUNTED = 1.06  # times R1, by which elements are to explain the data that are not as many as the formula says
-OTHER_ANCHOR = 1.18  # times R1, by which the lightest sites have to be another element than the likeliest
-AS_GOOD = 1.05  # of R1, up to which other elements explain the data as well
-UNFORESEEN = 0.93  # of R1, below which elements that the formula does not have make its elements unlikely
-UNFORESEEN_ANCHORS = ('C', 'O', 'Na', 'Si', 'Ca', 'Fe')  # the lightest of those
+UNCOUNTED = 1.06  # factor by which elements with other numbers than the formula's must have a lower R1
+OTHER_ANCHOR = 1.18  # the same for another element of the lightest sites than the likeliest
+AS_GOOD = 1.05  # ratio of R1 up to which other elements explain the data as well
+UNFORESEEN = 0.93  # ratio of R1 below which elements outside of the formula make its elements doubtful
+UNFORESEEN_ANCHORS = ('C', 'O', 'Na', 'Si', 'Ca', 'Fe')  # elements of the lightest sites that are tried for that
 FIRST_RATIO = 6  # reflections for each parameter in the first rounds
 FINAL_CYCLES = 15
 MOST_PEAKS = 200  # in the cell
-NEAR_ATOM = 1.0  # Å, within which a residue belongs to an atom
+NEAR_ATOM = 1.0  # Å; a difference peak or hole so near belongs to the atom
 HYDROGEN = (0.7, 1.25)  # Å from a light atom
 MOST_BONDS = {'C': 4, 'N': 4, 'O': 3}  # to C, N and O
 LONGEST_LIGHT = 1.75  # Å, of a bond between those
 SAME_TRANSLATION, SAME_PLACE = 0.5, 0.4  # Å
-OBEYING = 0.85  # of the atoms
-ALIKE = 2  # in atomic number: elements so near are mistaken for each other
-PROBES = 12  # atoms with which an operation is tried first
-STRONG = 4.0  # F/σ(F) of reflections over which R1 is taken
+OBEYING = 0.85  # part of the atoms that must obey a further operation
+ALIKE = 2  # difference of atomic numbers up to which elements can be confused
+PROBES = 12  # atoms on which an operation is tested first
+STRONG = 4.0  # F/σ(F) above which reflections count in R1
 
 
 @dataclasses.dataclass(frozen=True)
 class Interpretation:
-    """What a phased map came to.
+    """The atoms of a phased map and the verdict on them.
 
     Attributes:
         atoms: the asymmetric unit.
-        r_factor: R1 over reflections with F > 4σ(F), of the isotropic model; None where there are no atoms.
+        r_factor: R1 of the isotropic model over reflections with F > 4σ(F); None without atoms.
         verdict: 'solved', 'uncertain' or 'not solved'.
-        reasons: for it, in words.
-        density: over the cell as given, electrons/Å³ nearly, with the phases of the model.
-        findings: what the verdict is from; None where there are no atoms.
+        reasons: for the verdict, in words.
+        density: over the given cell, roughly in electrons/Å³, with the phases of the model.
+        findings: the grounds of the verdict; None without atoms.
     """
 
     atoms: tuple[Site, ...]
@@ -81,7 +81,7 @@ class Interpretation:
 
 @dataclasses.dataclass(frozen=True)
 class _Crystal:
-    """What does not change: allowed reflections in order of 1/d, scaled to a mean of 1."""
+    """The data, which do not change: allowed reflections in order of 1/d, with intensities scaled to a mean of 1."""
 
     data: CrystalData
     space_group: SpaceGroup
@@ -108,7 +108,7 @@ class _Crystal:
 
 @dataclasses.dataclass(frozen=True)
 class _Model:
-    """Atoms of the asymmetric unit, all sites full."""
+    """Atoms of the asymmetric unit, on full sites."""
 
     positions: np.ndarray
     u_iso: np.ndarray
@@ -116,12 +116,12 @@ class _Model:
     scale: float = 0.0
 
     def kept(self, which):
-        """Some of the atoms."""
+        """The atoms that a mask selects."""
         elements = tuple(each for each, keep in zip(self.elements, which, strict=True) if keep)
         return dataclasses.replace(self, positions=self.positions[which], u_iso=self.u_iso[which], elements=elements)
 
     def after(self, fit):
-        """As a fit left them."""
+        """The atoms after a fit."""
         return dataclasses.replace(
             self, positions=np.asarray(fit.unit.positions, float), u_iso=fit.unit.u_iso, scale=float(fit.scale)
         )
@@ -142,21 +142,21 @@ def interpret_phases(
     structure_factors: np.ndarray,
     evidence: Evidence,
 ) -> Interpretation:
-    """Atoms, elements and a verdict from phases.
+    """Finds atoms, elements and a verdict from phases.
 
     Args:
-        data: the measured crystal.
-        space_group: of it.
-        hkl: `(n, 3)` int, reflections with phases; each is an equivalent of one in the data, or is left out.
-        structure_factors: `(n,)` complex, observed amplitude times phase, in the frame of the group and the cell as
-            given.
+        data: of the crystal.
+        space_group: of the crystal.
+        hkl: `(n, 3)` int, reflections with phases; those without an equivalent in the data are not used.
+        structure_factors: `(n,)` complex, observed amplitude times phase, in the given cell and with the origin of the
+            space group.
         evidence: how the phases were found.
     """
     crystal = _prepare(data, space_group)
     phased = _in_order_of(crystal, hkl, structure_factors)
     model = _built(crystal, _first_model(crystal, phased))
     if not len(model.positions):
-        return Interpretation((), None, 'not solved', ('no atom of the map holds',), crystal.map(phased))
+        return Interpretation((), None, 'not solved', ('no atom of the map holds in refinement',), crystal.map(phased))
     found = _finished(crystal, model, evidence)
     unexplained = found.findings.r_factor > expected_r_factor(found.findings)
     if data.formula and unexplained and found.findings.weak_intensity < MOST_WEAK:
@@ -177,12 +177,12 @@ def judge_atoms(
     elements: tuple[str, ...],
     evidence: Evidence,
 ) -> Interpretation:
-    """Refines atoms that are given, and judges them; none is dropped or added.
+    """Refines given atoms and judges them. No atom is dropped or added.
 
     Args:
-        data: the measured crystal.
-        space_group: of it.
-        positions: `(n, 3)`, fractional, of the asymmetric unit; those near to special positions are put onto them.
+        data: of the crystal.
+        space_group: of the crystal.
+        positions: `(n, 3)`, fractional, of the asymmetric unit; atoms near special positions are put onto them.
         elements: of the atoms; others of the same formula are tried too.
         evidence: how the atoms were found.
     """
@@ -193,7 +193,7 @@ def judge_atoms(
 
 
 def _built(crystal, model):
-    """A model after rounds of revision; without atoms if none holds."""
+    """A model after rounds of revision; it has no atoms if none holds."""
     rejected = np.zeros((0, 3))
     for turn in range(ROUNDS):
         if not len(model.positions):
@@ -224,7 +224,7 @@ def _prepare(data, space_group):
 
 
 def _in_order_of(crystal, hkl, structure_factors):
-    """Structure factors of the crystal's reflections from those of any equivalents; 0 where there is none."""
+    """Structure factors of the crystal's reflections from those of equivalents; 0 where there is no equivalent."""
     places = {tuple(each): index for index, each in enumerate(crystal.hkl.tolist())}
     values = np.zeros(len(places), complex)
     hkl = np.asarray(hkl)
@@ -253,7 +253,7 @@ def _first_model(crystal, structure_factors):
 
 
 def _distinct(crystal, positions, strengths, others):
-    """Sites settled on special positions, strongest first, none too near to a stronger one or to others."""
+    """Sites, strongest first, settled on special positions, without those too near to a stronger one or to `others`."""
     kept: list[np.ndarray] = []
     kept_strengths: list[float] = []
     for index in np.argsort(-strengths, kind='stable'):
@@ -269,7 +269,7 @@ def _distinct(crystal, positions, strengths, others):
 
 
 def _multiplicities(crystal, positions):
-    """Sites in the cell of each position."""
+    """Multiplicities of positions: the numbers of their sites in the cell."""
     number = len(crystal.operations[0])
     return np.array(
         [number // maps.stabiliser_order(each, crystal.data.cell, crystal.operations) for each in positions], int
@@ -277,7 +277,7 @@ def _multiplicities(crystal, positions):
 
 
 def _refined(crystal: _Crystal, model: _Model, reflections: Observations, freedom: Freedom) -> Fit:
-    """A fit of the model."""
+    """Refines a model; occupancies of the fit are 1 on full sites."""
     settled = [maps.settle(each, crystal.data.cell, crystal.operations, 0.05) for each in model.positions]
     positions = np.array([each for each, _ in settled])
     orders = np.array([maps.stabiliser_order(each, crystal.data.cell, crystal.operations) for each in positions])
@@ -301,7 +301,10 @@ def _calculated(crystal, fit):
 
 
 def _revised(crystal, model, rejected, last):
-    """One round: refined, atoms dropped, elements anew, peaks added. Also what was dropped, if it changed, and R1."""
+    """One round of revision: refines, drops atoms, adds peaks, assigns elements.
+
+    Returns the model, positions of dropped atoms, whether anything changed, and R1.
+    """
     reflections = _observations(crystal, model)
     used = up_to(reflections, FIRST_RATIO * (5 * len(model.positions) + 1))
     fit = _refined(crystal, model, used, Freedom(cycles=5))
@@ -336,14 +339,14 @@ def _revised(crystal, model, rejected, last):
 
 
 def _lightest(crystal):
-    """The power of the lightest element that is looked for."""
+    """The power of the lightest element that may occur."""
     data = crystal.data
     given = data.formula or data.elements
     return power(possible_elements(data.formula, data.elements)[0]) if given else power('C')
 
 
 def _crowded(crystal, positions, powers):
-    """Which sites are too near to a stronger one."""
+    """Whether each site is too near to a stronger one."""
     crowded = np.zeros(len(positions), bool)
     for first, second, _, _ in maps.contacts(positions, crystal.data.cell, crystal.operations, CLOSEST):
         crowded[first] |= powers[first] < powers[second]
@@ -356,12 +359,12 @@ def _observed(crystal, fit):
 
 
 def _difference(crystal, fit):
-    """(Fo/k - Fc) with the phases of the model."""
+    """(Fo/k − Fc) with the phases of the model."""
     return _observed(crystal, fit) - _calculated(crystal, fit)
 
 
 def _new_sites(crystal, model, powers, density, difference, rejected):
-    """Difference peaks that may be atoms, and their powers."""
+    """Difference peaks that may be atoms, with their powers."""
     heights = np.maximum(maps.values_at(density, model.positions), 1e-6)
     light = powers <= np.quantile(powers, 0.5)
     per_power = float(np.median(heights[light] / powers[light]))
@@ -375,7 +378,7 @@ def _new_sites(crystal, model, powers, density, difference, rejected):
 
 
 def _finished(crystal, model, evidence):
-    """The last refinement, and all that is said of the model."""
+    """The last refinement, the verdict and the atoms."""
     model, fit, sureness = _with_best_elements(crystal, model)
     density = crystal.map(_observed(crystal, fit))
     multiplicities = _multiplicities(crystal, model.positions)
@@ -387,7 +390,7 @@ def _finished(crystal, model, evidence):
             sureness = np.where([a == b for a, b in zip(others, model.elements, strict=True)], sureness, 0.0)
             reasons = (
                 *reasons,
-                f'but the elements are doubtful: with {", ".join(dict.fromkeys(others))} for '
+                f'but the elements are doubtful: with {", ".join(dict.fromkeys(others))} in place of '
                 f'{", ".join(dict.fromkeys(model.elements))} R1 would be {r_factor:.3f}',
             )
     atoms = _sites(crystal, model, multiplicities, sureness)
@@ -395,7 +398,7 @@ def _finished(crystal, model, evidence):
 
 
 def _with_best_elements(crystal, model):
-    """The model with the elements that explain the data best, refined; its fit; and how sure its elements are."""
+    """The refined model with the elements that explain the data best, its fit, and the confidence in each element."""
     data = crystal.data
     multiplicities = _multiplicities(crystal, model.positions)
     fits = {model.elements: _refined(crystal, model, _observations(crystal, model), Freedom(cycles=FINAL_CYCLES))}
@@ -412,8 +415,8 @@ def _with_best_elements(crystal, model):
             handicaps[elements] = handicap
 
     def powers_of(elements):
-        chosen = dataclasses.replace(model, elements=elements).after(fits[elements])
-        return _powers(crystal, chosen, _observations(crystal, chosen))
+        refined = dataclasses.replace(model, elements=elements).after(fits[elements])
+        return _powers(crystal, refined, _observations(crystal, refined))
 
     for _ in range(ELEMENT_ROUNDS):
         before = best()
@@ -441,11 +444,11 @@ def _with_best_elements(crystal, model):
 
 
 def _unforeseen_elements(crystal, model, multiplicities):
-    """Of any elements those that explain the data best at these sites, and their R1.
+    """The elements, of all that may occur in any crystal, that explain the data best at these sites, and their R1.
 
-    U's and the scale make up for wrong atomic numbers, but not for wrong ratios and shapes of form factors. Of measured
-    crystals with the right formula R1 is at most 3 % above this; with elements of the next period at least 17 % above,
-    and with slightly lighter ones 2 to 150 %: only where most of the atoms stay right is it not seen.
+    U and the scale can make up for wrong atomic numbers, but not for wrong ratios and shapes of form factors. For
+    measured crystals with the right formula R1 is at most 3 % above this R1. With elements of the next period it is at
+    least 17 % above, with slightly lighter ones 2 to 150 %. The error is missed only where most atoms stay right.
     """
     powers, _ = _powers(crystal, model, _observations(crystal, model))
     best = model.elements, np.inf
@@ -458,7 +461,7 @@ def _unforeseen_elements(crystal, model, multiplicities):
 
 
 def _sites(crystal, model, multiplicities, sureness):
-    """The atoms, heaviest first, as one molecule where there is one."""
+    """The atoms, heaviest first, as one connected molecule where possible."""
     places = assemble(model.positions, model.elements, crystal.data.cell, crystal.operations)
     counters: dict[str, int] = {}
     atoms = []
@@ -481,7 +484,7 @@ def _sites(crystal, model, multiplicities, sureness):
 
 
 def _powers(crystal, model, reflections):
-    """What each site scatters with, and its standard uncertainty (see `crystal_elements`)."""
+    """The scattering power of each site (see `crystal_elements`) and its standard uncertainty."""
     fit = _refined(crystal, model, reflections, Freedom(occupancies=True, cycles=4))
     number = len(model.positions)
     normal = fit.normal + np.diag(np.where(np.diag(fit.normal) > 0, 0, 1))
@@ -493,7 +496,7 @@ def _powers(crystal, model, reflections):
 
 
 def _examined(crystal: _Crystal, model: _Model, fit: Fit, density: np.ndarray, multiplicities: np.ndarray) -> Findings:
-    """All that the verdict is from."""
+    """The grounds of the verdict."""
     data = crystal.data
     calculated = np.abs(_calculated(crystal, fit))
     peak, hole = _residues(crystal, model, density, crystal.map(_difference(crystal, fit)))
@@ -527,7 +530,7 @@ def _examined(crystal: _Crystal, model: _Model, fit: Fit, density: np.ndarray, m
 
 
 def _strong(crystal):
-    """Reflections with F > 4σ(F)."""
+    """Whether reflections have F > 4σ(F)."""
     return crystal.intensities > STRONG / 2 * crystal.sigmas
 
 
@@ -542,7 +545,7 @@ def _fitted_r_factor(crystal, fit):
 
 
 def _noise_r_factor(crystal):
-    """R1 that the σ's alone would leave."""
+    """The R1 that the σ alone would cause."""
     strong = _strong(crystal)
     if not strong.any():
         return 1.0
@@ -551,10 +554,10 @@ def _noise_r_factor(crystal):
 
 
 def _residues(crystal, model, density, difference):
-    """The highest peak and the deepest hole of the difference map, in parts of what is highest of the lightest atoms.
+    """The highest peak and the deepest hole of the difference map, relative to the height of the lightest atoms.
 
-    Near to a heavier atom the measure is that atom: what its anisotropy leaves is in proportion to it. Peaks at the
-    distance of a hydrogen from a light atom count half.
+    Near a heavier atom they are relative to the height of that atom, because residues of its anisotropy are
+    proportional to it. Peaks at the distance of a hydrogen from a light atom count half.
     """
     heights = np.maximum(maps.values_at(density, model.positions), 1e-6)
     lightest = float(np.median(heights[model.numbers == model.numbers.min()]))
@@ -573,7 +576,7 @@ def _residues(crystal, model, density, difference):
 
 
 def _odd_bonds(crystal, model):
-    """What is not sensible in the bonds of carbon, nitrogen and oxygen, in words."""
+    """Implausible bonds of carbon, nitrogen and oxygen, in words."""
     bonded = bonds(model.positions, model.elements, crystal.data.cell, crystal.operations)
     odd = []
     for index, element in enumerate(model.elements):
@@ -591,7 +594,7 @@ def _odd_bonds(crystal, model):
 
 
 def _absent_intensity(crystal):
-    """Mean intensity of the reflections that the group forbids over that of all, less four standard errors of it."""
+    """Mean intensity of the reflections that the group forbids, less four standard errors, over that of all."""
     data = crystal.data
     absent = ~maps.allowed_reflections(data.hkl, crystal.space_group.symops)
     if not absent.any():
@@ -602,9 +605,9 @@ def _absent_intensity(crystal):
 
 
 def _weak_intensity(crystal, calculated):
-    """Mean measured intensity, in shells' means, of the third of the reflections that the model calls weakest.
+    """Mean measured intensity of the weakest third of the reflections by the model, relative to their shells' means.
 
-    It is 1 for a model that knows nothing, and up to 0.2 for one that knows all.
+    It is 1 for a model unrelated to the crystal, and up to 0.2 for the right model.
     """
     shells = np.array_split(np.arange(len(calculated)), max(len(calculated) // 150, 1))
     total, count = 0.0, 0
@@ -628,14 +631,15 @@ def _follows(elements, multiplicities, formula):
 
 
 def further_symmetry(positions: np.ndarray, numbers: np.ndarray, space_group: SpaceGroup, data: CrystalData) -> bool:
-    """Whether the atoms obey an operation that the group lacks: its rotation is of the Laue class or another that the
-    intensities may have, or it is the inversion or a translation.
+    """Whether the atoms obey an operation that the group lacks.
+
+    Operations with rotations that the intensities may have are tested, and the inversion and translations.
 
     Args:
-        positions: `(n, 3)`, of the asymmetric unit.
+        positions: `(n, 3)`, fractional, of the asymmetric unit.
         numbers: `(n,)`, their atomic numbers.
         space_group: of the crystal.
-        data: of which the rotations and the cell are used.
+        data: of the crystal; its rotations and cell are used.
     """
     operations = space_group.operations
     images = maps.images_of(positions, operations) % 1.0
@@ -664,18 +668,18 @@ def further_symmetry(positions: np.ndarray, numbers: np.ndarray, space_group: Sp
 
 
 def _obeying(moved, moved_numbers, sites, numbers, cell):
-    """Whether nearly all moved atoms lie on others that are alike."""
+    """Whether nearly all moved atoms lie on atoms of similar atomic number."""
     matched = _least(moved[:, None] - sites[None], cell) < SAME_PLACE
     matched &= np.abs(moved_numbers[:, None] - numbers[None]) <= ALIKE
     return matched.any(axis=1).mean() > OBEYING
 
 
 def _firsts(sites, cell):
-    """Indices of sites that no earlier one coincides with."""
+    """Indices of sites that coincide with no earlier one."""
     near = _least(sites[:, None] - sites[None], cell) < 1e-2
     return np.array([index for index in range(len(sites)) if not near[index, :index].any()])
 
 
 def _least(offsets, cell):
-    """Lengths of vectors modulo the lattice, Å; right for those well below half an edge."""
+    """Lengths of vectors modulo the lattice, Å; exact only if well below half an edge."""
     return np.linalg.norm((offsets - np.rint(offsets)) @ cell.orthogonalization.T, axis=-1)

@@ -1,4 +1,4 @@
-"""Maps that a person hands over: is it a Patterson map, how far is it measured, what is missing of it."""
+"""Checks a user's map: is it a Patterson map, what is its resolution, and is F(000) missing?"""
 
 import dataclasses
 
@@ -12,17 +12,17 @@ from patterson_jax.solving.reflections import check_enough
 SYMMETRY_TOLERANCE = 1e-3  # of the map's range
 SPECTRUM_TOLERANCE = 1e-3  # of the highest coefficient
 VANISHING = 1e-5  # part of the highest |F|² below which a coefficient counts as not measured
-NEARLY_ALL = 0.8  # of the highest |h| of a grid, in whose corners atoms may give next to nothing; from there on, all
+NEARLY_ALL = 0.8  # part of the highest |h| from which all counts as measured: atoms hardly reach the grid's corners
 MISSING_ORIGIN = 0.5  # part of the highest |F|² below which F(000)² counts as missing
 
 
 def checked_patterson(patterson: np.ndarray) -> np.ndarray:
-    """A Patterson map `(grid, grid, grid)` in double precision, on a scale on which single precision can hold it.
+    """Checks a Patterson map `(grid, grid, grid)`; returns it in float64, on a scale that suits float32.
 
-    Only the exponents of the values are changed, so that no digit of them is.
+    The scale is a power of two, so that no digit changes.
 
     Raises:
-        InputError: the array cannot be a Patterson map; the message says what to mend.
+        InputError: the array cannot be a Patterson map; the message says what to correct.
     """
 
     def refuse(fault):
@@ -37,7 +37,7 @@ def checked_patterson(patterson: np.ndarray) -> np.ndarray:
     if not np.all(np.isfinite(patterson)):
         refuse(f'{np.sum(~np.isfinite(patterson))} of its values are NaN or infinite')
 
-    # Halved, because the range of values as large as a float can be is larger than that.
+    # Halved, because the range of the largest floats is itself too large for a float.
     _, exponent = np.frexp(np.ptp(np.asarray(patterson, np.float64) / 2))
     patterson = np.ldexp(np.asarray(patterson, np.float64), -int(exponent))
     size = patterson.shape[0]
@@ -61,10 +61,15 @@ def checked_patterson(patterson: np.ndarray) -> np.ndarray:
 
 
 def fit_problem(patterson: np.ndarray, problem: Problem, resolution: float | None) -> Problem:
-    """The problem with a map's grid and resolution: the given one, else the |h| beyond which its spectrum vanishes.
+    """The problem with the grid and the resolution of a map.
+
+    Args:
+        patterson: the map `(grid, grid, grid)`.
+        problem: what the atoms are.
+        resolution: highest |h| measured; None: the |h| beyond which the spectrum of the map vanishes.
 
     Raises:
-        InputError: the map's grid is too small for the problem, or too little of it is measured.
+        InputError: the grid is too small for the problem, or too few frequencies are measured.
     """
     if resolution is None:
         resolution = inferred_resolution(patterson)
@@ -86,7 +91,7 @@ def inferred_resolution(patterson: np.ndarray) -> float | None:
 
 
 def cut_map(patterson: np.ndarray, problem: Problem) -> np.ndarray:
-    """A map without what lies beyond the problem's resolution."""
+    """Sets the Fourier coefficients of a map beyond the problem's resolution to zero."""
     if problem.resolution is None:
         return patterson
     measured = measured_frequencies(problem.grid_size, problem.resolution)
@@ -95,12 +100,12 @@ def cut_map(patterson: np.ndarray, problem: Problem) -> np.ndarray:
 
 
 def restore_origin_term(patterson: np.ndarray, problem: Problem) -> np.ndarray:
-    """A map whose F(000)² is missing, with the constant that makes its empty part zero on average.
+    """Restores a missing F(000)²: subtracts the constant that makes the empty part of the map zero on average.
 
-    Empty is what no vector between two atoms of the inner box reaches. A map that has F(000)² is returned as it is.
+    The empty part is where no vector between two atoms of the inner box can reach. A map with F(000)² is unchanged.
 
     Raises:
-        InputError: F(000)² is missing, and vectors reach every part of the cell or the empty part is not below zero.
+        InputError: F(000)² is missing, and there is no empty part or it is not below zero.
     """
     spectrum = np.fft.rfftn(patterson).real.ravel()
     if np.sum(patterson) >= MISSING_ORIGIN * np.max(spectrum[1:]):
@@ -112,7 +117,7 @@ def restore_origin_term(patterson: np.ndarray, problem: Problem) -> np.ndarray:
     level = np.mean(patterson[empty]) if np.any(empty) else 0
     if level >= 0:
         raise InputError(
-            'no Patterson map that can be solved: F(000)² is missing, and where no vector of the inner box reaches '
-            'nothing tells the zero of the map; add the constant that makes its empty parts zero'
+            'no Patterson map that can be solved: F(000)² is missing, and the map has no empty part below zero from '
+            'which it could be restored; add the constant that makes empty parts of the map zero'
         )
     return (patterson - level).astype(patterson.dtype)
