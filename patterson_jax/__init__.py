@@ -1,4 +1,4 @@
-"""From Patterson maps to atoms: `simulation` makes cases, `learning` trains `networks` on them, `solving` solves.
+"""From Patterson maps to atoms: `simulation` makes cases, `learning` trains `networks` on them, `solving` solves maps.
 
 import patterson_jax as pj
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = '0.1.0'
 
-# The public names and their modules, which are imported when a name is first used: JAX alone takes a second.
+# The public names and their modules. A module is imported when a name is first used: JAX alone takes a second.
 _MODULES = {
     'Answer': 'answers',
     'CrystalSolution': 'crystal.structure',
@@ -55,7 +55,7 @@ else:
     def __getattr__(name: str) -> Any:
         """Imports a public name from its module when it is first used.
 
-        Before JAX computes for the first time what is known to go wrong in it is avoided: it reads its flags once.
+        First it sets the flags that keep JAX from computing wrongly, because JAX reads its flags only once.
         """
         if name not in _MODULES:
             raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

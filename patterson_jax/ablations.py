@@ -1,7 +1,7 @@
-"""Comparisons of trainings that differ in one thing: what to run, and the tables of what came out (paper, 3.2).
+"""Comparisons of training runs that differ in one thing: which to run, and tables of their results (paper, 3.2).
 
-The section `ablation` of a config names runs, each a label, changes of the config, and, where nothing is trained, the
-run whose weights are evaluated; and figures, each a list of runs.
+The section `ablation` of a config has runs and figures. A run has a label and changes of the config; a run that trains
+nothing names another run whose weights it evaluates. A figure is a list of runs.
 """
 
 import json
@@ -21,7 +21,7 @@ from patterson_jax.learning.training import TrainingSettings
 from patterson_jax.runs import check_record, evaluate_experiment, evaluation_settings, train_experiment
 from patterson_jax.writing import markdown_table, write_json, write_whole
 
-FIXED = ('problem.', 'model.', 'separate.')  # sections from whose values the runs of a comparison are made
+FIXED = ('problem.', 'model.', 'separate.')  # sections that a user cannot change, because runs are made from them
 COLUMNS = {
     'validation_error': 'last validation error',
     'error': 'error',
@@ -36,15 +36,15 @@ COLUMNS = {
 
 
 class Run(NamedTuple):
-    """One line of a comparison.
+    """One run of a comparison.
 
     Attributes:
-        name: also of its directory.
-        label: for people.
+        name: of the run and its directory.
+        label: in figures and tables.
         config: of this run alone, not validated.
-        experiment: the same, validated.
-        changes: what it changes of the config that all runs share.
-        weights: name of the run whose weights it evaluates, '' if it trains its own.
+        experiment: the validated config.
+        changes: fields that differ from the config that all runs share.
+        weights: name of the run whose weights it evaluates; '' if it trains its own.
     """
 
     name: str
@@ -56,21 +56,21 @@ class Run(NamedTuple):
 
 
 def compare(config: ConfigDict, workdir: Path, overrides: dict[str, Any]) -> None:
-    """Trains and evaluates the runs of a comparison that are not complete; draws its figures and writes its tables.
+    """Trains and evaluates the incomplete runs of a comparison, then draws its figures and writes its tables.
 
     Args:
         config: with a section `ablation`, not validated.
         workdir: gets a directory for each run and `figures/`.
-        overrides: what the user changed of the config.
+        overrides: fields that the user changed.
 
     Raises:
-        InputError: a run's config is wrong, or its directory holds another run; before any is trained.
+        InputError: the config of a run is invalid, or its directory holds another run; before any training begins.
     """
     for field in overrides:
         if field.startswith(FIXED):
             raise InputError(
-                f'{field} is changed; the runs of a comparison were made from its value in the config file, so change '
-                'it there'
+                f'{field} cannot be changed here, because the runs of a comparison are made from it; change it in the '
+                'config file'
             )
     runs = comparison_runs(config)
     for run in runs:
@@ -97,7 +97,7 @@ def compare(config: ConfigDict, workdir: Path, overrides: dict[str, Any]) -> Non
 
 
 def _is_complete(run, workdir):
-    """Whether a run of this very config has been trained and evaluated."""
+    """Whether a run with exactly this config has been trained and evaluated."""
     directory, source = workdir / run.name, workdir / (run.weights or run.name)
     evaluation, log = directory / 'evaluation.json', source / 'metrics.jsonl'
     resolved = run.config.to_dict()
@@ -113,7 +113,7 @@ def _is_complete(run, workdir):
 
 
 def _show(runs, workdir, path):
-    """One figure and its table."""
+    """Draws one figure and writes its table."""
     write_table(path, runs, workdir)
     curves = {
         run.label: (
@@ -129,15 +129,15 @@ def _show(runs, workdir, path):
 
 
 def comparison_runs(config: ConfigDict) -> list[Run]:
-    """The runs of a config with a section `ablation`, those that are trained first.
+    """The runs of a config with a section `ablation`; runs that are trained come first.
 
     Raises:
-        InputError: a run's config is wrong, or `ablation.only` names none of them.
+        InputError: the config of a run is invalid, or `ablation.only` names no run.
     """
     ablation = config.ablation
     if ablation.only and ablation.only not in ablation.runs:
         raise InputError(f'ablation.only is {ablation.only!r}; it must be one of {", ".join(ablation.runs)}')
-    batch_size = config.train.batch_size  # checked before references divide by it
+    batch_size = config.train.batch_size  # checked here, because references of the config divide by it
     require(batch_size >= 1, 'train.batch_size', batch_size, '1 or more')
     wanted = [name for runs in ablation.figures.values() for name in runs]
     runs = [_run(config, name) for name in ([ablation.only] if ablation.only else dict.fromkeys(wanted))]
@@ -153,12 +153,12 @@ def _run(config, name):
             del own['ablation']
             own.update(changes)
         return Run(name, spec.label, own, validate(own), changes.to_dict(), spec.weights)
-    except (InputError, AttributeError, TypeError) as error:  # the last two where a change is of another type
+    except (InputError, AttributeError, TypeError) as error:  # the last two if a change has another type
         raise InputError(f'ablation run {name}: {error}') from error
 
 
 def write_table(path: Path, runs: list[Run], workdir: Path) -> None:
-    """Writes what the runs of one figure gave as `path`.json and, for people, `path`.md."""
+    """Writes the results of the runs of one figure as `path`.json and as a table, `path`.md."""
     rows = [comparison_row(run, workdir) for run in runs]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path.with_suffix('.json'), {'runs': rows})
@@ -169,7 +169,7 @@ def write_table(path: Path, runs: list[Run], workdir: Path) -> None:
 
 
 def comparison_row(run: Run, workdir: Path) -> dict:
-    """What one run gave. Errors of maps are relative to those of an empty map, so that targets can be compared.
+    """The results of one run. Errors of maps are relative to that of an empty map, so that targets can be compared.
 
     So the loss of a target with half as many atoms counts twice, as in the paper's Figure 8.
     """
@@ -195,7 +195,7 @@ def comparison_row(run: Run, workdir: Path) -> dict:
 
 
 def metric_curve(directory: Path, settings: TrainingSettings, prefix: str) -> list[dict]:
-    """Epoch, relative error and correlation from a run's log: of training, or with `validation_` of validation."""
+    """Epochs, relative errors and correlations of training or, with prefix `validation_`, of validation, from a log."""
     return [
         {
             'epoch': row['step'] * settings.batch_size / settings.set_size,

@@ -1,7 +1,7 @@
 """The command line: flags → config → one call of `experiment.run`.
 
-It is the command `patterson-jax` of an installed package, and `run_experiment.py` of a clone. `--mode=MODE --help`
-tells how each mode is used.
+An installed package has it as the command `patterson-jax`, a clone as `run_experiment.py`. `--mode=MODE --help`
+explains a mode.
 """
 
 import os
@@ -9,7 +9,7 @@ import runpy
 import sys
 from pathlib import Path
 
-# Else JAX prints long lines, which are wrong, about programs that come from the cache (jax issue 38445).
+# Else JAX prints long, wrong messages about programs from the cache (jax issue 38445).
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 import jax
@@ -34,32 +34,34 @@ patterson-jax --config=unrolled --mode=solve --checkpoint=unrolled --input=map.c
 """
 
 CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Config file, or the name of one that comes with the code, with an optional :variant.'
+    'config', None, 'Config file, or the name of a config that comes with the code, with an optional :variant.'
 )
-MODE = flags.DEFINE_string('mode', 'train', f'What to do: {", ".join(experiment.MODES)}; with --help: what it takes.')
+MODE = flags.DEFINE_string('mode', 'train', f'What to do: {", ".join(experiment.MODES)}; --help explains a mode.')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run; default runs/CONFIG.')
 CHECKPOINT = flags.DEFINE_string(
     'checkpoint',
     None,
-    "Directory of a run whose weights to use, or a network that comes with the code; default the workdir's.",
+    "Directory of a run, or name of a network that comes with the code, whose weights to use; default the workdir's.",
 )
 INPUT = flags.DEFINE_multi_string(
     'input', [], 'File to simulate (.xyz) or solve (.ccp4, or .hkl and .cif of crystals); may be repeated.'
 )
-SWEEP = flags.DEFINE_integer('sweep', None, "Which of the changes that the config file's sweep() lists to make.")
-DISTRIBUTED = flags.DEFINE_boolean('distributed', False, 'Work with other processes: one a host, or one a GPU.')
+SWEEP = flags.DEFINE_integer(
+    'sweep', None, "Number of the change to make, of those that the config file's sweep() lists."
+)
+DISTRIBUTED = flags.DEFINE_boolean('distributed', False, 'Work with other processes, one for each host or GPU.')
 COMPILATION_CACHE = flags.DEFINE_boolean(
-    'compilation_cache', True, "Keep what is compiled, in the user's cache directory, for the next command."
+    'compilation_cache', True, "Keep compiled programs in the user's cache directory for the next command."
 )
 OUTPUT = flags.DEFINE_string(
     'output',
     None,
-    'Directory for what simulate, solve, inspect and publish write; for inspect, default WORKDIR/figures.',
+    'Directory for the files that simulate, solve, inspect and publish write; for inspect, default WORKDIR/figures.',
 )
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
-    """Reads the flags and through them the config; ends the program with one line if one is wrong."""
+    """Reads the flags and the config that they name; ends the program with one line if a flag is invalid."""
     _explain_mode(arguments)
     with exit_on_errors():
         arguments, file = _with_config_found(arguments)
@@ -68,26 +70,26 @@ def parse_flags(arguments: list[str]) -> list[str]:
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
             raise InputError(_reason(error, file)) from error
         if rest:
-            raise InputError(f'{rest[0]!r} is no flag; flags begin with --, as in --config={rest[0]}')
+            raise InputError(f'{rest[0]!r} is not a flag; flags begin with --, as in --config={rest[0]}')
         if CONFIG.value is None:
-            raise InputError('--config is missing; it names a config file, as in --config=quick')
+            raise InputError('--config is missing; it names a config, as in --config=quick')
     return rest
 
 
 def main() -> None:
-    """The program: reads the flags of the command line and does what they ask for."""
+    """The program: reads the flags of the command line and runs the mode that they name."""
     program = sys.modules['__main__']
-    if not program.__doc__:  # that of an installed command, shown by --help
+    if not program.__doc__:  # an installed command has none; --help shows it
         program.__doc__ = EXAMPLES
     for flag in flags.FLAGS.get_flags_for_module(__name__):
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # --help shows those of the program
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # --help shows only the flags of the program
     app.run(run, flags_parser=parse_flags)
 
 
 def run(_: list[str]) -> None:
-    """Runs the mode that the flags ask for."""
+    """Runs the mode that the flags name."""
     if not flags.FLAGS['verbosity'].present:
-        logging.set_verbosity(logging.ERROR)  # Orbax tells at length what it does
+        logging.set_verbosity(logging.ERROR)  # Orbax logs a lot
     avoid_wrong_fusion()
     with exit_on_errors(at_once=DISTRIBUTED.value):
         if COMPILATION_CACHE.value:
@@ -110,7 +112,7 @@ def run(_: list[str]) -> None:
 
 
 def _explain_mode(arguments):
-    """Prints what a mode takes and leaves, and ends the program, if the arguments are `--mode=MODE --help`."""
+    """Prints the help of a mode and ends the program, if the arguments are `--mode=MODE --help`."""
     words = [argument.lstrip('-') for argument in arguments[1:] if argument.startswith('-')]
     modes = [word.removeprefix('mode=') for word in words if word.startswith('mode=')]
     if 'help' in words and modes and modes[-1] in HELP:
@@ -119,9 +121,9 @@ def _explain_mode(arguments):
 
 
 def _with_config_found(arguments):
-    """The arguments with the path of the config in place of its name, and what was given.
+    """The arguments with the path of the config in place of its name, and the name as given.
 
-    Before the flags are parsed, because their parsing loads the file.
+    This comes before the flags are parsed, because parsing loads the file.
     """
     for number, argument in enumerate(arguments):
         flag, equals, given = argument.partition('=')
@@ -141,12 +143,12 @@ def _with_config_found(arguments):
 
 
 def _config_name():
-    """(file, ':', variant) of the --config flag."""
+    """The --config flag as (file, ':', variant)."""
     return (config_flags.get_config_filename(flags.FLAGS['config']) or '').partition(':')
 
 
 def _workdir():
-    """The run's directory; that of comparisons is one for all figures, as these share runs."""
+    """The directory of the run. All variants of a comparison have the same, because their figures share runs."""
     file, _, variant = _config_name()
     compares = 'ablation' in CONFIG.value
     name = Path(file).stem if compares or not variant else f'{Path(file).stem}-{variant}'
@@ -155,7 +157,7 @@ def _workdir():
 
 
 def _apply_sweep():
-    """Makes the changes that --sweep asks for, and returns them."""
+    """Makes the changes of --sweep and returns them."""
     if SWEEP.value is None:
         return {}
     file, _, variant = _config_name()
@@ -165,7 +167,7 @@ def _apply_sweep():
     choices = sweep(variant) if variant else sweep()
     if not 0 <= SWEEP.value < len(choices):
         raise InputError(
-            f'--sweep is {SWEEP.value}; it must be from 0 to {len(choices) - 1}, {file} has {len(choices)}'
+            f'--sweep is {SWEEP.value}; it must be from 0 to {len(choices) - 1}: {file} has {len(choices)}'
         )
     CONFIG.value.update_from_flattened_dict(choices[SWEEP.value])
     return choices[SWEEP.value]
@@ -174,7 +176,7 @@ def _apply_sweep():
 def _reason(error, file):
     if isinstance(error, SyntaxError):
         return f'--config is {file!r}; it must be a config file in Python: {error}'
-    if 'Traceback' in str(error):  # of what the config's own function raised
+    if 'Traceback' in str(error):  # of an exception that the config's own function raised
         while error.__context__ is not None:
             error = error.__context__
     return ' '.join(str(error.args[0] if isinstance(error, KeyError | AttributeError) else error).split())

@@ -1,4 +1,4 @@
-"""JAX's persistent compilation cache: what one process has compiled, the next one need not."""
+"""JAX's persistent compilation cache: a later process need not compile the same programs again."""
 
 import hashlib
 import os
@@ -8,26 +8,26 @@ from typing import Any
 
 import jax
 
-LARGEST = 2**30  # bytes of all entries together; beyond, the oldest are removed
-SHORTEST_COMPILATION = 0.2  # seconds that are worth a file
+LARGEST = 2**30  # bytes of all entries together; the oldest above that are removed
+SHORTEST_COMPILATION = 0.2  # seconds; faster compilations are not kept
 
 
 def enable_compilation_cache(directory: str | Path | None = None) -> Path | None:
     """Keeps compiled programs in a directory, for later processes on machines of the same kind.
 
-    Where JAX has been told a directory already, as by the environment variable JAX_COMPILATION_CACHE_DIR, that stays,
-    unless another is named here. JAX_ENABLE_COMPILATION_CACHE=false switches all of it off.
+    If JAX has a directory already, for example from the environment variable JAX_COMPILATION_CACHE_DIR, it keeps that
+    unless `directory` is given. JAX_ENABLE_COMPILATION_CACHE=false switches the cache off.
 
-    Where a processor has AVX-512, JAX prints long lines about `+prefer-no-gather` for programs that it takes from the
-    cache (jax issue 38445). They are wrong, and not printed if TF_CPP_MIN_LOG_LEVEL is 3 before JAX is imported.
+    On a processor with AVX-512, JAX prints long lines about `+prefer-no-gather` for programs from the cache (jax issue
+    38445). They are wrong. They are not printed if TF_CPP_MIN_LOG_LEVEL is 3 before JAX is imported.
 
     Args:
         directory: default `patterson_jax` in the user's cache directory, $XDG_CACHE_HOME or ~/.cache.
 
     Returns:
-        The directory for machines of this kind; None where it cannot be written to: nothing is kept then.
+        The directory for machines of this kind; None if it cannot be written to, and then nothing is kept.
     """
-    options: Any = jax.config  # whose names JAX makes as it runs
+    options: Any = jax.config  # JAX makes its attributes at run time
     if not options.jax_enable_compilation_cache:
         return None
     if directory is None and options.jax_compilation_cache_dir:
@@ -36,7 +36,7 @@ def enable_compilation_cache(directory: str | Path | None = None) -> Path | None
         place = (_default_directory() if directory is None else Path(directory).expanduser().absolute()) / _machine()
         place.mkdir(parents=True, exist_ok=True)
         _remove_oldest(place)
-    except (OSError, RuntimeError):  # the latter where there is no home
+    except (OSError, RuntimeError):  # the latter without a home directory
         return None
     if not os.access(place, os.W_OK | os.X_OK):
         return None
@@ -47,13 +47,13 @@ def enable_compilation_cache(directory: str | Path | None = None) -> Path | None
 
 def _default_directory():
     caches = Path(os.environ.get('XDG_CACHE_HOME', ''))
-    if not caches.is_absolute():  # then it does not count, as the XDG base directory specification has it
+    if not caches.is_absolute():  # the XDG base directory specification says to ignore it then
         caches = Path.home() / '.cache'
     return caches / 'patterson_jax'
 
 
 def _machine():
-    """A name for machines with these instructions; a program compiled for others may crash, and homes are shared."""
+    """A name for machines with these instructions: homes are shared, and programs for other machines may crash."""
     try:
         lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
         instructions = next(line for line in lines if line.startswith(('flags', 'Features')))
@@ -63,7 +63,7 @@ def _machine():
 
 
 def _remove_oldest(place):
-    """Removes the entries that were written first, if all are together too large."""
+    """Removes the oldest entries while all entries together are too large."""
     entries = [(entry.stat(), Path(entry.path)) for entry in os.scandir(place) if entry.is_file()]
     total = sum(status.st_size for status, _ in entries)
     for status, path in sorted(entries, key=lambda entry: entry[0].st_mtime):

@@ -1,7 +1,8 @@
-"""Whether the installed JAX computes rightly. On CPU several releases do not, silently, unless a fusion is off.
+"""Tests whether the installed JAX computes correctly. On CPU several releases do not, unless a fusion is switched off.
 
-Their compiler hands products and sums to a library and errs in what it asks of it. `known_programs` are the smallest of
-the programs that went wrong; a release that does none of them wrong may still err elsewhere.
+The compiler of these releases passes products and sums to a library, with errors and without a warning.
+`known_programs` are the smallest programs that gave wrong results. A release that computes all of them correctly may
+still have other errors.
 """
 
 import functools
@@ -17,23 +18,23 @@ import numpy as np
 from patterson_jax.errors import InputError
 
 FUSION_OFF = '--xla_cpu_experimental_ynn_fusion_type='
-# Where the fusion errs and the flag mends it, both tried: jaxlib 0.10.2, 0.11.0, 0.11.1, 0.11.2 and 0.12.0. To an older
-# jaxlib the flag may be unknown, which would end the program; of a newer one nothing is known.
+# The fusion was wrong, and the flag helped, in jaxlib 0.10.2, 0.11.0, 0.11.1, 0.11.2 and 0.12.0. An older jaxlib may
+# not know the flag, which would end the program. Newer ones were not tried.
 FUSION_ERRS = (0, 10, 2), (0, 12, 1)
-# Sums of products of rank seven and more end the process there (jax issues 39257, 40412), so they cannot be tried.
+# In these, sums of products of rank seven and more end the process (jax issues 39257, 40412), so they cannot be tested.
 CRASHING = ('0.10.2', '0.11.0')
 _turned_off: list[str] = []  # by a flag that was added in this process
-TOLERANCE = 1e-3  # of the largest value; the numbers are small integers, exact in the shortest floats of any device
+TOLERANCE = 1e-3  # of the largest value; the numbers are small integers, which any float type holds exactly
 
 
 class Program(NamedTuple):
-    """Something that a JAX computed wrongly, and what it should be.
+    """A program that some release of JAX computed wrongly, with the right result.
 
     Attributes:
-        name: what is computed, as an error tells it.
-        function: of the arguments; a vector.
+        name: of the computation, for error messages.
+        function: from the arguments to a vector.
         arguments: float32 arrays.
-        expected: by NumPy, in float64.
+        expected: the result by NumPy in float64.
     """
 
     name: str
@@ -44,8 +45,8 @@ class Program(NamedTuple):
 
 @functools.cache
 def known_programs() -> tuple[Program, ...]:
-    """What some release of JAX computed wrongly, in shapes in which it did."""
-    # The last element alone was wrong, in jax 0.10.2 (jax issue 39103).
+    """Programs that some release of JAX computed wrongly, with the shapes in which it did."""
+    # Only the last element was wrong, in jax 0.10.2 (jax issue 39103).
     rows = np.random.default_rng(0).integers(1, 8, (32769, 3)).astype(np.float32)
     turned = np.array([[0, 1, 0], [-1, 0, 0], [0, 0, 1]], np.float32)
     squares = Program(
@@ -54,7 +55,7 @@ def known_programs() -> tuple[Program, ...]:
         (turned, rows),
         np.sum(np.square(rows, dtype=np.float64), axis=1),
     )
-    # What a gradient of a sum of products looks like: a factor is one number everywhere. Wrong from jax 0.10.2 on.
+    # The form of a gradient of a sum of products: one factor is constant. Wrong from jax 0.10.2 on.
     matrices = np.random.default_rng(1).integers(0, 3, (8, 32, 32)).astype(np.float32)
     doubled = Program(
         'sums of products with a constant matrix',
@@ -66,12 +67,12 @@ def known_programs() -> tuple[Program, ...]:
 
 
 def compiled(program: Program) -> np.ndarray:
-    """What this JAX makes of a program on its first device."""
+    """The result of a program by this JAX on its first device."""
     return np.asarray(jax.jit(program.function)(*program.arguments))
 
 
 def wrong_value(program: Program, found: np.ndarray) -> str | None:
-    """The value that is farthest off, in words; None where all are right."""
+    """The value with the largest error, in words; None if all are right."""
     errors = np.abs(np.asarray(found, np.float64) - program.expected)
     errors[np.isnan(errors)] = np.inf
     worst = np.argmax(errors)
@@ -82,9 +83,9 @@ def wrong_value(program: Program, found: np.ndarray) -> str | None:
 
 
 def avoid_wrong_fusion() -> None:
-    """Turns the fusion off for this process where it is known to err, unless XLA_FLAGS decides on it already.
+    """Switches the fusion off for this process where it is known to be wrong, unless XLA_FLAGS sets it already.
 
-    To be called before JAX's first computation; XLA reads its flags once.
+    Call it before JAX's first computation, because XLA reads its flags only once.
     """
     first, end = FUSION_ERRS
     if first <= jaxlib.version.__version_info__ < end and FUSION_OFF not in _flags():
@@ -93,13 +94,13 @@ def avoid_wrong_fusion() -> None:
 
 
 def require_right_results(compute: Callable[[Program], np.ndarray] = compiled) -> None:
-    """Refuses a JAX that computes wrongly; takes a tenth of a second, the second time no time.
+    """Raises InputError if JAX computes wrongly. The first call takes a tenth of a second.
 
     Args:
-        compute: what a program gives.
+        compute: gives the result of a program.
 
     Raises:
-        InputError: in one line, with the version, what was wrong and the cure.
+        InputError: in one line, with the version, the wrong result and the cure.
     """
     device = jax.default_backend()
     fused = device == 'cpu' and FUSION_OFF not in _flags().split()
@@ -107,7 +108,7 @@ def require_right_results(compute: Callable[[Program], np.ndarray] = compiled) -
     if not wrong and fused and jaxlib.version.__version__ in CRASHING:
         wrong = 'sums of products of seven dimensions end the process'
     if wrong:
-        late = bool(_turned_off)  # a flag of ours that did not help came after JAX's first computation
+        late = bool(_turned_off)  # our flag did not help: it came after JAX's first computation
         cure = 'install'
         if fused or late:
             cure = f'set XLA_FLAGS={FUSION_OFF} in the environment, or install'

@@ -1,6 +1,6 @@
-"""Crystals from files to files: what `--mode=solve` does with configs/crystal.py.
+"""Solves crystals from files to files: `--mode=solve` with configs/crystal.py.
 
-Three lines tell what was taken for what, a table which symmetries the intensities have.
+It prints three lines on the data as read, and a table of the symmetries of the intensities.
 """
 
 import dataclasses
@@ -30,16 +30,22 @@ from patterson_jax.solving import crystal_solver
 from patterson_jax.solving.spacegroup import enantiomorph
 from patterson_jax.writing import write_json, write_whole
 
-BETWEEN_CENTRES = 0.85  # of ⟨|E² − 1|⟩: 0.97 with a centre of symmetry, 0.74 without
-MOST_MISCOUNTED = 0.15  # of an element's atoms, by which what is found may differ from what files claim
-ENDINGS = ('.json', '.html', '.res', '.hkl', '.cif', '.png', '_density.ccp4')  # of what a crystal gives
+BETWEEN_CENTRES = 0.85  # ⟨|E² − 1|⟩ is 0.97 with a centre of symmetry and 0.74 without
+MOST_MISCOUNTED = 0.15  # relative difference from the claimed number of an element's atoms that is not reported
+ENDINGS = ('.json', '.html', '.res', '.hkl', '.cif', '.png', '_density.ccp4')  # of the files of a solved crystal
 
 
 def solve_crystal_file(settings: CrystalSettings, seed: int, output: Path, path: Path) -> None:
-    """Reads a crystal, says what it was taken for, solves it, writes what was found, and says in a line what that is.
+    """Reads, solves and writes a crystal; prints how its file was read, and a line on the solution.
+
+    Args:
+        settings: the section `crystal` of the config.
+        seed: of the starts.
+        output: directory.
+        path: of the crystal's file.
 
     Raises:
-        InputError: the file, and what is wrong with it.
+        InputError: the file cannot be read or solved; the message names it.
     """
     crystal, prepared = read_and_prepare(path, settings)
     print('\n'.join(describe(crystal, prepared)), flush=True)
@@ -70,7 +76,7 @@ def solve_crystal_file(settings: CrystalSettings, seed: int, output: Path, path:
 
 
 def summary(name: str, solution: CrystalSolution) -> str:
-    """A line on what was found."""
+    """A line on a solution."""
     group, counts = solution.space_group, Counter(atom.element for atom in solution.atoms)
     found = ' '.join(f'{element}{count if count > 1 else ""}' for element, count in counts.most_common())
     parts = [f'{name}: {solution.verdict}']
@@ -85,14 +91,14 @@ def summary(name: str, solution: CrystalSolution) -> str:
 
 
 def name_contradictions(crystal: CrystalFile, solution: CrystalSolution) -> list[str]:
-    """Where what was found is not what the files claim, and is sure: a line each, which names both."""
+    """Lines on certain results that contradict the claims of the files; each names both."""
     claims, group = crystal.claims, solution.space_group
     lines = []
     if group is not None and group.certain and claims.symops:
         claimed = gemmi.find_spacegroup_by_ops(gemmi.GroupOps([gemmi.Op(each) for each in claims.symops]))
         numbers = (group.number, enantiomorph(group.number))
         if claimed and (claimed.number not in numbers or (claimed.hm != group.hm.partition(':')[0] and not numbers[1])):
-            lines.append(f'the files claim the space group {claimed.hm}, the phases show {group.hm}')
+            lines.append(f'the files claim the space group {claimed.hm}, but the phases show {group.hm}')
     if solution.verdict == 'solved' and claims.contents:
         found: Counter[str] = Counter()
         for atom in solution.atoms:
@@ -106,13 +112,13 @@ def name_contradictions(crystal: CrystalFile, solution: CrystalSolution) -> list
             words = (' '.join(f'{each}{count:g}' for each, count in both.items()) for both in (claimed_atoms, found))
             claimed_words, found_words = words
             lines.append(
-                f'the files claim {claimed_words} in the cell, hydrogen apart, the atoms found are {found_words}'
+                f'the files claim {claimed_words} in the cell, without hydrogen, but the atoms found are {found_words}'
             )
     return lines
 
 
 def describe(crystal: CrystalFile, prepared: Prepared) -> list[str]:
-    """Three lines: what was taken for what, what the reflections are, how far they go. Then remarks, then tables."""
+    """Three lines on the file, the symmetry and the resolution of the reflections; then notes, then a table."""
     claims, data = crystal.claims, prepared.data
     kind = 'F and σ(F)' if crystal.of_amplitudes else 'F² and σ(F²)'
     cell = ' '.join(f'{value:.6g}' for value in crystal.cell.parameters)
@@ -136,7 +142,7 @@ def describe(crystal: CrystalFile, prepared: Prepared) -> list[str]:
 
 
 def class_table(prepared: Prepared) -> list[str]:
-    """Laue classes that the lattice allows, the best orientation of each, and centrings; the choice is marked."""
+    """A table of the Laue classes that the lattice allows, each in its best orientation, and of centrings."""
     shown: dict[str, ClassScore] = {}
     for score in prepared.classes:
         before = shown.get(score.laue.symbol)
@@ -152,7 +158,7 @@ def class_table(prepared: Prepared) -> list[str]:
     tests = ', '.join(
         f'{each.symbol} {each.mean_square:.3f} ({each.count} of {each.expected:.0f})' for each in prepared.centrings
     )
-    return [*lines, f'  lattice: mean E² of what a centring forbids, and how many of these there are: {tests}']
+    return [*lines, f'  lattice: mean E² of the reflections that a centring forbids, and their numbers: {tests}']
 
 
 def _shown_before(score, prepared):
@@ -168,18 +174,18 @@ def write_results(
     seed: int,
     course: Sequence[tuple[int, float, str]] = (),
 ) -> list[Path]:
-    """Writes all files of a solution, of which there are fewer where nothing was found, and returns their paths.
+    """Writes all files of a solution and returns their paths. Without atoms there are fewer files.
 
-    All are made before any is put in its place. The JSON is the first, because it tells that the others are results,
-    which may be replaced as long as they are as they were written.
+    All files are made in a temporary directory first. The JSON is put in its place first, with checksums of the others:
+    it marks them as results, which a later run may replace if they are unchanged.
 
     Args:
-        crystal: as it was read.
-        prepared: as it was merged.
-        solution: what was found.
+        crystal: as read.
+        prepared: as merged.
+        solution: of the crystal.
         output: directory.
         seed: of the starts.
-        course: of the starts, for the report: how many had ended, after how many seconds, what they had come to.
+        course: of the starts, for the report: number ended, seconds, and the best result so far in words.
     """
     files = _result_files(crystal.path, output)
     refuse_to_overwrite(crystal, output)
@@ -200,14 +206,14 @@ def write_results(
 
 
 def _make_results(crystal, prepared, solution, files, content, course):
-    """Writes what there is beside the JSON, which has `content`."""
+    """Makes all files other than the JSON, which has `content`."""
     name, data, group, drawing = crystal.path.stem, prepared.data, solution.space_group, None
     r_factor = '' if solution.r_factor is None else f', R1 {solution.r_factor:.3f}'
     if group is not None and solution.atoms:
         hklf, factor = _write_reflections(crystal, prepared.change, files['.hkl'])
         write_crystal_res(files['.res'], data, solution, crystal.claims, f'{name} in {group.hm}', hklf, factor)
         write_crystal_cif(files['.cif'], data, solution, crystal.claims, name)
-        hydrogen = ', hydrogen not looked for' if data.formula is None or 'H' in data.formula else ''
+        hydrogen = ', without hydrogen' if data.formula is None or 'H' in data.formula else ''
         heading = f'{name}: {solution.verdict}\n{group.hm}{r_factor}{hydrogen}'
         drawing = crystal_drawing(data.cell, group, solution.atoms)
         draw_structure(files['.png'], drawing, heading)
@@ -243,7 +249,7 @@ def _report(crystal, prepared, solution, seed):
 
 
 def _write_reflections(crystal, change, path):
-    """Writes the .hkl file, byte for byte if SHELXL can read it; returns its HKLF instruction and its scale."""
+    """Writes the .hkl file, as a copy if SHELXL can read it; returns its HKLF instruction and its scale."""
     if crystal.hkl_bytes is None:
         measured = crystal.measurements
         return 'HKLF 4', write_hkl(path, dataclasses.replace(measured, hkl=measured.hkl @ change.T))
@@ -258,10 +264,10 @@ def _write_reflections(crystal, change, path):
 
 
 def refuse_to_overwrite(crystal: CrystalFile, output: Path) -> None:
-    """Raises InputError if a file stands where a result is to be, and is no earlier result, or was changed since.
+    """Raises InputError if a result would overwrite a file that is not an earlier result, or was changed since.
 
-    So a .res that was refined in place is not lost. The input may stand there only if it is the .hkl file that would be
-    written, byte for byte.
+    So a .res that was refined in place is not lost. A result may replace the input only if it is the same .hkl file,
+    byte for byte.
     """
     files = _result_files(crystal.path, output)
     digests = _earlier_digests(files['.json'])
@@ -270,10 +276,10 @@ def refuse_to_overwrite(crystal: CrystalFile, output: Path) -> None:
             if ending != '.hkl' or crystal.hkl_bytes != crystal.path.read_bytes():
                 raise InputError(f'{file} is the input, which a result would overwrite; name another --output')
         elif file.exists() and digests is None:
-            raise InputError(f'{file} exists and is no earlier result; name another --output')
+            raise InputError(f'{file} exists and is not an earlier result; name another --output')
         elif file.exists() and ending != '.json' and _digest(file) != digests.get(ending):
             raise InputError(
-                f'{file} is not as it was written, but refined or edited since; move it away or name another --output'
+                f'{file} was refined or edited after it was written; move it away or name another --output'
             )
 
 
@@ -282,7 +288,7 @@ def _result_files(source, output):
 
 
 def _earlier_digests(path):
-    """What the other files of an earlier result were when they were written; None if this JSON file is of none."""
+    """Checksums of the other files of an earlier result, from its JSON file; None if that is not a result."""
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
         is_result = {'input', 'verdict', 'space_group'} <= content.keys()

@@ -1,4 +1,4 @@
-"""Crystals as a person gives them: files or arrays with what is known, read, merged and solved."""
+"""Reads, merges and solves crystals that a user gives as files or arrays."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ from patterson_jax.solving import crystal_solver
 
 @dataclasses.dataclass(frozen=True)
 class CrystalSettings:
-    """Section `crystal` of a config; the fields are explained in configs/crystal.py. Raises InputError."""
+    """Section `crystal` of a config. configs/crystal.py explains the fields. Raises InputError if one is invalid."""
 
     cell: str
     formula: str
@@ -35,7 +35,11 @@ class CrystalSettings:
 
 
 def read_and_prepare(path: Path, settings: CrystalSettings) -> tuple[CrystalFile, Prepared]:
-    """Reads a crystal and merges it in the symmetry of its intensities. Raises InputError, which names the file."""
+    """Reads a crystal and merges equivalents by the symmetry of its intensities.
+
+    Raises:
+        InputError: the file cannot be read or merged; the message names it.
+    """
     crystal = read_crystal(
         path, cell=settings.cell, formula=settings.formula, wavelength=settings.wavelength, block=settings.block
     )
@@ -67,20 +71,20 @@ def solve_crystal(
     laue: str | None = None,
     seed: int = 0,
 ) -> CrystalSolution:
-    """Solves a crystal from measured intensities, of which nothing is known but the cell.
+    """Solves a crystal from measured intensities and the cell alone.
 
     Args:
-        hkl: `(n, 3)` whole numbers; equivalents may be there or merged.
+        hkl: `(n, 3)` whole numbers; equivalents may be merged or not.
         intensities: `(n,)`, F² on any scale; may be negative.
         sigmas: `(n,)`, their standard uncertainties; reflections without a positive one are left out.
         cell: a, b, c in Å and α, β, γ in degrees.
-        wavelength: Å, for f′.
-        formula: as 'C10H10F2N4'; only the proportions count. None: any elements.
-        laue: symbol of the Laue class, as '2/m'. None: found in the data.
+        wavelength: in Å, for f′; None: f′ is left out.
+        formula: for example 'C10H10F2N4'; only the proportions count. None: any elements.
+        laue: symbol of the Laue class, for example '2/m'. None: it is found from the data.
         seed: fixes the starts.
 
     Raises:
-        InputError: arrays of other shapes, no reflections, a cell or a class that cannot be.
+        InputError: the arrays have other shapes, there are no reflections, or the cell or the class is impossible.
     """
     avoid_wrong_fusion()
     require_right_results()
@@ -93,7 +97,7 @@ def solve_crystal(
     six = 'six numbers, a b c in Å and α β γ in degrees'
     require(isinstance(cell, UnitCell) or np.iterable(cell), 'cell', cell, six)
     require(wavelength is None or is_real(wavelength), 'wavelength', wavelength, 'a number of Å, or None')
-    require(formula is None or isinstance(formula, str), 'formula', formula, "text as 'C10H10F2N4', or None")
+    require(formula is None or isinstance(formula, str), 'formula', formula, "text like 'C10H10F2N4', or None")
     require(is_whole(seed) and 0 <= seed < 2**32, 'seed', seed, f'a whole number from 0 to {2**32 - 1}')
     parameters = cell.parameters if isinstance(cell, UnitCell) else cell
     contents = parse_formula(formula, 'formula') if formula else None

@@ -1,4 +1,4 @@
-"""A user's mistake, as an exception of its own: the command line shows it as one line, without a traceback."""
+"""Exceptions for mistakes of the user, which the command line shows as one line without a traceback."""
 
 import contextlib
 import numbers
@@ -11,15 +11,15 @@ import numpy as np
 
 
 class InputError(ValueError):
-    """Something that the user gave is wrong; the message names it, what was received and what is allowed."""
+    """An input of the user is wrong. The message names it, the value received and what is allowed."""
 
 
 def require(condition: bool, name: str, received: object, allowed: str) -> None:
-    """Raises InputError unless the condition holds.
+    """Raises InputError unless a condition holds.
 
     Args:
         condition: what must be true.
-        name: of the thing, as the user knows it.
+        name: of the input, as the user knows it.
         received: its value.
         allowed: completes the sentence "it must be …".
     """
@@ -28,7 +28,7 @@ def require(condition: bool, name: str, received: object, allowed: str) -> None:
 
 
 def is_whole(value: object) -> bool:
-    """Whether a value is a whole number by its type: 3, not 3.0."""
+    """Whether a value has the type of a whole number: 3, not 3.0."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
@@ -36,20 +36,20 @@ def is_real(value: object) -> bool:
     """Whether a value is a finite real number."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         return False
-    largest: Any = abs(value)  # a NaN is no more than anything
+    largest: Any = abs(value)  # comparisons with NaN are false
     return bool(largest <= sys.float_info.max)
 
 
 def real_array(values: Any, name: str, allowed: str) -> np.ndarray:
-    """What a person gave for an array of real numbers, as one.
+    """Converts an input of the user to an array of real numbers.
 
     Args:
-        values: an array, or lists in lists.
-        name: of the thing, as the user knows it.
+        values: an array, or nested lists.
+        name: of the input, as the user knows it.
         allowed: completes the sentence "it must be …".
 
     Raises:
-        InputError: it is something else, as lists of different lengths, text or complex numbers.
+        InputError: the values are anything else, for example lists of different lengths, text or complex numbers.
     """
     try:
         array = np.asarray(values)
@@ -62,25 +62,25 @@ def real_array(values: Any, name: str, allowed: str) -> np.ndarray:
 
 
 class NonFiniteError(ArithmeticError):
-    """Training has diverged: a metric is not a number; the message names metric and step."""
+    """Training has diverged: a metric is NaN or infinite. The message names the metric and the step."""
 
 
 class Unfinished(BaseException):
-    """A run was stopped before its end and has saved all it needs to go on; the message says where and why.
+    """A run was stopped before its end and has saved all that it needs to continue. The message says where and why.
 
-    Like KeyboardInterrupt it can come from a signal's handler, and no `except Exception` on its way may stop it.
+    It can come from a signal handler. Like KeyboardInterrupt, it must pass every `except Exception`.
     """
 
 
 @contextlib.contextmanager
 def exit_on_errors(at_once: bool = False) -> Iterator[None]:
-    """Turns the errors that a person can mend into one line each on stderr and an exit status.
+    """Turns errors that a user can correct into one line each on stderr and an exit status.
 
-    2 for a mistake in what was given; 1 for a training that diverged, or a file that the system does not let us read
-    or write; 75 for a run that was stopped and can go on; 130 for an interrupt from the keyboard.
+    The status is 2 for a wrong input; 1 for a training that diverged, or a file that the system does not let us read or
+    write; 75 for a run that was stopped and can continue; 130 for an interrupt from the keyboard.
 
     Args:
-        at_once: end the process on an error without waiting for other processes, which may not have it.
+        at_once: whether to end the process on an error without waiting for other processes, which may have none.
     """
 
     def stop(message, status):

@@ -1,4 +1,4 @@
-"""The modes of `run_experiment.py`: train, evaluate, simulate, solve, inspect, publish. Here wings meet files."""
+"""The modes of `run_experiment.py`: train, evaluate, simulate, solve, inspect, publish."""
 
 import functools
 from collections.abc import Callable
@@ -48,14 +48,14 @@ def run(
         mode: one of MODES.
         config: not yet validated.
         workdir: directory of the training run.
-        checkpoint: another run's directory whose weights to use in place of the workdir's.
+        checkpoint: directory of another run whose weights to use instead of the workdir's.
         inputs: files to simulate or solve.
-        output: directory for what these give, for the weights that are published, or for the figure of an inspection in
-            place of `figures` in the workdir.
-        overrides: what the user changed of the config, for the record.
+        output: directory for their results, for published weights, or for the figure of an inspection (default:
+            `figures` in the workdir).
+        overrides: fields of the config that the user changed, for the record.
 
     Raises:
-        InputError: for any mistake of the user's; for several inputs, after all that could be done is done.
+        InputError: the user made a mistake. With several inputs it is raised after all the others are done.
     """
     if mode not in MODES:
         raise InputError(f'--mode is {mode!r}; it must be one of {", ".join(MODES)}')
@@ -87,7 +87,7 @@ def run(
 
 
 def inspect_experiment(experiment: Experiment, output: Path) -> None:
-    """Prints what the network and the first training example are like; draws the latter as `example.png`."""
+    """Describes the network and the first training example, and draws the example as `example.png`."""
     make_directory(output, '--output')
     problem, figure = experiment.problem, output / 'example.png'
     key = example_key(stream_key(experiment.seed, 'training'), 0, 0)
@@ -112,7 +112,7 @@ def _simulate_file(experiment, output, path):
         if len(positions) > experiment.separate.num_peaks:
             cure.append(f'--config.separate.num_peaks={2 * len(positions)}')
         raise InputError(
-            f'{path}: {len(positions)} atoms; the problem has {problem.num_atoms} ({" ".join(cure)} changes it)'
+            f'{path}: it has {len(positions)} atoms; the problem has {problem.num_atoms} ({" ".join(cure)} changes it)'
         )
     try:
         placed = place_atoms(positions, problem, voxel_size, '--config.files.voxel_size')
@@ -141,8 +141,8 @@ def solve_files(
 ) -> None:
     """Solves Patterson maps in files: `NAME.html`, `.json`, `.xyz`, `.pdb`, `.res`, `.cxc`, `.png`, `_density.ccp4`.
 
-    The network needs the weights of a run and the grid that it was trained on. `auto` goes without it where there are
-    no weights, none being asked for, or another grid.
+    The network needs the weights of a run and maps on the grid that it was trained on. `auto` works without the network
+    on another grid, or without weights unless a checkpoint was named.
     """
     output = _prepare_output(inputs, output)
     network = None
@@ -155,7 +155,7 @@ def solve_files(
 
 def _solve_file(experiment, network, output, path):
     if path.suffix.lower() in REFLECTION_ENDINGS:
-        raise InputError(f'{path}: reflections of a crystal, which --config=crystal solves')
+        raise InputError(f'{path}: these are reflections of a crystal; solve them with --config=crystal')
     require_memory(path)
     values, voxel_size = read_map(path)
     require_replaceable(output, plain_name(path))
@@ -176,13 +176,13 @@ def _prepare_output(inputs, output):
     names = [plain_name(path) for path in inputs]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise InputError(f'--input has {repeated[0]} more than once; the results would overwrite each other')
+        raise InputError(f'--input has the name {repeated[0]} more than once; the results would overwrite each other')
     make_directory(output, '--output')
     return output
 
 
 def _for_each(inputs: tuple[Path, ...], work: Callable[[Path], None]) -> None:
-    """Does the work for every input; a bad one does not stop the others. Raises InputError with all that went wrong."""
+    """Does the work for every input; a bad one does not stop the others. Raises InputError with all errors."""
     failures = []
     for path in inputs:
         try:

@@ -1,6 +1,7 @@
-"""The paper's figures from a run of ours, and a solved map.
+"""Draws the paper's figures from our runs, and solved maps.
 
-An example (figure 3), ambiguity (4), losses (7), maps (10), separation (11), positional accuracy (12).
+They are an example (Figure 3), ambiguity (4), losses (7), comparisons of runs (8, 9), maps (10), separation (11) and
+positional accuracy (12).
 """
 
 import itertools
@@ -28,8 +29,8 @@ from patterson_jax.simulation.problem import Problem
 ORIGINAL, INVERSE, CLASH, UNEXPLAINED = '#c8322f', '#2f5fc8', '#2f9e44', '#8a8a8a'
 COMPARED = ('#c8322f', '#e08a1e', '#2f5fc8', '#2f9e44', '#7b3fa0', '#1a9c9c')
 LEAST_SHOWN = 0.1  # voxels with less density are left empty, as in the paper's Figure 10
-LEAST_MISFIT = 1e-12  # none is drawn lower, for the logarithm's sake
-FURTHEST = 1000  # times the cases seen, to which a learning curve is drawn out
+LEAST_MISFIT = 1e-12  # lower misfits are drawn here, because their logarithm may be infinite
+FURTHEST = 1000  # times the cases seen, up to which a learning curve is extrapolated
 
 STAGES: dict[str, tuple[str, Literal['step', 'stepfilled'], str]] = {  # of an evaluation: colour, histogram and name
     'separated': (INVERSE, 'stepfilled', 'network, at the best translation'),
@@ -49,10 +50,10 @@ _in_our_style = matplotlib.rc_context({'font.size': 10, 'axes.spines.top': False
 
 @_in_our_style
 def draw_example(path: Path, example: Example, problem: Problem) -> None:
-    """Figure 3: the atoms A, their inverses B, the target made of them; and the Patterson map as the network takes it.
+    """Figure 3: the atoms A, their inverses B, the target made of them, and the network's input.
 
-    Of the Patterson map the maximum along z is shown, half of the colours being those of a single vector's peak, so
-    that the vectors between atoms are seen beside the origin peak.
+    Of the input, a Patterson map, the maximum along z is shown. Half of the colour scale is for values up to a single
+    vector's peak, so that the vectors between atoms can be seen beside the origin peak.
     """
     figure = Figure(figsize=(9, 9), layout='constrained')
     original, inverse = (_density(sign * example.positions, problem) / 2 for sign in (1, -1))
@@ -109,13 +110,13 @@ def draw_losses(path: Path, rows: list[dict]) -> None:
 
 @_in_our_style
 def draw_learning_curve(path: Path, rows: list[dict], curve: LearningCurve | None, goal: float | None) -> None:
-    """Figure 7 on logarithmic axes, with the power law fitted to its end, drawn out to a loss that is the goal.
+    """Figure 7 on logarithmic axes, with a power law fitted to its end and extrapolated to a goal.
 
     Args:
         path: of the picture.
         rows: of the log.
-        curve: fitted to it; None: too little to fit.
-        goal: a loss to mark; None: none.
+        curve: fitted to the log; None: it is too short.
+        goal: a loss to mark; None: no goal.
     """
     figure = Figure(figsize=(6.5, 4.2), layout='constrained')
     axes = figure.add_subplot()
@@ -132,7 +133,7 @@ def draw_learning_curve(path: Path, rows: list[dict], curve: LearningCurve | Non
         axes.axhline(goal, color=CLASH, linewidth=1, label="loss with the paper's accuracy")
     axes.set_xscale('log')
     axes.set_yscale('log')
-    axes.xaxis.set_minor_formatter(NullFormatter())  # over less than a decade they would touch
+    axes.xaxis.set_minor_formatter(NullFormatter())  # over less than a decade the labels would touch
     axes.set_xlabel('cases seen')
     axes.set_ylabel('mean squared error of the map')
     axes.grid(alpha=0.25, which='both')
@@ -142,12 +143,12 @@ def draw_learning_curve(path: Path, rows: list[dict], curve: LearningCurve | Non
 
 @_in_our_style
 def draw_comparison(path: Path, curves: dict[str, tuple[list[dict], list[dict]]]) -> None:
-    """Figures 8 and 9, and their like: training solid, validation dashed, one colour a run, against epochs.
+    """Figures 8 and 9: curves of runs against epochs, training solid, validation dashed, one colour for each run.
 
     Args:
         path: of the picture.
-        curves: for each run's label its training and its validation curve, rows of `epoch`, `error` (relative to that
-            of an empty map) and `correlation`.
+        curves: training and validation curve by the label of the run. Their rows have `epoch`, `error` (relative to
+            that of an empty map) and `correlation`.
     """
     figure = Figure(figsize=(9, 4.6), layout='constrained')
     error_axes, correlation_axes = figure.subplots(1, 2)
@@ -173,10 +174,10 @@ def draw_comparison(path: Path, curves: dict[str, tuple[list[dict], list[dict]]]
 
 @_in_our_style
 def draw_maps(path: Path, cases: Evaluated, problem: Problem, num_shown: int = 3) -> None:
-    """Figure 10: true maps on the left, predicted maps on the right, one of the first `num_shown` cases a row.
+    """Figure 10: true maps on the left, predicted maps on the right, a row for each of the first `num_shown` cases.
 
-    Voxels are coloured by the atoms that fill them, true ones on the left, found ones on the right: original red,
-    inverse blue, both green; grey on the right is density that no found atom explains.
+    The atoms in a voxel give its colour: red for atoms, blue for their inverses, green for both. True atoms count on
+    the left, found atoms on the right. Grey is density that no found atom explains.
     """
     cases = jax.tree.map(lambda each: each[:num_shown], cases)
     count = len(cases.correlation)
@@ -200,11 +201,11 @@ def draw_maps(path: Path, cases: Evaluated, problem: Problem, num_shown: int = 3
 
 @_in_our_style
 def draw_separation(path: Path, misfits: np.ndarray) -> None:
-    """Figure 11: how the separation of the two sets of atoms comes to one of them, in several cases.
+    """Figure 11: the misfit during the separation of the two sets of atoms, in several cases.
 
     Args:
         path: of the figure.
-        misfits: `(cases, num_swaps)`, what the separation minimises, after each swap (`Solution.misfit`).
+        misfits: `(cases, num_swaps)`, the misfit that the separation minimises, after each swap (`Solution.misfit`).
     """
     figure = Figure(figsize=(8, 4.5), layout='constrained')
     axes = figure.subplots()
@@ -224,10 +225,14 @@ def draw_separation(path: Path, misfits: np.ndarray) -> None:
 
 @_in_our_style
 def draw_errors(path: Path, report: dict) -> None:
-    """Figure 12: histogram of the distance between found and true atoms, over mutually nearest pairs.
+    """Figure 12: histograms of the distances between found and true atoms, over mutually nearest pairs.
 
-    Of the network's map at the best translation, filled, and where the network put them, as in the paper, outlined;
-    and of each method that was asked for. `report` is the content of `evaluation.json`.
+    There is one of the network's atoms at the best translation (filled), one of them where the network put them, as in
+    the paper (outlined), and one of each other method.
+
+    Args:
+        path: of the figure.
+        report: the content of `evaluation.json`.
     """
     figure = Figure(figsize=(6.5, 4.2), layout='constrained')
     axes = figure.subplots()
@@ -255,11 +260,11 @@ def draw_errors(path: Path, report: dict) -> None:
 
 @_in_our_style
 def draw_frontier(path: Path, cells: list[dict]) -> None:
-    """Where each method stops: recall by colour, over resolution and number of atoms; a row a method, a column a noise.
+    """Recall by colour over resolution and number of atoms, with a row for each method and a column for each noise.
 
     Args:
         path: of the picture.
-        cells: as `benchmarks/solvers.py` makes them: method, atoms, resolution, noise, cases, recall, solved,
+        cells: from `benchmarks/solvers.py`, with method, atoms, resolution, noise, cases, recall, solved and
             seconds_per_case.
     """
     methods, noises, atoms = (
@@ -303,16 +308,16 @@ def draw_solution(
     voxel_size: float = 1.0,
     element: str = 'X',
 ) -> None:
-    """One solved Patterson map: the density, coloured by the atoms found as in `draw_maps`, beside those as balls.
+    """One solved Patterson map: the density, coloured as in `draw_maps`, and beside it the atoms as balls.
 
-    Balls have the radius of the problem's atoms or, where some are near enough to be bonded, half of it.
+    Balls have the radius of the problem's atoms, or half of it if some atoms are near enough to be bonded.
 
     Args:
         path: of the picture.
         density: `(grid, grid, grid)`.
         positions: `(num_atoms, 3)`, voxels from the centre.
         problem: gives the radius of the atoms.
-        title: above.
+        title: above the picture.
         both: whether the map shows the inverses of the atoms too.
         voxel_size: Å.
         element: chemical symbol, or 'X'.
@@ -337,15 +342,15 @@ def draw_ambiguity(
     problem: Problem,
     cell_edge: int,
 ) -> None:
-    """Figure 4, and what it leaves out: different atoms with the same Patterson map, in any cell or in a small one.
+    """Figure 4 and more: different atoms with the same Patterson map, in any cell or only in a small one.
 
-    Three rows, each of two sets of atoms and their maps, all seen along z: a pair that is homometric in any cell, a
-    pair that is so in a small cell, and the latter in a cell twice as large, where the maps differ.
+    Each of three rows shows two sets of atoms and their maps, seen along z. The first pair is homometric in any cell.
+    The second is homometric in a small cell. The third is the second in a cell twice as large, where the maps differ.
 
     Args:
         path: of the picture.
-        true_pair: U + V and U − V, `(num_u · 3, 3)`, voxels from the centre, V three points, in the order of
-            `simulation.homometry.homometric_pair`.
+        true_pair: U + V and U − V, two arrays `(num_u · 3, 3)` in voxels from the centre, where V has three points, in
+            the order of `simulation.homometry.homometric_pair`.
         periodic_pair: two arrays `(num_atoms, 3)` that are homometric in the small cell.
         problem: gives the grid of the first row and the radius of all atoms.
         cell_edge: of the small cell, voxels.
@@ -382,7 +387,7 @@ def draw_ambiguity(
 
 
 def _reach(points):
-    """A whole number of voxels, with some space beyond the outermost of the points."""
+    """A whole number of voxels, slightly beyond the outermost of the points."""
     return int(np.ceil(np.max(np.abs(points)))) + 2
 
 
@@ -391,7 +396,7 @@ def _patterson(positions, grid_size, problem):
 
 
 def _draw_projection(axes, positions, grid_size, reach, problem):
-    """Atoms as circles with their heights, the cell and, if they are in reach, the atoms of the cells around it."""
+    """Draws atoms as circles with their heights, the cell and the atoms of the cells around it."""
     for x, y in itertools.product((-1, 0, 1), repeat=2):
         for position in positions + grid_size * np.array([x, y, 0]):
             strength = 1 if (x, y) == (0, 0) else 0.3
@@ -405,9 +410,9 @@ def _draw_projection(axes, positions, grid_size, reach, problem):
 
 
 def _draw_vectors(axes, patterson, num_atoms, reach):
-    """The maximum along w of a Patterson map, origin at voxel 0, as far as `reach` and repeated if need be."""
+    """Draws the maximum along w of a Patterson map, origin at voxel 0, up to `reach`; the map is repeated if needed."""
     shown = np.arange(-reach, reach + 1) % len(patterson)
-    vector_peak = patterson[0, 0, 0] / num_atoms  # the origin peak is the sum of the atoms' own
+    vector_peak = patterson[0, 0, 0] / num_atoms  # every atom adds the same to the origin peak
     highest = np.max(patterson, axis=2)[np.ix_(shown, shown)] / vector_peak
     extent = (-reach - 0.5, reach + 0.5) * 2
     image = axes.imshow(highest.T, cmap='Greys', vmin=0, vmax=2, origin='lower', extent=extent)
@@ -428,7 +433,7 @@ def _set_frame(axes, reach, names):
 
 
 def _draw_triangles(axes, positions, num_copies=3):
-    """The copies of U, one at each point of V or −V, and the triangle of the latter through their centres."""
+    """Draws the copies of U, one at each point of V or −V, and the triangle through their centres."""
     copies = np.reshape(positions, (-1, num_copies, 3))[..., :2]
     for copy in np.moveaxis(copies, 1, 0):
         axes.add_patch(Polygon(copy, facecolor=ORIGINAL, edgecolor=ORIGINAL, alpha=0.35, zorder=0))
@@ -436,7 +441,7 @@ def _draw_triangles(axes, positions, num_copies=3):
 
 
 def _mark_own_vectors(panels, pair):
-    """Arrows between the atoms whose vector only one of two sets has, and rings where it ends in the maps."""
+    """Draws an arrow for a vector that only one of two sets has, and rings around its end in the maps."""
     for number, colour in enumerate((ORIGINAL, INVERSE)):
         positions, others = pair[number], interatomic_vectors(pair[1 - number])
         vectors = interatomic_vectors(positions)
@@ -450,9 +455,9 @@ def _mark_own_vectors(panels, pair):
 
 
 def _draw_voxels(axes, density, positions, problem, box, signs=(1, -1)):
-    """Voxels of a map, on a scale where a single atom fills 1/2, shaded by density.
+    """Draws the voxels of a map, shaded by density, on a scale on which a voxel inside of one atom has 1/2.
 
-    They are coloured by the atoms at the positions, if 1 is among the signs, and by their inverses, if −1 is.
+    The colours are those of the atoms at the positions, if 1 is in `signs`, and of their inverses, if −1 is.
     """
     values = density[box]
     original, inverse = (
@@ -463,7 +468,7 @@ def _draw_voxels(axes, density, positions, problem, box, signs=(1, -1)):
     for mask, colour in ((original, ORIGINAL), (inverse, INVERSE), (original & inverse, CLASH)):
         colours[mask, :3] = to_rgb(colour)
     colours[..., 3] = np.clip(0.25 + 1.3 * values, 0, 1)
-    # A single atom's map is at most 1/2, so a tenth of a voxel filled is 0.05 here.
+    # A single atom has at most 1/2 here, so a tenth of a voxel is 0.05.
     axes.voxels(values >= LEAST_SHOWN / 2, facecolors=colours, edgecolor=(1, 1, 1, 0.15), linewidth=0.2)
     first = np.array([side.start for side in box])
     for axis, start, size in zip('xyz', first, values.shape, strict=True):
@@ -480,7 +485,7 @@ def _density(positions, problem):
 
 
 def _occupied_box(maps):
-    """The smallest cube about the centre of maps `(count, grid, grid, grid)` that holds all that is shown."""
+    """The smallest cube about the centre of maps `(count, grid, grid, grid)` that holds all shown voxels."""
     grid_size = maps.shape[-1]
     shown = np.argwhere(np.any(maps >= LEAST_SHOWN / 2, axis=0))
     reach = np.max(np.abs(shown + 0.5 - grid_size / 2), initial=1.5) + 0.5

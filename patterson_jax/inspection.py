@@ -1,7 +1,8 @@
-"""Inspection: what a config's network and examples are like, before anything is trained (paper, 2.3 and 2.4).
+"""Describes the network and the examples of a config before training (paper, 2.3 and 2.4).
 
-Sizes come from an abstract evaluation of the network, and receptive fields from sending lit voxels through it, without
-knowing how it is built; but one with transforms between its layers, such as the unrolled one, has no receptive fields.
+It needs no knowledge of how a network is built: sizes come from an abstract evaluation, and receptive fields from
+following lit voxels through the layers. A network with transforms between its layers, such as the unrolled one, has no
+receptive field.
 """
 
 import math
@@ -17,9 +18,9 @@ from patterson_jax.simulation.examples import Example
 from patterson_jax.simulation.maps import origin_distances
 from patterson_jax.simulation.problem import Problem
 
-THICKNESS = 2  # voxels across the rods that receptive fields are measured on: what the pool needs
-LONGEST_ROD = 2  # times that a rod is made four times longer than the grid
-MARGIN = 8  # voxels of a rod left over: those at its ends see less
+THICKNESS = 2  # voxels; thickness of the rods on which receptive fields are measured, as the pool needs it
+LONGEST_ROD = 2  # times that a rod is made four times longer, starting with the grid
+MARGIN = 8  # voxels by which a rod must be longer than a receptive field, because voxels at its ends see less
 
 
 class Layer(NamedTuple):
@@ -29,12 +30,12 @@ class Layer(NamedTuple):
         name: its path in the network's parameters.
         shape: of its output for one example, `(channels, grid, grid, grid)`.
         kernel_size: voxels along each edge of the kernel.
-        weights: number of its parameters, biases included.
-        operations: floating point operations of one example, 2 for each multiplication and addition of a direct
-            convolution, those with the zeros beyond the edges included.
-        receptive_field: width of the part of the network's input that a voxel of the output depends on at most, voxels.
-            The paper's 56 (2.3) is the reach of its output to one side; to the other the pool makes it 57. None where
-            every voxel depends on all that the network sees, because of a transform or a mean over the map.
+        weights: number of its parameters, with biases.
+        operations: floating point operations of one example: 2 for each multiplication and addition of a direct
+            convolution, including those with the zeros beyond the edges.
+        receptive_field: largest width in voxels of the part of the network's input on which a voxel of the output
+            depends. The paper's 56 (2.3) is the reach to one side; to the other side the pool makes it 57. None where
+            every voxel depends on the whole input, because of a transform or a mean over the map.
     """
 
     name: str
@@ -46,7 +47,7 @@ class Layer(NamedTuple):
 
 
 def layer_table(network: nn.Module, grid_size: int) -> list[Layer]:
-    """The network's convolutions for maps `(grid, grid, grid)`, in the order in which they are executed."""
+    """The network's convolutions for maps `(grid, grid, grid)`, in the order of execution."""
     calls, params = _abstract_calls(network, grid_size)
     layers = []
     fields = _receptive_fields(network, grid_size) if network.is_local else [None] * len(calls)
@@ -60,12 +61,12 @@ def layer_table(network: nn.Module, grid_size: int) -> list[Layer]:
 
 
 def count_weights(network: nn.Module, grid_size: int) -> int:
-    """Number of all parameters of the network, those of its convolutions and any others."""
+    """Number of all parameters of the network, in convolutions and elsewhere."""
     return _count(_abstract_calls(network, grid_size)[1])
 
 
 def training_operations(network: nn.Module, grid_size: int) -> int:
-    """Floating point operations of a training step for one example: forward, backward to images and to kernels."""
+    """Floating point operations of a training step for one example: forward, and backward to images and kernels."""
     return 3 * sum(layer.operations for layer in layer_table(network, grid_size))
 
 
@@ -103,7 +104,7 @@ def _in_words(field):
 
 
 def describe_example(example: Example, problem: Problem) -> str:
-    """What one case is like, as a few lines: distances, whether vectors wrap around, heights of the network's input."""
+    """Describes one case in a few lines: distances, whether vectors wrap around, heights of the network's input."""
     positions, half = np.asarray(example.positions), problem.grid_size / 2
     first, second = np.triu_indices(len(positions), 1)
     vectors = np.abs(positions[first] - positions[second])
@@ -137,7 +138,7 @@ def _abstract_calls(network, grid_size):
             calls.append((context.module.path, (output.shape[3], *output.shape[:3])))
         return output
 
-    def init(key, image):  # a new function each time, because JAX would not trace the same one again
+    def init(key, image):  # a new function each time, because JAX does not trace the same one again
         with nn.intercept_methods(record):
             return network.init(key, image)
 
@@ -146,10 +147,10 @@ def _abstract_calls(network, grid_size):
 
 
 def _receptive_fields(network, grid_size):
-    """Width of each layer's receptive field along an axis, None where it has no end.
+    """Width of each layer's receptive field along an axis, None where it is unlimited.
 
-    They are measured on longer and longer rods, until no field reaches both ends. One that still does on a rod of many
-    grids has no end for a network on that grid, be it a mean over the whole map that makes it so, or a transform.
+    The fields are measured on longer and longer rods, until none reaches both ends of the rod. A field that still does
+    on the longest rod counts as unlimited; a mean over the whole map or a transform makes it so.
     """
     for length in grid_size * 4 ** np.arange(LONGEST_ROD + 1):
         widths = [int(np.max(np.sum(each, axis=0))) for each in _felt(network, int(length))]
@@ -159,11 +160,11 @@ def _receptive_fields(network, grid_size):
 
 
 def _felt(network, length):
-    """For each layer, whether input voxel i is felt at output voxel j of an axis: `(length, output length)`, 0 or 1.
+    """For each layer, whether output voxel j of an axis depends on input voxel i: `(length, output length)`, 0 or 1.
 
-    Each input voxel is lit alone and its light sent through the network, in which every convolution is replaced by
-    the maximum over its window, so that no light is lost or cancelled; all else is the network's own. What makes no
-    voxel depend on another, such as normalisation with known moments, is passed by.
+    Each input voxel is lit alone, and its light is followed through the network. Every convolution is replaced by the
+    maximum over its window, so that no light is lost or cancelled. Normalisation with known moments is skipped, because
+    it makes no voxel depend on another.
     """
 
     def send(images):
@@ -197,7 +198,7 @@ def _count(params):
 
 
 def _aligned(rows):
-    """Rows of words as lines; the first column starts, the others end at the same place."""
+    """Aligns rows of words as lines: the first column on the left, the others on the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, *values in rows:
         yield '  '.join((name.ljust(widths[0]), *map(str.rjust, values, widths[1:])))

@@ -1,11 +1,11 @@
-"""What each mode takes and what it leaves, for `--mode=MODE --help`."""
+"""The help of each mode, for `--mode=MODE --help`: its inputs and its results."""
 
 HELP = {
-    'train': """Trains a network, or goes on with a run that was stopped; then evaluates it and draws the figures.
+    'train': """Trains a network, or continues a run that was stopped; then evaluates it and draws the figures.
 
-takes   --config=NAME or FILE[:variant]   as quick, unrolled, or a file of your own; quick_ablations compares runs
-        --workdir=DIR                     default runs/CONFIG; the same command there goes on where it was
-        --config.section.field=value      any number of the experiment; configs/base.py explains each
+takes   --config=NAME or FILE[:variant]   quick, unrolled, … or a file of your own; quick_ablations compares runs
+        --workdir=DIR                     default runs/CONFIG; the same command continues a run that is there
+        --config.section.field=value      changes any field; configs/base.py explains each
         --sweep=N, --distributed          one of the config's sweep(); with other processes
 leaves  report.html to look at; config.json, metrics.jsonl, checkpoints/, evaluation.json, figures/ in the workdir
 
@@ -15,7 +15,7 @@ patterson-jax --config=quick --workdir=runs/wide --config.model.features=24
     'evaluate': """Scores methods on the same unseen cases.
 
 takes   --config=NAME                     the problem and the network
-        --workdir=DIR, --checkpoint=DIR   whose best weights to use; --checkpoint=unrolled comes with the code
+        --workdir=DIR, --checkpoint=DIR   the run whose best weights to use; --checkpoint=unrolled comes with the code
         --config.evaluate.methods=LIST    network, least_squares, phase_retrieval, minimum_function, auto
         --config.evaluate.num_cases=N
 leaves  report.html to look at; evaluation.json and figures/ in the workdir
@@ -37,15 +37,15 @@ patterson-jax --config=quick --mode=simulate --input=molecule.xyz --output=maps
 a crystal: --config=crystal
 takes   --input=NAME.hkl                  or CIF, .fcf, .mtz; .ins, .res or .cif beside it are read; may be repeated
         --output=DIR
-        --config.crystal.cell='a b c α β γ', .formula=C12H22O11, .laue=2/m, .wavelength=Å   lead over the files
-        --config.crystal.max_starts=N     48; more for a crystal that does not solve
+        --config.crystal.cell='a b c α β γ', .formula=C12H22O11, .laue=2/m, .wavelength=Å   in place of the files'
+        --config.crystal.max_starts=N     default 48; more for a crystal that is not solved
 leaves  NAME.html to look at; NAME.res and NAME.hkl to refine; NAME.cif, NAME.json, NAME.png, NAME_density.ccp4
 
 a Patterson map: any other config
 takes   --input=MAP.ccp4                  or MRC, gzipped or not, its origin at the first voxel; may be repeated
         --output=DIR
         --config.problem.num_atoms=N      or --config.solve.num_atoms_known=false
-        --config.problem.noise=0.1        errors of the amplitudes; the verdict needs to know them
+        --config.problem.noise=0.1        relative errors of the amplitudes; the verdict needs them
         --config.solve.method=NAME        auto, least_squares, phase_retrieval, minimum_function, network
         --checkpoint=DIR                  the network; --checkpoint=unrolled comes with the code
 leaves  NAME.html to look at; NAME.json, .xyz, .pdb, .res, .cxc (ChimeraX), .png, NAME_density.ccp4
@@ -53,14 +53,14 @@ leaves  NAME.html to look at; NAME.json, .xyz, .pdb, .res, .cxc (ChimeraX), .png
 patterson-jax --config=crystal --mode=solve --input=crystal.hkl --output=solved
 patterson-jax --config=base --mode=solve --input=map.ccp4 --output=solved
 """,
-    'inspect': """Prints a network's layers, shapes, weights, arithmetic and receptive field, and draws an example.
+    'inspect': """Prints the layers of a network, shapes, weights, arithmetic and receptive fields; draws an example.
 
 takes   --config=NAME, --output=DIR       default: figures/ in the workdir
 leaves  example.png
 
 patterson-jax --config=base --mode=inspect
 """,
-    'publish': """Puts the best weights of a run where others can use them, if no better ones are there.
+    'publish': """Publishes the best weights of a run in a directory, unless it has better ones.
 
 takes   --config=NAME, --workdir=DIR      the run
         --output=pretrained/NAME

@@ -1,7 +1,7 @@
-"""Pictures of structures: balls, bonds and the cell, in orthographic projection, far things behind near ones.
+"""Draws structures: balls, bonds and the cell, in orthographic projection.
 
-Everything is cut into pieces small enough to have one depth (balls, half bonds, parts of the cell's edges), which are
-drawn from the farthest to the nearest and fade into the background with their depth.
+Everything is cut into pieces so small that each has one depth (balls, parts of half bonds, parts of the cell's edges).
+They are drawn from the farthest to the nearest, and fade into the background with their depth.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.crystal.structure import Site, SpaceGroup
 from patterson_jax.writing import write_whole
 
-COLOURS = {  # of non-metals as is usual among chemists, of metals after their salts, flames or looks; 'X' is unknown
+COLOURS = {  # usual ones of non-metals; those of metals after their salts, flames or looks; 'X' is unknown
     'X': '#c8322f',
     **{'H': '#e8e8e8', 'B': '#f2a3a3', 'C': '#4d4d4d', 'N': '#3050f8', 'O': '#e0281c', 'F': '#6cc24a'},
     **{'Si': '#d9b38c', 'P': '#ff8c1a', 'S': '#e6c200', 'Cl': '#1fbf1f', 'Se': '#d08a00', 'Br': '#a6402b'},
@@ -35,41 +35,41 @@ COLOURS = {  # of non-metals as is usual among chemists, of metals after their s
     **{'Pt': '#a0a0c8', 'Au': '#e0b020', 'Hg': '#a8a8c8'},
 }
 METAL_COLOUR, OTHER_COLOUR = '#8aa4c8', '#c060c0'
-OUTER_ELEMENTS = ('H', 'O', 'F', 'Cl', 'Br', 'I')  # that stand around others
+OUTER_ELEMENTS = ('H', 'O', 'F', 'Cl', 'Br', 'I')  # elements that surround others
 BACKGROUND = '#ffffff'
 CELL_COLOUR = '#7a8ca5'
 OUTLINE = '#303030'
-BALL, LARGEST_BALL = 0.22, 0.62  # of van der Waals radii; Å
+BALL, LARGEST_BALL = 0.22, 0.62  # radius of a ball: part of the van der Waals radius, and at most so many Å
 BOND_RADIUS = 0.11  # Å
 EDGE_RADIUS = 0.0017  # of the cell's longest edge
 SLACK, SLACK_OF_METALS = 0.35, 0.4  # Å by which a bond may be longer than the sum of covalent radii
 SHORTEST_BOND = 0.6  # Å
 MOST_DRAWN = 500  # atoms
-SHADES = 9  # discs of a ball
+SHADES = 9  # discs that make a ball
 ANGLES = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-ALONG = np.linspace(0.2, 0.8, 7)  # a bond, places where an edge of the cell may lie in it
+ALONG = np.linspace(0.2, 0.8, 7)  # places along a bond where an edge of the cell may lie inside it
 BOND_PIECES = 3  # of half a bond
 AROUND = np.array(list(itertools.product((-1, 0, 1), repeat=3)))
 EDGE_PIECES = 24  # of an edge of the cell
-DEEPEST_FADE = 0.45  # of a colour, at the far end
-LEAST_DEPTH = 1.0  # Å, before and behind the atoms
+DEEPEST_FADE = 0.45  # part of the background in a colour at the far end
+LEAST_DEPTH = 1.0  # Å, added to the depth in front of the atoms and behind them
 SAME_PLACE = 0.1  # Å
 DOTS_PER_INCH = 150
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """What is drawn.
+    """A structure to draw.
 
     Attributes:
         positions: `(n, 3)`, Å.
-        elements: of each; 'X' where unknown.
-        bonds: `(m, 2)`, numbers of atoms.
-        cell: `(3, 3)`, its edges as columns, Å; None: not drawn.
-        origin: where the cell begins, Å.
+        elements: of the atoms; 'X' where unknown.
+        bonds: `(m, 2)`, rows of positions.
+        cell: `(3, 3)`, its edges as columns, Å; None: it is not drawn.
+        origin: of the cell, Å.
         radii: `(n,)` of the balls, Å; None: parts of van der Waals radii.
-        endless: whether bonds go on through all cells; then the cell stands upright, else molecules lie flat.
-        sites: `(n,)`, of each the number of its atom in the asymmetric unit; None: there is none.
+        endless: whether bonds continue through all cells. Then the cell stands upright; else molecules lie flat.
+        sites: `(n,)`, row of each atom in the asymmetric unit; None: there is no such unit.
     """
 
     positions: np.ndarray
@@ -90,7 +90,12 @@ def colour_of(element: str) -> tuple[float, float, float]:
 
 
 def find_bonds(positions: np.ndarray, elements: tuple[str, ...]) -> np.ndarray:
-    """Pairs of atoms `(m, 2)` that are near enough to be bonded; two metals never are, and 'X' counts as carbon."""
+    """Pairs of atoms `(m, 2)` near enough to be bonded. Two metals never are; 'X' counts as carbon.
+
+    Args:
+        positions: `(n, 3)`, Å.
+        elements: of the atoms.
+    """
     first, second = np.triu_indices(len(positions), 1)
     distances = np.linalg.norm(positions[first] - positions[second], axis=1)
     limits = _bond_limits(elements)[first, second]
@@ -99,7 +104,7 @@ def find_bonds(positions: np.ndarray, elements: tuple[str, ...]) -> np.ndarray:
 
 
 def _bond_limits(elements):
-    """The longest bond of each element to each, `(n, n)` in Å; 0 where there is none."""
+    """The longest bonds between elements, `(n, n)` in Å; 0 where there are none."""
     known = [gemmi.Element('C' if each == 'X' else each) for each in elements]
     radii, metals = np.array([each.covalent_r for each in known]), np.array([each.is_metal for each in known], bool)
     slack = np.where(metals[:, None] | metals, SLACK_OF_METALS, SLACK)
@@ -107,7 +112,7 @@ def _bond_limits(elements):
 
 
 def crystal_drawing(cell: UnitCell, group: SpaceGroup | None, atoms: tuple[Site, ...]) -> Drawing:
-    """The molecules of an asymmetric unit, completed by symmetry; without any, or where they have no end, a cell."""
+    """Molecules of an asymmetric unit, completed by symmetry; a filled cell if they are endless or there are none."""
     operations = [gemmi.Op(each) for each in (group.symops if group else ('x,y,z',))]
     rotations = np.array([each.rot for each in operations]) / gemmi.Op.DEN
     shifts = np.array([each.tran for each in operations]) / gemmi.Op.DEN
@@ -132,7 +137,7 @@ def map_drawing(
     radius: float,
     origin: tuple[float, float, float] = (0.0, 0.0, 0.0),
 ) -> Drawing:
-    """Equal atoms in a cubic cell, with the radius of the problem's or, where some seem bonded, half of it; Å."""
+    """Equal atoms in a cubic cell; all lengths in Å. If some atoms seem bonded, balls have half the radius."""
     elements = (element,) * len(positions)
     bonds = find_bonds(positions, elements)
     radii = np.full(len(positions), radius / 2 if len(bonds) else radius)
@@ -140,7 +145,7 @@ def map_drawing(
 
 
 def _distinct(fractions, sites, cell):
-    """Places in the cell, each once."""
+    """Removes repeated places in the cell."""
     kept: list[int] = []
     for number, place in enumerate(fractions):
         steps = fractions[kept] - place
@@ -151,9 +156,9 @@ def _distinct(fractions, sites, cell):
 
 
 def _molecules(unit, fractions, sites, atoms, cell):
-    """The places of all atoms that are bonded to those of the asymmetric unit, and their sites.
+    """Places and sites of the molecules to which the atoms of the asymmetric unit belong.
 
-    None if they go on through all cells, or if nothing is bonded.
+    None if a molecule is endless, or if nothing is bonded.
     """
     limits = _bond_limits([atoms[site].element for site in sites])
     drawn: list[tuple[int, tuple[int, ...]]] = []
@@ -161,12 +166,12 @@ def _molecules(unit, fractions, sites, atoms, cell):
     for start in range(len(unit)):
         of_site = np.flatnonzero(sites == start)
         if not len(of_site) or any(sites[number] == start for number, _ in drawn):
-            continue  # another atom has its place, or it belongs to a molecule that is drawn
+            continue  # another atom has the same place, or it belongs to a molecule that is drawn already
         steps = unit[start] - fractions[of_site]
         nearest = np.argmin(np.linalg.norm((steps - np.rint(steps)) @ cell.orthogonalization.T, axis=1))
         molecule = [(int(of_site[nearest]), tuple(np.rint(steps[nearest]).astype(int)))]
         shifts = dict(molecule)
-        for number, shift in molecule:  # it lengthens as it goes
+        for number, shift in molecule:  # the list grows in the loop
             for other, step in _bonded(fractions[number], fractions, limits[number], cell):
                 moved = tuple(np.array(shift) + step)
                 if shifts.setdefault(other, moved) != moved or len(molecule) > MOST_DRAWN:
@@ -191,7 +196,7 @@ def _bonded(place, fractions, limits, cell):
 
 
 def _filled_cell(fractions, sites, atoms, cell):
-    """What is in the cell: that on its near faces on the far ones too, and non-metals outside that such ones bind."""
+    """Atoms in the cell, with copies of those on its faces, and bonded non-metals outside of it."""
     elements = [gemmi.Element(atoms[site].element) for site in sites]
     limits = _bond_limits([each.name for each in elements])
     metals = np.array([each.is_metal for each in elements], bool)
@@ -213,14 +218,14 @@ def _filled_cell(fractions, sites, atoms, cell):
 
 
 def best_view(positions: np.ndarray) -> np.ndarray:
-    """A rotation `(3, 3)` after which atoms lie as wide as they can, somewhat tilted, so that nothing hides."""
+    """A rotation `(3, 3)` that spreads the atoms as widely as possible, tilted a little so that few are hidden."""
     axes = np.linalg.svd(positions - positions.mean(axis=0), full_matrices=True)[2]
     axes[2] *= np.sign(np.linalg.det(axes))
     return _tilt(10, 14) @ axes
 
 
 def cell_view(cell: np.ndarray) -> np.ndarray:
-    """A rotation `(3, 3)` after which c points up and a to the right, of a cell `(3, 3)` seen somewhat from above."""
+    """A rotation `(3, 3)` after which c of a cell `(3, 3)` points up and a to the right, seen a little from above."""
     up = cell[:, 2] / np.linalg.norm(cell[:, 2])
     right = cell[:, 0] - up * (up @ cell[:, 0])
     right /= np.linalg.norm(right)
@@ -228,7 +233,7 @@ def cell_view(cell: np.ndarray) -> np.ndarray:
 
 
 def _tilt(up, aside):
-    """A turn by degrees about the vertical axis of the picture and then about the horizontal one."""
+    """A rotation by degrees about the vertical axis of the picture, then about the horizontal one."""
     a, b = np.radians([up, aside])
     about_x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
     about_y = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
@@ -249,7 +254,7 @@ def draw_structure(path: Path, drawing: Drawing, title: str) -> None:
 
 
 def save_figure(path: Path, figure: Figure) -> None:
-    """Writes a figure as a PNG, and makes its directory."""
+    """Writes a figure as a PNG; makes its directory if needed."""
     FigureCanvasAgg(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda part: figure.savefig(part, dpi=DOTS_PER_INCH, format='png'))
@@ -263,7 +268,7 @@ def view_of(drawing: Drawing) -> np.ndarray:
 
 
 def draw_on(axes: Axes, drawing: Drawing) -> None:
-    """Draws a structure on axes, of which nothing else is shown."""
+    """Draws a structure on axes; the frame of the axes is hidden."""
     view = view_of(drawing)
     places = drawing.positions @ view.T
     radii = drawing.radii if drawing.radii is not None else usual_radii(drawing.elements)
@@ -295,13 +300,13 @@ def draw_on(axes: Axes, drawing: Drawing) -> None:
 
 
 def usual_radii(elements: tuple[str, ...]) -> np.ndarray:
-    """Radii `(n,)` of the balls of elements, Å."""
+    """The usual radii `(n,)` of the balls of elements, Å."""
     radii = np.array([gemmi.Element('C' if each == 'X' else each).vdw_r for each in elements])
     return np.minimum(BALL * radii, LARGEST_BALL)
 
 
 class _Piece(NamedTuple):
-    """A part of the picture that has one depth: its outline `(n, 2)`, colour, and whether a line goes around it."""
+    """A part of the picture at one depth: its outline `(n, 2)`, its colour, and whether the outline is drawn."""
 
     depth: float
     outline: np.ndarray
@@ -337,7 +342,7 @@ def _edge_pieces(edges, places, radii, bonds):
 
 
 def _name_edges(axes, drawing, view, distance):
-    """The letters of the cell's edges beyond their ends, and of the origin."""
+    """Writes the letters of the cell's edges beyond their ends, and 0 at the origin."""
     middle = view @ (drawing.cell @ np.full(3, 0.5) + drawing.origin)
     for name, fraction in zip('0abc', np.vstack([np.zeros(3), np.eye(3)]), strict=True):
         corner = view @ (drawing.cell @ fraction + drawing.origin)
@@ -347,7 +352,7 @@ def _name_edges(axes, drawing, view, distance):
 
 
 def _half_bond(start, end, radius, colour):
-    """The half of a bond next to an atom, as a stick that is lit from above and begins at the ball's surface."""
+    """The half of a bond next to an atom: a stick, lit from above, that begins at the ball's surface."""
     middle, length = (start + end) / 2, np.linalg.norm(end - start)
     begin = start + (end - start) * min(0.9 * radius / length, 0.5)
     points = begin + np.linspace(0, 1, BOND_PIECES + 1)[:, None] * (middle - begin)
@@ -360,14 +365,14 @@ def _half_bond(start, end, radius, colour):
 
 
 def _strip(first, second, radius):
-    """A line from one point to another as the outline `(4, 2)` of what it covers."""
+    """The outline `(4, 2)` of a thick line from one point to another."""
     along = (second - first)[:2]
     across = radius * np.array([-along[1], along[0]]) / max(np.linalg.norm(along), 1e-9)
     return np.array([first[:2] + across, second[:2] + across, second[:2] - across, first[:2] - across])
 
 
 def _ball(place, radius, colour):
-    """A ball that is lit from above on the left: discs within each other."""
+    """A ball, lit from the upper left, made of nested discs."""
     circle = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)
     yield _Piece(place[2], place[:2] + radius * circle, colour, outlined=True)
     for step in np.linspace(0, 1, SHADES)[1:]:
@@ -376,7 +381,7 @@ def _ball(place, radius, colour):
 
 
 def _lit(colour, amount):
-    """A colour nearer to white, or, if the amount is negative, to black."""
+    """A colour moved towards white or, if the amount is negative, towards black."""
     return _mixed(colour, 'white' if amount > 0 else 'black', abs(amount))
 
 

@@ -1,9 +1,10 @@
-"""How exactly matrix products are computed where atoms, maps and amplitudes are: one policy for simulation and solver.
+"""The precision of matrix products in simulation and solver: one policy for atoms, maps and amplitudes.
 
-An accelerator left to itself rounds the factors of a product of float32 matrices to the 10 bits of TF32 or the 7 of
-bfloat16. That suits networks, which choose for themselves. Of ten atoms at their true positions it leaves an R1 of
-2.2e-4 or 2.1e-3 (factors rounded so on CPU; `tests/test_precision.py`), where products in float32 leave 3e-7 and
-`verdict.EXACT` allows 2e-3. On CPU, where nothing is rounded so, the policy changes nothing.
+By default an accelerator rounds the factors of a product of float32 matrices to the 10 bits of TF32 or the 7 bits of
+bfloat16. That is enough for networks, which have a setting of their own. It is too little here: ten atoms at their true
+positions then have an R1 of 2.2e-4 or 2.1e-3 (factors rounded in this way on CPU; `tests/test_precision.py`). With
+products in float32 it is 3e-7, and `verdict.EXACT` allows 2e-3. A CPU does not round factors, so that the policy
+changes nothing there.
 """
 
 import functools
@@ -11,11 +12,11 @@ from collections.abc import Callable
 
 import jax
 
-MATRIX_PRECISION = 'highest'  # a name that `jax.default_matmul_precision` knows; read whenever a function is traced
+MATRIX_PRECISION = 'highest'  # a name for `jax.default_matmul_precision`; read whenever a function is traced
 
 
 def exact_products(function: Callable) -> Callable:
-    """Decorates what simulation and solver trace: products in it, and in all that it calls, follow the policy."""
+    """Decorates a function that is traced: products in it, and in all that it calls, follow the policy."""
 
     @functools.wraps(function)
     def with_policy(*arguments, **named):

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with the time left on a terminal, plain lines elsewhere."""
+"""Shows the progress of long work: a bar with the time left on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -13,10 +13,10 @@ class ProgressReport:
     """Reports how far a task of `total` units is, on stderr; a context manager.
 
     Args:
-        task: what is being done, a word or two.
-        total: units of work in all.
-        done: units that an earlier run has done already.
-        silent: report nothing, because another process does.
+        task: its name, a word or two.
+        total: units of work.
+        done: units that an earlier run has completed.
+        silent: whether to report nothing, because another process reports.
     """
 
     def __init__(self, task: str, total: int, done: int = 0, silent: bool = False):
@@ -41,11 +41,11 @@ class ProgressReport:
             self.bar.stop()
 
     def restart(self, done: int) -> None:
-        """Measures the pace from here on, as after compilation, when `done` units are complete."""
+        """Measures the pace from now on, for example after compilation; `done` units are complete."""
         self.started, self.started_at = time.perf_counter(), done
 
     def update(self, done: int, note: str = '') -> None:
-        """Tells that `done` units are complete, with a note such as the current loss."""
+        """Reports that `done` units are complete, with a note such as the current loss."""
         self.done = done
         if self.bar:
             self.bar.update(self.bar_task, completed=done, note=note)

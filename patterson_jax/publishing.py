@@ -1,7 +1,8 @@
-"""Publishing: a run's best weights in a directory to keep beside the code, with a model card of what was measured.
+"""Publishes the best weights of a run in a directory to keep beside the code, with a model card of the measurements.
 
-The directory is laid out as a run's, so that `--checkpoint` and `train.init_from` take it. A run that began with the
-weights of such a directory, or of another run, is one more slice of their training: log and list of slices go on.
+The directory has the layout of a run, so that `--checkpoint` and `train.init_from` accept it. A run that began with the
+weights of such a directory, or of another run, is one more slice of their training: its log and its slice are appended
+to theirs.
 """
 
 import dataclasses
@@ -31,28 +32,34 @@ from patterson_jax.simulation.problem import Problem
 from patterson_jax.weights import weight_fields
 from patterson_jax.writing import markdown_table, write_json
 
-LARGEST_CHECKPOINT = 16 * 2**20  # bytes, without the state of the optimiser; what a repository bears
+LARGEST_CHECKPOINT = 16 * 2**20  # bytes without the state of the optimiser; more is too much for a repository
 SLICES = 'slices.json'
 LOG = 'metrics.jsonl'
 FIGURES = ('maps.png', 'separation.png', 'errors.png')
 PAPERS_ERROR, PAPERS_PAIRS, PAPERS_ATOMS = 0.283, 4994, 5000  # mean error in place, voxels (3.5)
 # The paper names no loss. Our unrolled network has the paper's mean error with this one, on the paper's problem.
 LOSS_OF_PAPERS_ERROR = 2.0e-5
-MOST_CASES = 1e9  # a curve is not drawn out further
+MOST_CASES = 1e9  # a curve is not extrapolated further
 
 
 def publish(experiment: Experiment, config: ConfigDict, workdir: Path, output: Path | None) -> None:
-    """Makes `output` hold a run's best checkpoint, its evaluation and log, and a card, `README.md`, that tells of them.
+    """Writes a run's best checkpoint, its evaluation and log, and a card, `README.md`, to `output`.
+
+    Args:
+        experiment: the validated config.
+        config: of the run.
+        workdir: of the run.
+        output: directory to make or replace.
 
     Raises:
-        InputError: `output` is missing, or holds better weights or those of another problem or network; the run is
-            another config's, saw cropped maps only, or is not evaluated with this config and its best weights; its
-            checkpoint is unsealed or larger than 16 MiB.
+        InputError: `output` is missing, or has better weights or those of another problem or network; the run has
+            another config, was trained on cropped maps, or was not evaluated with this config and its best weights; its
+            checkpoint has no checksums or is larger than 16 MiB.
     """
     if output is None:
         raise InputError('--output is missing; it names the directory to publish in, as in --output=pretrained/NAME')
     require(output.resolve() != workdir.resolve(), '--output', str(output), 'another directory than the run')
-    allowed = '0 to publish, as such weights are of no use on whole maps; a run that begins with them can teach that'
+    allowed = '0 to publish, because such weights fail on whole maps; train on whole maps from these weights first'
     require(not experiment.train.crop, 'train.crop', experiment.train.crop, allowed)
     check_record(workdir, config.to_dict())
     with Checkpoints(find_checkpoints(workdir), read_only=True) as checkpoints:
@@ -63,7 +70,7 @@ def publish(experiment: Experiment, config: ConfigDict, workdir: Path, output: P
     report = _evaluation_of(workdir, config, step)
     rows = [row for row in read_metrics(workdir / LOG) if row['step'] <= step]
     if not rows or rows[-1]['step'] != step or 'validation_loss' not in rows[-1]:
-        raise InputError(f'{workdir}: step {step} was not validated; let the run come to its next validation')
+        raise InputError(f'{workdir}: step {step} was not validated; let the run reach its next validation')
     own = _slice_of(config.to_dict(), workdir, counters, rows[-1])
     slices, before = _history(experiment.train.init_from, own['begin'])
     slices = [*slices, own]
@@ -91,7 +98,7 @@ def publish(experiment: Experiment, config: ConfigDict, workdir: Path, output: P
 
 def _check_checkpoint(source):
     if not (source / CHECKSUMS).exists():
-        raise InputError(f'{source}: no {CHECKSUMS}, as the run was killed; let it come to an end')
+        raise InputError(f'{source}: it has no {CHECKSUMS}, because the run was killed; let the run finish')
     files = (path for path in source.rglob('*') if path.is_file())
     size = sum(path.stat().st_size for path in files if 'optimizer' not in path.relative_to(source).parts)
     if size > LARGEST_CHECKPOINT:
@@ -100,7 +107,7 @@ def _check_checkpoint(source):
 
 
 def _evaluation_of(workdir, config, step):
-    """The evaluation of these weights with this config."""
+    """The evaluation of the weights of a step with this config. Raises InputError without it."""
     path = workdir / 'evaluation.json'
     try:
         report = json.loads(path.read_text(encoding='utf-8'))
@@ -108,12 +115,12 @@ def _evaluation_of(workdir, config, step):
     except (OSError, ValueError, KeyError, TypeError):
         current = False
     if not current:
-        raise InputError(f'{path}: no evaluation of step {step} with this config; run --mode=evaluate first')
+        raise InputError(f'{path}: it has no evaluation of step {step} with this config; run --mode=evaluate first')
     return report
 
 
 def _slice_of(config, workdir, counters, validated):
-    """What one run did up to the weights with these counters; `validated` is the row of their validation."""
+    """The slice of one run, up to the weights with these counters; `validated` is the row of their validation."""
     training = config['train']
     begin = counters['examples'] - counters['step'] * training['batch_size']
     return {
@@ -131,7 +138,7 @@ def _slice_of(config, workdir, counters, validated):
 
 
 def _history(name, begin):
-    """Slices and log of what led to the weights with which a run began, at example `begin`, as far as it is there."""
+    """Slices and log that led to the weights with which a run began, at example `begin`, as far as they exist."""
     if not name:
         return [], []
     if place := _published(name):
@@ -141,13 +148,13 @@ def _history(name, begin):
         checkpoints = find_checkpoints(find_network(name))
         workdir = checkpoints.parent
         config = read_record(workdir)['config']
-        with Checkpoints(checkpoints, read_only=True) as saved:  # a run counts on from the latest, whichever it takes
+        with Checkpoints(checkpoints, read_only=True) as saved:  # a run counts from the latest, whichever it takes
             counters = saved.restore(saved.latest_step, counters=None)['counters']
-    except InputError:  # it is gone
+    except InputError:  # the run was removed
         return [], []
     rows = [row for row in read_metrics(workdir / LOG) if row['examples'] <= begin]
     validated = [row for row in rows if 'validation_loss' in row]
-    if not validated or counters['examples'] != begin:  # it went on since
+    if not validated or counters['examples'] != begin:  # the run was continued since
         return [], []
     own = _slice_of(config, workdir, counters, validated[-1])
     slices, before = _history(config['train']['init_from'], own['begin'])
@@ -156,7 +163,7 @@ def _history(name, begin):
 
 
 def _published(name):
-    """The published directory that is meant, None if it is another run's, or gone."""
+    """The directory of published weights of that name; None if it is not one."""
     try:
         directory = find_network(name)
     except InputError:
@@ -168,22 +175,22 @@ def _published(name):
 
 
 def _check_replaced(output, config, own):
-    """Raises InputError if `output` holds anything but weights of this kind, none of them better."""
+    """Raises InputError if `output` has better weights, weights of another kind, or other files."""
     if not output.exists() or not any(output.iterdir()):
         return
     if not (output / SLICES).exists():
-        raise InputError(f'{output} holds something else than published weights; name another --output')
+        raise InputError(f'{output} has files that are not published weights; name another --output')
     theirs, ours = (weight_fields(each) for each in (read_record(output)['config'], config.to_dict()))
     differing = differences(theirs, ours, ('model', 'problem'))
     if differing:
-        raise InputError(f'{output} holds weights of another config: {"; ".join(differing)}. Name another --output')
+        raise InputError(f'{output} has weights of another config: {"; ".join(differing)}. Name another --output')
     before, now = json.loads((output / SLICES).read_text())[-1]['validation_loss'], own['validation_loss']
     if now > before:
-        raise InputError(f'{output} holds better weights: validation loss {before:.4g}, and these have {now:.4g}')
+        raise InputError(f'{output} has better weights: validation loss {before:.4g}, and these have {now:.4g}')
 
 
 def _replace(part, output):
-    """Puts a directory in the place of another; at every moment one of the two is whole under some name."""
+    """Replaces a directory by another; at every moment one of the two exists whole, under some name."""
     old = output.with_name(f'.{output.name}.old')
     shutil.rmtree(old, ignore_errors=True)
     if output.exists():
@@ -193,7 +200,7 @@ def _replace(part, output):
 
 
 def _is_papers(problem):
-    """Whether the cases are the paper's, whatever the scale of the network's input."""
+    """Whether the cases are the paper's; the scale of the network's input does not matter."""
     return dataclasses.replace(problem, input_scale=Problem.input_scale) == Problem()
 
 
@@ -205,18 +212,18 @@ def model_card(
     seal: str,
     curve: LearningCurve | None = None,
 ) -> str:
-    """What published weights are, how they were made and how good they are, as Markdown.
+    """The card of published weights, as Markdown: what they are, how they were made and how good they are.
 
     Args:
         experiment: of the last slice.
-        slices: what `slices.json` holds: from which example to which each slice went, in what time, on what.
-        report: what `evaluation.json` holds.
+        slices: the content of `slices.json`: the examples, time and device of each slice.
+        report: the content of `evaluation.json`.
         step: of the checkpoint.
         seal: SHA-256 of the checkpoint's checksums.
-        curve: fitted to the log; None: there is none.
+        curve: fitted to the log; None: the log is too short.
     """
     problem, network = experiment.problem, experiment.model
-    cases: dict[int, int] = {}  # by the edge of the maps that were seen
+    cases: dict[int, int] = {}  # by the edge of the maps that the network saw
     for each in slices:
         seen = each.get('crop', 0) or problem.grid_size
         cases[seen] = cases.get(seen, 0) + each['end'] - each['begin']
@@ -230,12 +237,12 @@ def model_card(
         'problem': f'{problem.num_atoms} atoms of radius {problem.atom_radius:g} in an inner box of edge '
         f'{problem.box_edge:g}, target {problem.target}; data {data}, noise {problem.noise:.0%}',
         'network': f'{count_weights(network, problem.grid_size):,} weights; `{RECORD}` has every field',
-        'data': f'{examples:,} cases of the training stream, made as they were needed',
+        'data': f'{examples:,} cases of the training stream, made when they were needed',
         'arithmetic': f'{in_words}, forward and backward, {in_all / 1e15:.3g} PFLOP in all, counted as direct '
-        'convolutions, other transforms left out',
-        'maps': f'in validation of one orientation of the cell, in the evaluation the mean of {orientations}'
+        'convolutions, without other transforms',
+        'maps': f'in validation from one orientation of the cell, in the evaluation the mean of {orientations}'
         if orientations > 1
-        else 'of one orientation of the cell',
+        else 'from one orientation of the cell',
         'training': f'{sum(each["seconds"] for each in slices) / 3600:.2f} hours',
         'checksums': f'in `checkpoints/{step}/{CHECKSUMS}`, verified whenever the weights are loaded; SHA-256 of that '
         f'file: `{seal}`',
@@ -245,8 +252,8 @@ def model_card(
         facts['before'] = f'{slices[0]["begin"]:,} cases in other runs, which are not counted here'
     title = f'# {type(network).__name__}, {problem.num_atoms} atoms in {problem.grid_size}³ voxels'
     words = (
-        'Weights that turn a Patterson map into a density map, for maps of this grid and atoms of this size. They, the '
-        'log, the figures and this card were put here by `run_experiment.py --mode=publish`.'
+        'These weights turn a Patterson map into a density map, for maps of this grid and atoms of this size. '
+        '`run_experiment.py --mode=publish` wrote them, the log, the figures and this card.'
     )
     pictures = '\n\n'.join(
         f'![{name.capitalize()}](figures/{name}.png)' for name in ('losses', 'learning', 'errors', 'maps')
@@ -256,11 +263,11 @@ def model_card(
 
 
 def _outlook(problem, last, curve):
-    """How the loss falls with cases and, for the paper's problem, when it would be that of the paper's accuracy."""
+    """How the loss falls with cases and, for the paper's problem, when it would give the paper's accuracy."""
     if curve is None:
         return (
-            'How the loss falls with the number of cases cannot be told yet: the log is too short, or the loss still '
-            'more than half of that of empty maps.'
+            'It is not known yet how the loss falls with the number of cases: the log is too short, or the loss is '
+            'still more than half of that of empty maps.'
         )
     law = f'Over the last three quarters of the cases the validation loss fell as cases^{-curve.exponent:.2f}.'
     if not _is_papers(problem):
@@ -271,8 +278,8 @@ def _outlook(problem, last, curve):
     there = curve.cases_at(goal)
     when = f'after about {there:.1g} cases' if there < MOST_CASES else f'not before {MOST_CASES:.0g} cases'
     return (
-        f"{law} With {goal:.3g} our networks have the paper's mean error, {PAPERS_ERROR} voxel in place; at that pace "
-        f'it would be reached {when}. The paper took some 1.3e+07 cases. Such curves are not straight, least of all at '
+        f"{law} With {goal:.3g} our networks have the paper's mean error, {PAPERS_ERROR} voxel in place. At that pace "
+        f'they would reach it {when}. The paper took some 1.3e+07 cases. Such curves are not straight, least of all at '
         'the beginning.'
     )
 

@@ -1,8 +1,8 @@
-"""A report on a solution, or on a run, as one HTML file, which opens in a browser without a network.
+"""Writes a report on a solution or a run as one HTML file, which a browser can open offline.
 
-The structure is drawn by 3Dmol.js (N. Rego and D. Koes, Bioinformatics 31, 1322, 2015), which the file carries with it;
-its licence is beside it in `page/`. The file's own policy forbids the browser to fetch anything. Whatever comes from a
-person's files, as titles and paths, is text in it and nothing else.
+3Dmol.js (N. Rego and D. Koes, Bioinformatics 31, 1322, 2015) draws the structure; the file contains it. Its licence is
+beside it in `page/`. The file's content security policy forbids the browser to fetch anything. Texts from a user's
+files, such as titles and paths, are escaped, so that they are never code.
 """
 
 import base64
@@ -30,34 +30,34 @@ from patterson_jax.writing import write_whole
 PAGE = Path(__file__).parent / 'page'
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 LIBRARIES = ('jax', 'jaxlib', 'numpy', 'gemmi', 'moyopy')  # on which a result may depend
-PICTURES = {  # of a run, by the names of their files
+PICTURES = {  # captions of a run's pictures, by the names of their files
     'losses': 'Training and validation loss, and map correlation',
     'maps': 'Unseen cases: true maps and predicted ones',
     'separation': 'Separation: misfit after each swap',
     'errors': 'Distances between found and true atoms',
 }
-MOST_VOXELS = 400_000  # of the density that a report carries
-AROUND_ATOMS = 1.5  # Å from atoms that are drawn, in which density is shown
-SHOWN_LEVEL = 0.2  # of a crystal's density at its median atom, where the surface is drawn at first
-SHOWN_BALL = 0.6  # of an atom's ball in pictures, so that the density is seen around it
-UNCERTAIN_ELEMENT = 0.9  # confidence below which an element is to be looked at
+MOST_VOXELS = 400_000  # of the density in a report
+AROUND_ATOMS = 1.5  # Å around drawn atoms in which density is shown
+SHOWN_LEVEL = 0.2  # first level of the surface, relative to the density at the median atom of a crystal
+SHOWN_BALL = 0.6  # size of balls relative to those of pictures, so that the density around them can be seen
+UNCERTAIN_ELEMENT = 0.9  # confidence below which the user should check an element
 MOST_LISTED = 12  # atoms in a sentence
-TINY = 1e-6  # of the highest density: there is none
+TINY = 1e-6  # highest value up to which a density counts as empty
 
-ADVICE = (  # words of a reason, and what to do about it
+ADVICE = (  # words in a reason of a verdict, and advice for it
     ('space group is not certain', 'Refine in each of the candidate groups, and compare R1 and the geometry.'),
-    ('symmetry that the space group lacks', 'Look for a group of higher symmetry, as with ADDSYM of PLATON.'),
-    ('space group forbids', 'Try a lower symmetry: another Laue class by --config.crystal.laue, or a subgroup.'),
-    ('phases agree with an operation', 'Try a lower symmetry: another Laue class by --config.crystal.laue.'),
-    ('R1 is', 'Refine and look at the difference map: disorder, a twin, solvent or poor data leave such an R1.'),
+    ('symmetry that the space group lacks', 'Look for a group of higher symmetry, for example with ADDSYM of PLATON.'),
+    ('space group forbids', 'Try a lower symmetry: another Laue class with --config.crystal.laue, or a subgroup.'),
+    ('phases agree with an operation', 'Try a lower symmetry: another Laue class with --config.crystal.laue.'),
+    ('R1 is', 'Refine and look at the difference map: disorder, a twin, solvent or poor data cause such an R1.'),
     ('difference peak', 'An atom may be missing or too light: refine, and look at the highest peaks of the map.'),
-    ('hole of the difference map', 'An atom may be too heavy or not there: refine, and look at its U.'),
-    ('has U =', 'An element may be wrong, where U is low too light, where it is high too heavy, or disordered.'),
+    ('hole of the difference map', 'An atom may be too heavy or may not exist: refine, and look at its U.'),
+    ('has U =', 'An element may be wrong: with a low U too light, with a high U too heavy. Or the atom is disordered.'),
     ('Å apart', 'Two atoms are too near: one is false, or the two are parts of a disorder.'),
-    ('odd bonds', 'Look at the geometry of the atoms that are named: elements may be exchanged.'),
+    ('odd bonds', 'Look at the geometry of the named atoms: elements may be exchanged.'),
     ('an atom takes', 'The volume is odd: check the formula and the cell.'),
-    ('formula are missing', 'Give the formula without solvent, or find what is missing in the difference map.'),
-    ('are few', 'Data are few for the model: measure to higher resolution, or refine with restraints.'),
+    ('formula are missing', 'Give the formula without solvent, or find the missing atoms in the difference map.'),
+    ('are few', 'There are few data for the model: measure to higher resolution, or refine with restraints.'),
 )
 
 
@@ -66,10 +66,10 @@ class Density:
     """A density to draw.
 
     Attributes:
-        values: `(u, v, w)`, not negative where there is something to see.
-        matrix: `(3, 4)`, from indices of it to Å.
-        level: where its surface is drawn at first.
-        unit: of its values, in words.
+        values: `(u, v, w)`; negative ones are drawn as zero.
+        matrix: `(3, 4)`, from indices to Å.
+        level: first level of the surface.
+        unit: of the values, in words.
     """
 
     values: np.ndarray
@@ -80,7 +80,7 @@ class Density:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table: `head` may be empty; cells are text."""
+    """A table of text; `head` may be empty."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -88,24 +88,24 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a report says; all of it is text, which the page escapes.
+    """The content of a report, as text that the page escapes.
 
     Attributes:
         name: of the result.
-        source: what it is of.
-        state: 'solved', 'uncertain', 'not solved', or another word for it.
-        claim: what that means, in a sentence.
-        reasons: for it.
-        merits: figures of merit: name, value, what it means.
+        source: of the data.
+        state: 'solved', 'uncertain', 'not solved' or another word.
+        claim: the meaning of the state, in a sentence.
+        reasons: for the state.
+        merits: figures of merit: name, value, explanation.
         warnings: about the data.
-        steps: what to do next; words between backquotes are commands.
+        steps: advice for the next steps; words between backquotes are commands.
         drawing: the structure; None: there is none.
-        names: of the drawing's atoms, shown when one points at them.
-        density: drawn with it.
-        atoms: of the structure, or scores.
+        names: of the drawing's atoms, shown when the user points at them.
+        density: drawn with the structure.
+        atoms: a table of the atoms, or of scores.
         title: above that table.
-        course: of the starts, or what else led there: a sentence on it and a table.
-        sections: further ones: title, and lines as they were printed.
+        course: a sentence and a table on how the result was found.
+        sections: further sections: title and lines.
         pictures: title and PNG.
     """
 
@@ -128,7 +128,7 @@ class Report:
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Writes a report as one HTML file; whole or not at all."""
+    """Writes a report as one HTML file, whole or not at all."""
     text = page(report)
     write_whole(path, lambda part: part.write_text(text, encoding='utf-8'))
 
@@ -185,13 +185,13 @@ def page(report: Report) -> str:
 
 
 def versions() -> str:
-    """What made a result: this program, Python and the libraries on which it may depend."""
+    """Versions of this program, of Python and of the libraries on which a result may depend."""
     libraries = ', '.join(f'{name} {importlib.metadata.version(name)}' for name in LIBRARIES)
     return f'patterson_jax {__version__}, Python {platform.python_version()} on {platform.machine()}, {libraries}'
 
 
 def embedded(content: object) -> str:
-    """JSON that can stand in a script element: what HTML would take for its end is written as an escape."""
+    """JSON for a script element: characters that could end the element are written as escapes."""
     text = json.dumps(content, allow_nan=False, ensure_ascii=True, separators=(',', ':'))
     return text.replace('&', r'\u0026').replace('<', r'\u003c').replace('>', r'\u003e')
 
@@ -208,13 +208,13 @@ def crystal_report(
     """The report on a crystal.
 
     Args:
-        content: of its JSON file.
+        content: of the JSON file.
         cell: as given.
-        density: `(nu, nv, nw)`, electrons/Å³ nearly, or None.
-        drawing: of its atoms, or None.
-        course: of the starts: how many had ended, after how many seconds, what they had come to.
-        printed: what was said of the data: three lines, notes, tables.
-        name: of its files.
+        density: `(nu, nv, nw)`, roughly in electrons/Å³, or None.
+        drawing: of the atoms, or None.
+        course: of the starts: number ended, seconds, and the best result so far in words.
+        printed: lines that were printed on the data.
+        name: of the files.
     """
     group, atoms, data = content['space_group'], content['atoms'], content['reflections']
     names = () if drawing is None or drawing.sites is None else tuple(_told(atoms[site]) for site in drawing.sites)
@@ -251,12 +251,12 @@ def map_report(
     """The report on a Patterson map.
 
     Args:
-        content: of its JSON file.
+        content: of the JSON file.
         density: `(grid, grid, grid)`.
-        level: at which viewers draw its surface.
-        drawing: of its atoms, Å.
+        level: of the surface in viewers.
+        drawing: of the atoms, Å.
         rivals: R1 of the other sets of atoms that were kept, the best first.
-        name: of its files.
+        name: of the files.
         cut: whether the map lacks reflections.
     """
     step, steps = content['voxel_size'], max(1, math.ceil((density.size / MOST_VOXELS) ** (1 / 3)))
@@ -268,7 +268,7 @@ def map_report(
         for number, position in enumerate(content['positions'], 1)
     )
     found = f'{content["starts"]} starts by {content["method"].replace("_", " ")}; {content["agreeing_starts"]} of them'
-    words = f'{found} came to the answer. These are the best sets of atoms that differ from each other.'
+    words = f'{found} led to the answer. These are the best different sets of atoms.'
     return Report(
         name=name,
         source=content['input'] or 'an array',
@@ -287,12 +287,12 @@ def map_report(
 
 
 def evaluation_report(content: dict, config: dict, pictures: Sequence[Path], workdir: Path) -> Report:
-    """The report on a run, or on methods that need none: scores on unseen cases, pictures, settings.
+    """The report on a run, or on methods without a network: scores on unseen cases, pictures, settings.
 
     Args:
         content: of `evaluation.json`.
         config: resolved.
-        pictures: PNG files that belong to it; those that are missing are passed over.
+        pictures: PNG files for the report; missing files are left out.
         workdir: of the run.
     """
     stages = {name: scores for name, scores in content.items() if isinstance(scores, dict) and 'recall' in scores}
@@ -322,11 +322,11 @@ def evaluation_report(content: dict, config: dict, pictures: Sequence[Path], wor
         name=workdir.name,
         source=str(workdir),
         state='evaluated',
-        claim='Scores on cases that nothing was trained on. What positions at random score is in the table too.',
+        claim='Scores on cases that were not in any training. The table has the scores of random positions too.',
         merits=tuple(merits),
         steps=(
             'Compare with the classical methods: `--mode=evaluate --config.evaluate.methods=network,least_squares`.',
-            'The log is `metrics.jsonl`; every figure of this page is in `evaluation.json`.',
+            'The log is `metrics.jsonl`; `evaluation.json` has every figure of this page.',
         ),
         atoms=Table(head, rows),
         title='Scores',
@@ -337,33 +337,33 @@ def evaluation_report(content: dict, config: dict, pictures: Sequence[Path], wor
 
 def _crystal_claim(content):
     return {
-        'solved': 'The sites of the atoms and the space group are claimed to be right. Elements have a confidence of '
-        'their own; hydrogen is not looked for; the hand is not determined.',
-        'uncertain': 'The model explains much of the data, but not all that a right one would. What speaks against it:',
-        'not solved': 'No model explains the data. The best that was found is below; nothing of it need be right.',
+        'solved': 'The claim is that the sites of the atoms and the space group are right. Each element has its own '
+        'confidence. Hydrogen is not searched for, and the hand is not determined.',
+        'uncertain': 'The model explains much of the data, but not as much as a right one would. The reasons:',
+        'not solved': 'No model explains the data. The best one is below; none of it need be right.',
     }[content['verdict']]
 
 
 def _map_claim(content):
     return {
-        'solved': 'The atoms are claimed to be right, up to the choice of one of two enantiomorphs.',
-        'uncertain': 'The atoms explain much of the map, but it cannot be told whether all of them are right.',
-        'not solved': 'No set of atoms explains the map. The best that was found is below; none of them need be right.',
+        'solved': 'The claim is that the atoms are right, or all of them inverted: the map is the same for both.',
+        'uncertain': 'The atoms explain much of the map, but it is not known whether all of them are right.',
+        'not solved': 'No set of atoms explains the map. The best one is below; none of its atoms need be right.',
     }[content['verdict']]
 
 
 def _map_reasons(content):
-    """What R1 and the starts say, in words; the verdict's own rule is in the documentation."""
+    """R1 and the starts in words; the documentation has the rule of the verdict."""
     r_factor, limit = content['r_factor'], content['r_factor_solved_below']
     compared = 'no more' if r_factor <= limit else 'more'
     yield f'R1 is {r_factor:.4f}, {compared} than the {limit:.4f} up to which a set can be called solved'
     agreeing = content['agreeing_starts']
-    yield f'{agreeing} of {content["starts"]} starts came to these atoms'
+    yield f'{agreeing} of {content["starts"]} starts led to these atoms'
     alternatives = len(content['alternatives_voxels'])
     if alternatives:
         yield f'{alternatives} other set{"s" if alternatives > 1 else ""} of atoms explain the map as well'
     if not content['alternatives_searched']:
-        yield 'the atoms are too regular for all sets with the same vectors to be looked for'
+        yield 'the atoms are so regular that not all sets with the same vectors were searched for'
 
 
 def _crystal_merits(content, group, data, cell):
@@ -391,7 +391,7 @@ def _crystal_merits(content, group, data, cell):
     if data['r_int'] is not None:
         yield 'R_int', f'{data["r_int"]:.4f}', f'in Laue class {content["laue_class"]}'
     yield '⟨|E² − 1|⟩', f'{data["e_statistic"]:.2f}', '0.97 with a centre of symmetry, 0.74 without'
-    yield 'starts', f'{content["starts"]}', f'{content["seconds"]:.1f} s, compilation apart'
+    yield 'starts', f'{content["starts"]}', f'{content["seconds"]:.1f} s without compilation'
 
 
 def _map_merits(content):
@@ -422,14 +422,14 @@ def _crystal_steps(content, name):
         doubtful = [each for each in content['atoms'] if each['element_confidence'] < UNCERTAIN_ELEMENT]
         if doubtful:
             listed = ', '.join(f'{each["label"]} ({each["element_confidence"]:.0%})' for each in doubtful[:MOST_LISTED])
-            others = f', and {len(doubtful) - MOST_LISTED} others of the table' if len(doubtful) > MOST_LISTED else ''
+            others = f', and {len(doubtful) - MOST_LISTED} others in the table' if len(doubtful) > MOST_LISTED else ''
             yield f'Check the elements with a low confidence: {listed}{others}.'
         if any(reason.startswith('but the elements') for reason in content['reasons']):
             yield 'Check the formula: the sites explain the data, but not with these elements.'
         hydrogen = content['contents'] is None or 'H' in content['contents']
         yield f'Then refine anisotropically (ANIS){", and add hydrogen (HFIX)" if hydrogen else ""}.'
         if not _has_inversion(group['symops']):
-            yield 'The group has no inversion: determine the hand by the Flack parameter of the refined structure.'
+            yield 'The group has no inversion: determine the hand with the Flack parameter of the refined structure.'
     if verdict != 'solved':
         yield (
             'Give more starts (`--config.crystal.max_starts=200`), another seed (`--config.seed=1`), or, if the table '
@@ -446,17 +446,17 @@ def _map_steps(content, name):
     verdict = content['verdict']
     yield f'Look at atoms and density in ChimeraX: `chimerax {shlex.quote(name + ".cxc")}`.'
     if verdict == 'solved':
-        yield 'The inverse of these atoms explains the map as well: choose the hand by what you know of the molecule.'
+        yield 'The inverse of these atoms explains the map as well: choose the hand from what you know of the molecule.'
         return
     if not content['noise']:
-        yield 'If the amplitudes have errors, say so: `--config.problem.noise=0.1` for 10 %. The verdict needs to know.'
-    yield 'Check the number of atoms, or have it found: `--config.solve.num_atoms_known=false`.'
+        yield 'If the amplitudes have errors, give them: `--config.problem.noise=0.1` for 10 %. The verdict needs them.'
+    yield 'Check the number of atoms, or let the program find it: `--config.solve.num_atoms_known=false`.'
     yield 'Give more attempts, `--config.solve.max_attempts=40`, or another method, `--config.solve.method=…`.'
 
 
 def _told(atom):
     place = ', '.join(f'{value:.4f}' for value in atom['fract'])
-    return f'{atom["label"]}: {place}; U {atom["u_iso"]:.4f} Å²; {atom["element_confidence"]:.0%} sure of the element'
+    return f'{atom["label"]}: {place}; U {atom["u_iso"]:.4f} Å²; element {atom["element_confidence"]:.0%} certain'
 
 
 def _crystal_atoms(atoms):
@@ -478,11 +478,11 @@ def _crystal_atoms(atoms):
 
 def _course_words(content):
     count = f'{content["starts"]} start{"" if content["starts"] == 1 else "s"}'
-    return f'{count} of random phases or superposed Patterson maps, and what they came to:'
+    return f'{count} from random phases or superposed Patterson maps, with the best result so far:'
 
 
 def _course_table(course):
-    """Starts with the same words become one row."""
+    """A table of the starts; consecutive starts with the same words share a row."""
     rows: list[tuple[int, int, float, str]] = []
     for ended, seconds, words in course:
         if rows and rows[-1][3] == words:
@@ -497,7 +497,7 @@ def _course_table(course):
 
 
 def _density_around(density, cell, positions):
-    """What a periodic density `(nu, nv, nw)` has near positions `(n, 3)`, Å; elsewhere it is zero."""
+    """A box of a periodic density `(nu, nv, nw)` around positions `(n, 3)` in Å; zero far from all positions."""
     shape = np.array(density.shape)
     fractions = positions @ np.linalg.inv(cell.orthogonalization).T
     margin = AROUND_ATOMS * np.linalg.norm(np.linalg.inv(cell.orthogonalization), axis=1)
@@ -526,7 +526,7 @@ def _scripts(report):
 
 
 def _drawn(report):
-    """What the page's program draws."""
+    """The data that the program of the page draws."""
     drawing, density = report.drawing, report.density
     radii = drawing.radii if drawing.radii is not None else usual_radii(drawing.elements)
     names = report.names or drawing.elements
@@ -556,7 +556,7 @@ def _drawn(report):
 
 
 def _packed(density):
-    """A density with its square roots in bytes, so that what is low has fine steps; None if there is nothing in it."""
+    """A density as bytes of its square roots, which gives low values finer steps; None if it is empty."""
     highest = float(np.max(density.values))
     if not highest > TINY:
         return None
@@ -582,7 +582,7 @@ def _structure(report):
         shown.append(f'<label>at {slider} <span id="level-value"></span></label>')
     return (
         f'<h2>Structure</h2><div id="view"></div><div class="controls">{"".join(shown)}</div>'
-        '<p class="hint">Drag to turn, scroll to zoom, drag with Ctrl to move; point at an atom for what it is.</p>'
+        '<p class="hint">Drag to turn, scroll to zoom, drag with Ctrl to move; point at an atom to see its data.</p>'
     )
 
 
@@ -615,13 +615,13 @@ def _list(items, kind='ul', shown=html.escape):
 
 
 def _with_code(text):
-    """Escaped text; what is between backquotes is code."""
+    """Escaped text; words between backquotes become code."""
     parts = html.escape(text).split('`')
     return ''.join(f'<code>{part}</code>' if number % 2 else part for number, part in enumerate(parts))
 
 
 def _command():
-    """The command line that runs; of a program of one's own, its name."""
+    """The command line of this process."""
     words = [Path(sys.argv[0]).name or 'python', *sys.argv[1:]] if sys.argv else ['python']
     return shlex.join(words)
 

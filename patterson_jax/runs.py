@@ -1,4 +1,4 @@
-"""Runs: a directory in which one config is trained and evaluated."""
+"""Runs: trains and evaluates one config in a directory."""
 
 import json
 from pathlib import Path
@@ -25,12 +25,23 @@ from patterson_jax.writing import write_json
 RECORD = 'config.json'
 UNKNOWN_MACHINE = {'device': 'unknown', 'devices': 1, 'jax': 'unknown'}  # of a run that did not record it
 TRAINING_SECTIONS = ('seed', 'problem', 'model', 'train')
-MAY_CHANGE = ('train.max_minutes',)  # when a run is started again
+MAY_CHANGE = ('train.max_minutes',)  # fields that may change when a run is continued
 EVALUATION_SECTIONS = ('seed', 'problem', 'separate', 'solve', 'evaluate')
 
 
 def train_experiment(experiment: Experiment, config: ConfigDict, workdir: Path, overrides: dict[str, Any]) -> None:
-    """Trains in the workdir, going on from what it holds; then evaluates the best weights and draws the figures."""
+    """Trains in the workdir, or continues a run there; then evaluates the best weights and draws the figures.
+
+    Args:
+        experiment: the validated config.
+        config: resolved.
+        workdir: of the run; it is made if needed.
+        overrides: fields of the config that the user changed, for the record.
+
+    Raises:
+        InputError: the config does not fit the devices, the workdir or the weights to begin with.
+        NonFiniteError, Unfinished: as in `learning.training.train`.
+    """
     check_devices(experiment)
     make_directory(workdir, '--workdir')
     resolved = config.to_dict()
@@ -51,7 +62,7 @@ def train_experiment(experiment: Experiment, config: ConfigDict, workdir: Path, 
             resolved,
             start,
         )
-    finally:  # of a run that goes on later too
+    finally:  # also for a run that will be continued later
         rows = read_metrics(workdir / 'metrics.jsonl')
         if rows and is_first_process():
             draw_losses(workdir / 'figures' / 'losses.png', rows)
@@ -60,17 +71,17 @@ def train_experiment(experiment: Experiment, config: ConfigDict, workdir: Path, 
 
 
 def check_record(workdir: Path, config: dict) -> None:
-    """Raises InputError if a workdir holds a run of another resolved config, with the fields that differ."""
+    """Raises InputError if a workdir has a run of another resolved config; the message names the fields that differ."""
     for before in _earlier_configs(workdir, workdir / RECORD):
         differing = differences(before, config, TRAINING_SECTIONS, MAY_CHANGE)
         if differing:
             raise InputError(
-                f'{workdir} holds a run of another config: {"; ".join(differing)}. Name another --workdir, or remove it'
+                f'{workdir} has a run of another config: {"; ".join(differing)}. Name another --workdir, or remove it'
             )
 
 
 def _earlier_configs(workdir, record):
-    """The configs of the run that a workdir holds: in its record, and in its latest checkpoint."""
+    """The configs of the run in a workdir: from its record and from its latest checkpoint."""
     if record.exists():
         yield read_record(workdir)['config']
     if has_checkpoint(workdir / 'checkpoints'):
@@ -79,7 +90,7 @@ def _earlier_configs(workdir, record):
 
 
 def read_record(workdir: Path) -> dict:
-    """What a run's directory says of it: `config`, resolved, `overrides` and `machine`. Raises InputError."""
+    """The record of a run: its resolved `config`, `overrides` and `machine`. Raises InputError if it cannot be read."""
     path = workdir / RECORD
     try:
         record = json.loads(path.read_text(encoding='utf-8'))
@@ -89,7 +100,7 @@ def read_record(workdir: Path) -> dict:
 
 
 def _start_of_run(experiment, config, workdir):
-    """The weights to begin with, if the config names those of another run and this one has none of its own yet."""
+    """The weights of another run to begin with, if the config names one and this run has no checkpoint; else None."""
     if not experiment.train.init_from or has_checkpoint(workdir / 'checkpoints'):
         return None
     try:
@@ -102,7 +113,17 @@ def _start_of_run(experiment, config, workdir):
 def evaluate_experiment(
     experiment: Experiment, config: ConfigDict, workdir: Path, checkpoint: Path | None = None
 ) -> None:
-    """Scores a run's best weights, or methods that need none, on unseen cases; writes `evaluation.json` and figures."""
+    """Scores a run's best weights, or methods without a network, on unseen cases; writes a report and figures.
+
+    Args:
+        experiment: the validated config.
+        config: resolved.
+        workdir: gets `evaluation.json`, `report.html` and `figures`.
+        checkpoint: directory of the run whose weights to use; None: the workdir.
+
+    Raises:
+        InputError: there are no cases, or the weights are missing or of another network.
+    """
     require(experiment.evaluate.num_cases >= 1, 'evaluate.num_cases', 0, '1 or more to evaluate')
     needed = experiment.evaluate.need_network
     if 'auto' in experiment.evaluate.chosen_methods and (checkpoint or has_checkpoint(workdir / 'checkpoints')):
@@ -136,10 +157,10 @@ def _score(weights, experiment, config, workdir):
     names = ('losses', 'maps', 'separation', 'errors') if weights and shown else ('errors',)
     pictures = [figures / f'{name}.png' for name in names]
     write_report(workdir / 'report.html', evaluation_report(report, config, pictures, workdir))
-    write_json(workdir / 'evaluation.json', report)  # last: where it is, all is
+    write_json(workdir / 'evaluation.json', report)  # the last file, so that it marks a complete evaluation
     print(f'{describe_scores(report)}\n{workdir / "report.html"}, evaluation.json, figures')
 
 
 def evaluation_settings(config: dict) -> dict:
-    """The part of a resolved config on which an evaluation depends, the weights apart."""
+    """The part of a resolved config on which an evaluation depends, beside the weights."""
     return {section: config[section] for section in EVALUATION_SECTIONS}

@@ -1,6 +1,6 @@
-"""What comes with the code beside its modules: the configs, by their names, and the trained networks.
+"""Finds the configs and the trained networks that come with the code.
 
-An installed package has them inside, a clone of the repository beside it (setup.py tells the installer).
+They are inside an installed package, and beside the package in a clone of the repository (setup.py copies them).
 """
 
 import importlib.machinery
@@ -14,23 +14,23 @@ PACKAGE = Path(__file__).parent
 
 
 def shipped_directory(kind: str) -> Path:
-    """The directory of what comes with the code: 'configs' or 'pretrained'."""
+    """The directory `kind` that comes with the code: 'configs' or 'pretrained'."""
     inside = PACKAGE / kind
     return inside if inside.is_dir() else PACKAGE.parent / kind
 
 
 def config_names() -> list[str]:
-    """The configs that come with the code."""
+    """Names of the configs that come with the code."""
     return sorted(path.stem for path in shipped_directory('configs').glob('[!_]*.py'))
 
 
 def network_names() -> list[str]:
-    """The trained networks that come with the code."""
+    """Names of the trained networks that come with the code."""
     return sorted(path.name for path in shipped_directory('pretrained').glob('*') if (path / 'checkpoints').is_dir())
 
 
 def find_config(name: str) -> Path:
-    """The config file of that path or, where there is none, the one of that name that comes with the code.
+    """The config file with a path or, if there is none, the shipped config with that name.
 
     Raises:
         InputError: there is neither.
@@ -45,24 +45,24 @@ def find_config(name: str) -> Path:
 
 
 def find_network(name: str | Path) -> Path:
-    """The run's directory of that path or, where there is none, that of the network that comes with the code.
+    """The directory of a run with a path or, if there is none, of the shipped network with that name.
 
     Raises:
         InputError: there is neither.
     """
-    require(isinstance(name, (str, Path)), 'the network', name, 'the name of one, or the directory of a run')
+    require(isinstance(name, (str, Path)), 'the network', name, 'the name of a network, or the directory of a run')
     if Path(name).is_dir():
         return Path(name)
     if str(name) in network_names():
         return shipped_directory('pretrained') / name
     names = ', '.join(network_names())
-    raise InputError(f'{name}: no such directory, nor a network that comes with the code; these are {names}')
+    raise InputError(f'{name}: no such directory, nor a network that comes with the code: {names}')
 
 
 def make_configs_importable(file: Path) -> None:
-    """Lets a config file say `from configs import base`, wherever it lies and wherever the program was started.
+    """Makes `from configs import base` work in a config file, in any directory.
 
-    That is the package of the shipped configs, unless the file is a user's own and there is another of that name.
+    It imports the shipped configs, unless the file is a user's own and another package is called `configs`.
     """
     shipped = shipped_directory('configs')
     if file.resolve().parent != shipped.resolve() and importlib.util.find_spec('configs') is not None:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and tables in Markdown."""
+"""Writes files whole or not at all, and makes tables in Markdown."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_json(path: Path, content: dict | list) -> None:
-    """Writes a JSON file, indented, with lists of numbers on one line; whole or not at all.
+    """Writes a JSON file whole or not at all, indented, with lists of numbers on one line.
 
     Raises:
         ValueError: a number is NaN or infinite, which JSON does not have.
@@ -18,11 +18,11 @@ def write_json(path: Path, content: dict | list) -> None:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes beside the file and renames, so that a file never stands there half written.
+    """Writes a file under another name and then renames it, so that it is never half written.
 
     Args:
         path: of the file.
-        write: is given the path to write to.
+        write: a function that writes to the path that it is given.
     """
     part = path.with_name(f'.{path.name}.part')
     try:
@@ -34,7 +34,13 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def markdown_table(head: Sequence[object], rows: Iterable[Sequence[object]], aligned: bool = False) -> str:
-    """A table in Markdown; `aligned`, its columns are as wide as their longest cell and numbers stand at the right."""
+    """A table in Markdown.
+
+    Args:
+        head: headings of the columns.
+        rows: cells.
+        aligned: whether to pad cells so that they stand at the right of equally wide columns.
+    """
     lines = [[str(cell) for cell in line] for line in (head, *rows)]
     rule = ['---'] * len(lines[0])
     if aligned:

@@ -299,7 +299,7 @@ def test_the_table_has_the_corner_where_one_is(copy):
 
 @pytest.mark.parametrize('field', ['problem.num_atoms', 'model.features', 'separate.num_peaks'])
 def test_what_the_runs_were_made_from_cannot_be_changed_by_a_flag(tmp_path, work, field):
-    with pytest.raises(InputError, match=rf'^{field} is changed; .* in the config file, so change it there$'):
+    with pytest.raises(InputError, match=rf'^{field} cannot be changed here, .*; change it in the config file$'):
         experiment.run('train', quick_ablations.get_config(), tmp_path / 'runs', overrides={field: 4})
     assert not (tmp_path / 'runs').exists()
 
@@ -393,7 +393,7 @@ def test_a_comparison_of_another_config_is_refused_and_left_alone(copy):
     config.train.warmup_steps = 3
     with pytest.raises(InputError) as refusal:
         experiment.run('train', config, copy)
-    expected = f'{copy / "first"} holds a run of another config: train.warmup_steps was 4 and is 3. Name another'
+    expected = f'{copy / "first"} has a run of another config: train.warmup_steps was 4 and is 3. Name another'
     assert str(refusal.value).startswith(expected)
     assert times(copy) == before
 

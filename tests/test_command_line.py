@@ -204,24 +204,24 @@ MISTAKES = {
     'unknown flag': ([QUICK, '--inputs=map.ccp4'], "'inputs'", 'Did you mean: input'),
     'workdir a file': ([QUICK, '--workdir=map.ccp4'], '--workdir is map.ccp4', 'must be a directory'),
     'workdir below a file': ([QUICK, '--workdir=map.ccp4/run'], '--workdir is map.ccp4/run', 'must be a directory'),
-    'nothing to evaluate': ([QUICK, '--mode=evaluate'], 'runs/quick: no checkpoint there', '--checkpoint'),
+    'nothing to evaluate': ([QUICK, '--mode=evaluate'], 'runs/quick: it has no checkpoint', '--checkpoint'),
     'nothing to evaluate of a variant': (
         [f'{QUICK}:original_only', '--mode=evaluate'],
-        'runs/quick-original_only: no checkpoint there',
+        'runs/quick-original_only: it has no checkpoint',
     ),
     'no checkpoint in what is named': (
         [QUICK, '--mode=evaluate', '--checkpoint=numbers'],
-        'numbers: no checkpoint there',
+        'numbers: it has no checkpoint',
     ),
     'solve nothing': ([QUICK, '--mode=solve', '--output=new'], '--input is missing'),
     'solve to nowhere': ([QUICK, '--mode=solve', '--input=map.ccp4'], '--output is missing'),
     'solve without weights': (
         [QUICK, '--mode=solve', '--input=map.ccp4', '--output=new', '--workdir=none', '--config.solve.method=network'],
-        'none: no checkpoint there',
+        'none: it has no checkpoint',
     ),
     'solve with weights that are not there': (
         [QUICK, '--mode=solve', '--input=map.ccp4', '--output=new', '--checkpoint=numbers'],
-        'numbers: no checkpoint there',
+        'numbers: it has no checkpoint',
     ),
     'simulate nothing': ([QUICK, '--mode=simulate', '--output=new'], '--input is missing'),
     'simulate to nowhere': ([QUICK, '--mode=simulate', '--input=map.ccp4'], '--output is missing'),
@@ -254,11 +254,11 @@ MISTAKES = {
     ),
     'other problem in a comparison': (
         [ABLATIONS, '--config.problem.num_atoms=4'],
-        'problem.num_atoms is changed; the runs of a comparison were made from its value in the config file',
+        'problem.num_atoms cannot be changed here, because the runs of a comparison are made from it',
     ),
     'weights of no run to begin with': (
         [QUICK, '--config.train.init_from=none'],
-        'train.init_from: none: no such directory, nor a network that comes with the code; these are ',
+        'train.init_from: none: no such directory, nor a network that comes with the code: ',
     ),
     'two inputs of one name': (
         [QUICK, '--mode=simulate', '--input=a/water.xyz', '--input=b/water.xyz', '--output=new'],
@@ -347,7 +347,7 @@ def test_a_checkpoint_may_be_a_network_that_comes_with_the_code(command, monkeyp
     assert command('--config=unrolled', '--mode=evaluate', '--checkpoint=unrolled').status == 0
     assert given == [REPOSITORY / 'pretrained' / 'unrolled']
     result = command('--config=unrolled', '--mode=evaluate', '--checkpoint=rolled')
-    expected = 'rolled: no such directory, nor a network that comes with the code; these are paper, unrolled'
+    expected = 'rolled: no such directory, nor a network that comes with the code: paper, unrolled'
     assert result.lines() == [result.error()] == [expected]
 
 
@@ -722,7 +722,7 @@ def test_train_leaves_the_workdir_of_another_config_as_it_is(command, tmp_path):
     result = command(QUICK, '--workdir=run')
     assert result.lines() == [result.error()]
     assert result.error() == (
-        'run holds a run of another config: seed was 7 and is 0; train.learning_rate was 0.5 and is 0.001. '
+        'run has a run of another config: seed was 7 and is 0; train.learning_rate was 0.5 and is 0.001. '
         'Name another --workdir, or remove it'
     )
     assert files_in(tmp_path) == before

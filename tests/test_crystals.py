@@ -98,8 +98,8 @@ def test_cards_that_contradict_what_is_found_are_named_with_it(tmp_path):
     crystal = read_crystal(write_input(tmp_path, wrong))
     assert crystal.claims.notes == ('TITL says P2(1), LATT and SYMM say P 1 21/m 1',)
     assert name_contradictions(crystal, SOLUTION) == [
-        'the files claim the space group P 1 21/m 1, the phases show P 1 21/c 1',
-        'the files claim S4 O12 in the cell, hydrogen apart, the atoms found are S4 O4',
+        'the files claim the space group P 1 21/m 1, but the phases show P 1 21/c 1',
+        'the files claim S4 O12 in the cell, without hydrogen, but the atoms found are S4 O4',
     ]
     doubtful = dataclasses.replace(SOLUTION, verdict='uncertain', space_group=dataclasses.replace(GROUP, certain=False))
     assert name_contradictions(crystal, doubtful) == []
@@ -147,7 +147,7 @@ def test_an_earlier_result_is_replaced_and_nothing_else(tmp_path):
     assert json.loads((output / 'a.json').read_text(encoding='utf-8'))['files'].keys() == {'.html'}
     (output / 'a.json').write_text('{}', encoding='utf-8')
     line = refusal(write_results, crystal, prepared, SOLUTION, output, 0)
-    assert line == f'{output / "a.json"} exists and is no earlier result; name another --output'
+    assert line == f'{output / "a.json"} exists and is not an earlier result; name another --output'
 
 
 @pytest.mark.parametrize('ending', ['.res', '.cif', '.hkl'])
@@ -159,7 +159,7 @@ def test_a_result_that_was_refined_or_edited_is_left_alone(tmp_path, ending):
     file = output / f'a{ending}'
     file.write_text(file.read_text(encoding='utf-8').replace('1', '2'), encoding='utf-8')
     before = {each: each.read_bytes() for each in output.iterdir()}
-    message = f'{file} is not as it was written, but refined or edited since; move it away or name another --output'
+    message = f'{file} was refined or edited after it was written; move it away or name another --output'
     assert refusal(write_results, crystal, prepared, SOLUTION, output, 0) == message
     assert refusal(solve_crystal_file, settings(), 0, output, crystal.path) == message
     assert {each: each.read_bytes() for each in output.iterdir()} == before
@@ -173,7 +173,7 @@ def test_a_refined_result_beside_its_input_is_left_alone(tmp_path):
     write_results(*read_and_prepare(path, settings()), SOLUTION, tmp_path, 0)
     (tmp_path / 'a.res').write_text('TITL refined', encoding='ascii')
     line = refusal(write_results, *read_and_prepare(path, settings()), SOLUTION, tmp_path, 0)
-    assert line.startswith(f'{tmp_path / "a.res"} is not as it was written')
+    assert line.startswith(f'{tmp_path / "a.res"} was refined or edited')
     assert (tmp_path / 'a.res').read_text(encoding='ascii') == 'TITL refined'
 
 
@@ -290,7 +290,7 @@ def test_arrays_are_solved_like_files(perovskite):
         pj.solve_crystal(measured.hkl[:, :2], *arrays[1:], cell)
     with pytest.raises(InputError, match='cell is'):
         pj.solve_crystal(*arrays, (5, 5, 5, 10, 20, 90))
-    with pytest.raises(InputError, match='3 different reflections; it takes 10'):
+    with pytest.raises(InputError, match='3 different reflections; it takes at least 10'):
         pj.solve_crystal(*(array[:3] for array in arrays), cell)
     mistakes = {'wavelength': 'Mo', 'formula': 3, 'seed': 1.5, 'laue': 3}
     for name, value in mistakes.items():
@@ -309,7 +309,7 @@ def test_crystals_are_only_solved_and_only_with_their_config(tmp_path):
     assert line == "--mode is 'train'; it must be solve for crystals"
     path = write_input(tmp_path / 'in')
     line = refusal(experiment.run, 'solve', quick.get_config(), tmp_path, None, (path,), tmp_path / 'out')
-    assert line == f'{path}: reflections of a crystal, which --config=crystal solves'
+    assert line == f'{path}: these are reflections of a crystal; solve them with --config=crystal'
 
 
 def test_the_config_is_checked():

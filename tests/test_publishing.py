@@ -67,7 +67,7 @@ def test_the_card_has_what_was_measured(published, config):
     assert f'| {examples} cases of the training stream,' in card
     assert f'{operations / 1e15:.3g} PFLOP in all' in card
     assert f'{evaluation["separated"]["matched"]} | {evaluation["separated"]["recall"]:.2%}' in card
-    assert '| maps | of one orientation of the cell |' in card
+    assert '| maps | from one orientation of the cell |' in card
     seal = published / 'checkpoints' / f'{step}' / 'checksums.json'
     assert hashlib.sha256(seal.read_bytes()).hexdigest() in card
     (row,) = json.loads((published / 'slices.json').read_text())
@@ -127,7 +127,7 @@ def test_cropped_weights_are_published_after_a_run_on_whole_maps_and_both_are_co
     cropped.problem.update(box_edge=2.4, min_separation=1.5)
     cropped.evaluate.num_cases = 0
     run('train', cropped, tmp_path / 'cropped')
-    with pytest.raises(InputError, match=r'^train\.crop is 8; it must be 0 to publish, as such weights are of no use'):
+    with pytest.raises(InputError, match=r'^train\.crop is 8; it must be 0 to publish, because such weights fail'):
         run('publish', cropped, tmp_path / 'cropped', output=tmp_path / 'published')
     whole = cropped.copy_and_resolve_references()
     whole.train.update(crop=0, init_from=str(tmp_path / 'cropped'))
@@ -152,13 +152,13 @@ def test_a_card_tells_when_the_papers_accuracy_would_be_reached(published, confi
     slices[-1]['validation_loss'] = 4e-5
     curve = LearningCurve(4e-5 * 50_000, 1.0)
     card = model_card(experiment, slices, report, 1, '', curve)
-    assert 'fell as cases^-1.00.' in card and 'it would be reached after about 1e+05 cases.' in card
+    assert 'fell as cases^-1.00.' in card and 'they would reach it after about 1e+05 cases.' in card
     card = model_card(experiment, slices, report, 1, '', curve._replace(exponent=-0.1))
-    assert 'it would be reached not before 1e+09 cases.' in card
+    assert 'they would reach it not before 1e+09 cases.' in card
     slices[-1]['validation_loss'] = 1e-5
     assert 'It has reached 2e-05' in model_card(experiment, slices, report, 1, '', curve)
     assert 'mean error, 0.283' not in model_card(validate(config), slices, report, 1, '', curve)
-    assert 'cannot be told yet' in model_card(experiment, slices, report, 1, '')
+    assert 'It is not known yet' in model_card(experiment, slices, report, 1, '')
 
 
 def test_damaged_weights_are_refused(copy):
@@ -178,17 +178,17 @@ def test_better_or_other_weights_are_not_replaced(workdir, copy, config, tmp_pat
     better = [before[0] | {'validation_loss': before[0]['validation_loss'] / 2}]
     (copy / 'slices.json').write_text(json.dumps(better))
     with pytest.raises(
-        InputError, match=r'published holds better weights: validation loss 0\.\d+, and these have 0\.\d+$'
+        InputError, match=r'published has better weights: validation loss 0\.\d+, and these have 0\.\d+$'
     ):
         run('publish', config, workdir, output=copy)
     record = json.loads((copy / 'config.json').read_text())
     record['config']['model']['features'] = 99
     (copy / 'config.json').write_text(json.dumps(record))
-    with pytest.raises(InputError, match=r'holds weights of another config: model\.features was 99 and is 4'):
+    with pytest.raises(InputError, match=r'has weights of another config: model\.features was 99 and is 4'):
         run('publish', config, workdir, output=copy)
     (tmp_path / 'mine').mkdir()
     (tmp_path / 'mine' / 'notes.txt').touch()
-    with pytest.raises(InputError, match='holds something else than published weights'):
+    with pytest.raises(InputError, match='has files that are not published weights'):
         run('publish', config, workdir, output=tmp_path / 'mine')
     assert json.loads((copy / 'slices.json').read_text()) == better and saved_steps(workdir)
     assert [path.name for path in tmp_path.iterdir() if path.name[0] == '.'] == []
@@ -202,7 +202,7 @@ def test_what_cannot_be_published_is_named(workdir, config, tmp_path, monkeypatc
         run('publish', config, workdir, output=workdir)
     other = config.copy_and_resolve_references()
     other.evaluate.num_cases += 1
-    with pytest.raises(InputError, match=r'evaluation\.json: no evaluation of step \d+ with this config'):
+    with pytest.raises(InputError, match=r'evaluation\.json: it has no evaluation of step \d+ with this config'):
         run('publish', other, workdir, output=output)
     other.train.learning_rate *= 2
     with pytest.raises(InputError, match=r'train\.learning_rate was'):

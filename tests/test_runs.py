@@ -156,7 +156,7 @@ def test_a_chain_of_runs_counts_all_that_was_before(later, tmp_path, unevaluated
 @pytest.mark.parametrize(
     ('network', 'place', 'reason'),
     [
-        (NORMALISED, 'none', 'no such directory, nor a network that comes with the code; these are '),
+        (NORMALISED, 'none', 'no such directory, nor a network that comes with the code: '),
         (NORMALISED, '', 'it has no checkpoint'),
         (NETWORK, 'run', "these weights are for another config: model.batch_norm was 'all' and is 'none'"),
     ],
@@ -240,7 +240,7 @@ def test_only_the_time_limit_may_change_when_a_run_goes_on(later, earlier, tmp_p
         config.train[field] = value
         with pytest.raises(InputError) as refusal:
             start_run(config, copy)
-        expected = f'{copy} holds a run of another config: train.{field} was {was} and is {value!r}. Name another'
+        expected = f'{copy} has a run of another config: train.{field} was {was} and is {value!r}. Name another'
         assert str(refusal.value).startswith(expected)
     assert {path: path.read_bytes() for path in copy.rglob('*') if path.is_file()} == before
     config = later_config(earlier)
