@@ -1,4 +1,4 @@
-"""What setup.cfg cannot say: the configs and the trained networks lie beside the package and are installed inside."""
+"""Installs the configs and the trained networks, which lie beside the package, inside it; setup.cfg cannot say this."""
 
 from setuptools import find_packages, setup
 

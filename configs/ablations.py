@@ -2,15 +2,15 @@
 
     python run_experiment.py --config=configs/ablations.py:figure8
 
-trains what the figure compares in runs/ablations, one directory a run, going on with what is there; then draws the
-figure and writes its table in runs/ablations/figures. Runs that several figures need are trained once. Without a
-variant all figures are made. Each run sees the paper's 100 epochs of 3000 cases, a set serving for 3 epochs; other
-lengths by flag:
+trains the runs of the figure in runs/ablations, with a directory for each run, and continues runs that are there. Then
+it draws the figure and writes its table in runs/ablations/figures. Runs that several figures need are trained once.
+Without a variant all figures are made. Each run sees the paper's 100 epochs of 3000 cases, with 3 epochs for each set.
+Flags give other lengths:
 
     --config.ablation.num_epochs=20 --config.train.set_size=800
 
-Needs a GPU or TPU; configs/quick_ablations.py is the same for a laptop. On a cluster the runs can be trained side by
-side, one by each job of an array, and drawn by the command above:
+It needs a GPU or TPU; configs/quick_ablations.py is the same for a laptop. On a cluster the jobs of an array can train
+one run each, and the command above then draws the figures:
 
     sbatch --array=0-15 launch/slurm.sh --config=configs/ablations.py --sweep=TASK
 
@@ -41,19 +41,19 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
 
 
 def sweep(variant: str = '') -> list[dict]:
-    """Overrides for the jobs of an array, each of which trains one run of the comparison."""
+    """Overrides for the jobs of an array; each job trains one run of the comparison."""
     return [{'ablation.only': name} for name, run in get_config(variant).ablation.runs.items() if not run.weights]
 
 
 def add_runs(config: ml_collections.ConfigDict, variant: str) -> ml_collections.ConfigDict:
-    """Adds the section `ablation` to a config, with what one figure, or without a variant every figure, compares."""
+    """Adds the section `ablation` to a config, with the runs of one figure or, without a variant, of all figures."""
     if variant and variant not in FIGURES:
-        raise ValueError(f'{variant!r} is no variant of the ablations; they have {", ".join(FIGURES)}')
+        raise ValueError(f'{variant!r} is not a variant of the ablations; they have {", ".join(FIGURES)}')
     config.ablation = ml_collections.ConfigDict()
     config.ablation.num_epochs = 100
     config.ablation.only = ''  # name of one run to train, without drawing; '': all
     config.train.epochs_per_set = 3
-    config.evaluate.methods = ''  # the networks are compared, nothing is refined
+    config.evaluate.methods = ''  # compares the networks; nothing is refined
     set_size, batch_size = config.train.get_ref('set_size'), config.train.get_ref('batch_size')
     config.train.num_steps = config.ablation.get_ref('num_epochs') * set_size // batch_size
     config.train.log_every = set_size // batch_size
@@ -66,7 +66,7 @@ def add_runs(config: ml_collections.ConfigDict, variant: str) -> ml_collections.
 
 
 def all_runs(config: ml_collections.ConfigDict) -> dict[str, dict]:
-    """Every run: its `label`, its `changes` of the config and, if it is not trained, whose `weights` it evaluates."""
+    """Every run: its `label`, its `changes` of the config, and the run whose `weights` it evaluates, '' if its own."""
     problem, separate = config.problem, config.separate
     grid, box = problem.grid_size, problem.box_edge
     wide, wider = 0.45 * grid, 0.6 * grid  # the paper's 18 and 24 in 40
@@ -76,7 +76,7 @@ def all_runs(config: ml_collections.ConfigDict) -> dict[str, dict]:
         return {'label': label, 'weights': weights, 'changes': changes}
 
     def more_atoms(factor):
-        """Several times the atoms at the same density, on the same grid unless their vectors would wrap around."""
+        """Several times as many atoms at the same density, on a larger grid if their vectors would wrap around."""
         edge = round(factor ** (1 / 3) * box, 2)
         size = max(grid, 2 * -(-int(100 * edge) // 100))
         return run(

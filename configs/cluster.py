@@ -2,9 +2,9 @@
 
     python run_experiment.py --config=configs/cluster.py --distributed
 
-starts in every process of the cluster; launch/slurm.sh does that on SLURM. 256 must be a multiple of the number of
-devices. The learning rate is base's times the square root of the ratio of the batch sizes, as is usual with Adam; it
-has not been tuned, and sweep() lists rates to try, one for each job of an array:
+must be started in every process of the cluster; launch/slurm.sh does that on SLURM. 256 must be a multiple of the
+number of devices. The learning rate is that of base times the square root of the ratio of the batch sizes, as usual
+with Adam. It has not been tuned; sweep() lists rates to try, one for each job of an array:
 
     sbatch --array=0-3 launch/slurm.sh --config=configs/cluster.py --sweep=TASK
 

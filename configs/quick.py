@@ -1,4 +1,4 @@
-"""The paper's experiment made small: three atoms on a grid of 16³, on a laptop in about three minutes.
+"""The paper's experiment made small: three atoms on a grid of 16³, about three minutes on a laptop.
 
     python run_experiment.py --config=configs/quick.py
 

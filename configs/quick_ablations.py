@@ -1,8 +1,8 @@
-"""The paper's claims on the problem of configs/quick.py: 100 epochs of 80 cases a run, on a laptop.
+"""The paper's claims on the problem of configs/quick.py, on a laptop: 100 epochs of 80 cases for each run.
 
     python run_experiment.py --config=configs/quick_ablations.py
 
-Variants are those of configs/ablations.py, where all else is said too.
+configs/ablations.py explains the rest and has the variants.
 """
 
 import ml_collections
@@ -18,5 +18,5 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
 
 
 def sweep(variant: str = '') -> list[dict]:
-    """Overrides for the jobs of an array, each of which trains one run of the comparison."""
+    """Overrides for the jobs of an array; each job trains one run of the comparison."""
     return ablations.sweep(variant)

@@ -1,17 +1,17 @@
-"""The paper's problem with the unrolled network, which learns it on two CPU cores in an hour or two.
+"""The paper's problem with the unrolled network, which learns it in an hour or two on two CPU cores.
 
     python run_experiment.py --config=configs/unrolled.py
     python run_experiment.py --config=configs/unrolled.py --mode=evaluate --checkpoint=pretrained/unrolled
 
-One more slice of the training of the published weights, published in their place (docs/training.md):
+These commands train the published weights further and replace them (docs/training.md):
 
     python run_experiment.py --config=configs/unrolled.py:slice
     python run_experiment.py --config=configs/unrolled.py:slice --mode=publish --output=pretrained/unrolled
 
 Variants:
     slice       begins with the published weights, in larger batches
-    compact     a plain network of the same convolutions: nothing is held against the amplitudes
-    small       five atoms on a grid of 24³, on which the choices here were tried
+    compact     a plain network of the same convolutions, which does not use the amplitudes
+    small       five atoms on a grid of 24³, on which these choices were tried
 """
 
 import ml_collections
@@ -24,16 +24,16 @@ VARIANTS = ('', 'slice', 'compact', 'small')
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
     """The configuration: base with another network and a shorter run."""
     if variant not in VARIANTS:
-        raise ValueError(f'{variant!r} is no variant of configs/unrolled.py; it has {", ".join(VARIANTS[1:])}')
+        raise ValueError(f'{variant!r} is not a variant of configs/unrolled.py; it has {", ".join(VARIANTS[1:])}')
     config = base.get_config()
 
     config.model = ml_collections.ConfigDict()
     config.model.network = 'unrolled'
     config.model.features = 48  # channels of the image that goes from stage to stage
     config.model.kernel_size = 5  # at half resolution; odd
-    config.model.stages = 6  # estimates, each but the last held against the amplitudes; 1: a plain network
-    config.model.layers = 0  # residual convolutions in a stage, beside those that take in and give out maps
-    config.model.input_size = 28  # edge of the part of the Patterson map that is seen, voxels; a multiple of 4
+    config.model.stages = 6  # estimates; all but the last are clipped to the amplitudes; 1: a plain network
+    config.model.layers = 0  # residual convolutions in a stage, beside those for its input and its output
+    config.model.input_size = 28  # edge of the part of the Patterson map that the network sees; a multiple of 4
     config.model.output_size = 20  # edge of the part of the output that is not zero; a multiple of 4
     config.model.convolution = 'auto'  # 'spectral', 'direct', or by platform
     config.model.precision = 'float32'  # of products; 'tf32' and 'bfloat16' are for GPU and TPU

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes a folder of wheels for a machine that is at hand for minutes and has no network:
+# Makes a folder of wheels for a machine that is available for minutes only and has no network:
 #
 #     launch/offline_wheels.sh wheels
 #
-# The machine is taken to have Python 3.12 on x86-64 Linux and what is large: JAX, flax, optax, orbax, NumPy, SciPy, PyTorch.
-# The folder has the rest of what setup.cfg asks for, with all that it needs, in less than 50 MB. There, in the
-# repository and with the folder in it, this installs what is missing and leaves alone what there is, and then measures:
+# The machine must have Python 3.12 on x86-64 Linux and the large packages: JAX, flax, optax, orbax, NumPy, SciPy, PyTorch.
+# The folder has the other packages of setup.cfg with their dependencies, in less than 50 MB. On the machine, in the
+# repository and with the folder in it, these commands install the missing packages and then measure:
 #
 #     python -m pip install --no-index --find-links=wheels --requirement wheels/missing.txt &&
 #         python -m benchmarks.device --minutes=9 --output=DIR
@@ -28,7 +28,7 @@ names = {each: re.match(r'[\w-]+', each)[0] for each in wanted if each and not e
 print('\n'.join(each for each, name in names.items() if name not in sys.argv[1].split()))
 EOF
 
-# pip matches the 2.N of a platform exactly, so all that are usual are named.
+# pip matches the 2.N of a platform exactly, so all usual ones are named.
 platforms=()
 for tag in manylinux_2_28 manylinux_2_27 manylinux_2_26 manylinux_2_24 manylinux_2_17 manylinux2014 manylinux1; do
     platforms+=(--platform "${tag}_x86_64")

@@ -163,7 +163,7 @@ MISTAKES = {
     'config without its name': (['--config'], "--config is ''"),
     'directory for a config': (['--config=.'], "--config is '.'"),
     'map for a config': (['--config=map.ccp4'], "'map.ccp4'"),
-    'unknown variant': ([f'{QUICK}:orignal_only'], "'orignal_only' is no variant", 'it has original_only'),
+    'unknown variant': ([f'{QUICK}:orignal_only'], "'orignal_only' is not a variant", 'it has original_only'),
     'unknown field': ([QUICK, '--config.problem.num_atms=3'], 'num_atms', 'num_atoms'),
     'unknown section': ([QUICK, '--config.problems.num_atoms=3'], 'problems', 'problem'),
     'field of a field': ([QUICK, '--config.seed.number=3'], 'seed.number'),
@@ -424,7 +424,7 @@ def test_each_job_of_a_comparison_trains_another_run(command, asked):
 def test_a_process_with_a_mistake_prints_one_line_and_nothing_else(process, workdir, tmp_path):
     variant = process(f'{QUICK}:orignal_only')
     assert variant.lines() == [variant.error()]
-    assert "'orignal_only' is no variant of configs/base.py; it has original_only" in variant.error()
+    assert "'orignal_only' is not a variant of configs/base.py; it has original_only" in variant.error()
 
     batch = process(QUICK, '--config.train.batch_size=3', JAX_PLATFORMS='cpu', JAX_NUM_CPU_DEVICES='2')
     assert batch.lines() == [batch.error()] == ['train.batch_size is 3; it must be a multiple of the 2 devices']

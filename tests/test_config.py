@@ -94,7 +94,7 @@ def test_the_variant_original_only_changes_the_target_alone(name):
 def test_an_unknown_variant_is_refused_with_those_there_are(name):
     module = importlib.import_module(f'configs.{name}')
     variants = ', '.join(ablations.FIGURES if name in COMPARISONS else variants_of(module)[1:])
-    with pytest.raises(ValueError, match=rf"'orignal_only' is no variant .* (it has|they have) {variants}$"):
+    with pytest.raises(ValueError, match=rf"'orignal_only' is not a variant .* (it has|they have) {variants}$"):
         module.get_config('orignal_only')
 
 

@@ -323,5 +323,5 @@ def test_the_config_is_checked():
         config = crystal_config.get_config().to_dict()
         config['crystal'] |= changes
         assert refusal(validate_crystal, ConfigDict(config)).startswith(message)
-    with pytest.raises(ValueError, match="'x' is no variant"):
+    with pytest.raises(ValueError, match="'x' is not a variant"):
         crystal_config.get_config('x')

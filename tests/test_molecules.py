@@ -66,8 +66,8 @@ NO_MOLECULES = {
     'too noisy': (OZONE, {'noise': 2.0}, 'noise is 2.0; it must be from 0 to 1'),
     'no resolution': (OZONE, {'resolution': 0.0}, 'resolution is 0.0; it must be a number, 1 or more'),
     'overlap': (OZONE, {'voxel_size': 0.7}, 'atoms 1 and 2 are 1.272 Å apart; their spheres overlap below 1.400 Å'),
-    'too large': (10 * OZONE, {'voxel_size': 0.5}, '21.71 Å across; its vectors overlap in the cell beyond 9.00 Å'),
-    'no room at all': (OZONE, {'atom_radius': 7.0, 'grid_size': 16}, 'in the cell beyond 0.00 Å'),
+    'too large': (10 * OZONE, {'voxel_size': 0.5}, '21.71 Å across; its vectors overlap in this cell above 9.00 Å'),
+    'no room at all': (OZONE, {'atom_radius': 7.0, 'grid_size': 16}, 'in this cell above 0.00 Å'),
 }
 
 

@@ -1,6 +1,6 @@
-"""Random atoms: drawn one by one in a box, at least a given distance apart, and centred (paper, 2.1, 2.4.1, 2.4.3).
+"""Draws random atoms one by one in a box, at least a given distance apart, and centres them (paper, 2.1, 2.4.1, 2.4.3).
 
-A corner of the box can be kept empty, or never empty, by drawing again where it is not so (paper, Discussion).
+Cases can be drawn again until a corner of the box is empty, or until it is not empty (paper, Discussion).
 """
 
 import functools
@@ -16,11 +16,11 @@ PROPOSALS_PER_ATOM = 64
 
 
 def insert_atoms(key: Array, problem: Problem) -> tuple[Array, Array]:
-    """Tries once to place all atoms one by one, each uniform over what the earlier ones leave free of the inner box.
+    """Tries once to place all atoms, one by one, each uniform over the part of the inner box that is still free.
 
     Returns:
         positions: `(num_atoms, 3)`, voxels from the box centre, not yet centred.
-        placed: whether every atom found room within its share of proposals; if not, the positions are of no use.
+        placed: whether every atom found room within its share of proposals; if not, the positions are not valid.
     """
     shape = (problem.num_atoms, PROPOSALS_PER_ATOM, 3)
     proposals = jax.random.uniform(key, shape, jnp.float32, -problem.box_edge / 2, problem.box_edge / 2)
@@ -42,7 +42,7 @@ def attempt_case(key: Array, problem: Problem) -> tuple[Array, Array]:
 
     Returns:
         positions: `(num_atoms, 3)`, voxels from the box centre, centred if the problem says so.
-        accepted: whether every atom found room and the corner is as the problem wants it.
+        accepted: whether every atom found room and the corner is empty or filled as the problem says.
     """
     positions, accepted = insert_atoms(key, problem)
     if problem.centred:
@@ -55,19 +55,19 @@ def attempt_case(key: Array, problem: Problem) -> tuple[Array, Array]:
 
 
 def in_corner(positions: Array, edge: float, problem: Problem) -> Array:
-    """Which atoms `(..., num_atoms, 3)`, or their inverses, lie within `edge` of three faces of the inner box.
+    """Whether atoms `(..., num_atoms, 3)` or their inverses lie within `edge` of three faces of the inner box.
 
-    Centring may move an atom out of the box there; it still counts. The network's target makes no difference between
-    an atom and its inverse, so neither does this.
+    An atom that centring moves out of the box there still counts. Inverses count because the network's target does not
+    distinguish an atom from its inverse.
     """
     nearest = problem.box_edge / 2 - edge
     return jnp.all(positions > nearest, axis=-1) | jnp.all(positions < -nearest, axis=-1)
 
 
 def draw_positions(key: Array, problem: Problem) -> Array:
-    """Positions of one case, `(num_atoms, 3)`, voxels from the box centre; an attempt that fails starts afresh.
+    """Draws the positions of one case, `(num_atoms, 3)`, voxels from the box centre, until an attempt succeeds.
 
-    Never returns overlapping atoms. The problem must be one that `check_drawable` accepts, or the draw does not end.
+    Atoms never overlap. `check_drawable` must accept the problem, or the draw does not end.
     """
 
     def attempt(number):
@@ -88,7 +88,7 @@ def centre(positions: Array) -> Array:
 
 @functools.lru_cache
 def check_drawable(problem: Problem, attempts: int = 256) -> None:
-    """Raises InputError if none of `attempts` seeded draws can place the atoms, of the problem or of its testing."""
+    """Raises InputError if none of `attempts` seeded draws succeeds, for the problem or for its test cases."""
 
     def any_of(one, problem):
         keys = jax.random.split(jax.random.key(0), attempts)

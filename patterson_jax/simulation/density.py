@@ -1,8 +1,9 @@
-"""Atoms to voxels: the exact fraction of each voxel that lies inside a sphere, differentiable (paper, 2.1).
+"""Renders atoms to voxels: the exact fraction of each voxel that lies inside a sphere, differentiable (paper, 2.1).
 
-The volume that a ball shares with a box is the mixed difference, over the eight corners of the box, of the volume
-that the ball shares with the box from its centre to a corner. For the latter there is a closed form, below, found by
-inclusion and exclusion of the parts that a corner's three planes cut from an octant of the ball.
+For a point, take the box between the centre of a ball and that point, and the volume that the ball shares with it. The
+volume that the ball shares with any box is the mixed difference of these volumes over the eight corners of the box.
+They have a closed form, below: inclusion and exclusion of the parts that the three planes through the point cut from an
+octant of the ball.
 """
 
 import functools
@@ -19,7 +20,7 @@ def render(positions: Array, grid_size: int, atom_radius: float) -> Array:
     """Density of equal spheres on a periodic grid.
 
     Args:
-        positions: `(num_atoms, 3)`, voxels from the box centre; they may lie anywhere, the box repeats.
+        positions: `(num_atoms, 3)`, voxels from the box centre; they may lie anywhere, because the box repeats.
         grid_size: voxels along each edge.
         atom_radius: voxels.
 
@@ -33,7 +34,7 @@ def render(positions: Array, grid_size: int, atom_radius: float) -> Array:
 
 
 def atom_block(position: Array, atom_radius: float) -> tuple[Array, Array]:
-    """The voxels that one sphere can touch.
+    """Fills the voxels that one sphere can touch.
 
     Args:
         position: `(3,)`, voxels from the corner of voxel (0, 0, 0).
@@ -48,7 +49,7 @@ def atom_block(position: Array, atom_radius: float) -> tuple[Array, Array]:
     faces = (start[:, None] + jnp.arange(block + 1, dtype=position.dtype)[None] - position[:, None]) / atom_radius
     corners = corner_volume(faces[0, :, None, None], faces[1, None, :, None], faces[2, None, None, :])
     volumes = jnp.diff(jnp.diff(jnp.diff(corners, axis=0), axis=1), axis=2) * atom_radius**3
-    fractions = volumes - jax.lax.stop_gradient(jnp.minimum(volumes, 0))  # rounding is cut off, the slope stays
+    fractions = volumes - jax.lax.stop_gradient(jnp.minimum(volumes, 0))  # removes rounding errors, keeps the slope
     return fractions, start.astype(jnp.int32)
 
 

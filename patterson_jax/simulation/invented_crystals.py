@@ -1,8 +1,8 @@
-"""Invented molecular crystals and what a diffractometer would measure of them, to calibrate verdicts on.
+"""Invents molecular crystals and their measured intensities, to calibrate verdicts.
 
-They are what an isotropic model without hydrogen does not describe: atoms vibrate anisotropically, more so far from the
-middle of their molecule; hydrogen is there; some atoms are disordered over two places. Molecules are grown from rings
-and chains with usual bond lengths, and packed into a space group by trial. All on the host.
+An isotropic model without hydrogen does not describe them fully: atoms vibrate anisotropically, more so far from the
+middle of their molecule; there is hydrogen; some atoms are disordered over two places. Molecules are grown from rings
+and chains with usual bond lengths, and packed into a space group by trial. All of it runs on the host.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import numpy as np
 from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.crystal.structure import CrystalData, SpaceGroup
 
-GROUPS = {  # Hall symbols; the last is the symmorphic group of the Laue class, whose reflections are measured
+GROUPS = {  # Hall symbols of the group and of the symmorphic group of its Laue class, and the symbol of that class
     'P1': ('P 1', '-P 1', '-1'),
     'P-1': ('-P 1', '-P 1', '-1'),
     'P21': ('P 2yb', '-P 2y', '2/m'),
@@ -28,26 +28,26 @@ LIGHT = ('C', 'N', 'O')
 SHARES = (0.72, 0.12, 0.16)
 COORDINATION = 4  # bonds of a metal
 RING_CHANCE = 0.25
-NOT_BONDED = 2.25  # Å, within a molecule, at least
-CONTACT = 2.95  # Å, between molecules
+NOT_BONDED = 2.25  # Å, least distance of atoms in a molecule that are not bonded
+CONTACT = 2.95  # Å, least distance of atoms of different molecules
 TRIALS = 120  # of a packing
 DISORDERED = 0.65  # occupancy of the main place
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What is invented.
+    """What to invent.
 
     Attributes:
         group: a name in `GROUPS`.
-        num_atoms: of the molecule, hydrogen apart.
-        heavy: elements that are in it once each; a metal comes first and is its middle.
-        special: the metal lies on an inversion centre, and the molecule is twice what `num_atoms` says, less one.
+        num_atoms: of the molecule, without hydrogen.
+        heavy: elements that occur once each; a metal must be the first, and is the middle of the molecule.
+        special: whether the metal lies on an inversion centre; the molecule then has 2 num_atoms − 1 atoms.
         d_min: Å.
-        disorder: share of the outermost atoms that have two places.
-        error: relative, of the intensities.
-        background: error of all intensities, in means.
-        lost: share of the reflections that were not measured.
+        disorder: share of the atoms, the outermost ones, that have two places.
+        error: relative error of the intensities.
+        background: error of all intensities, relative to their mean.
+        lost: share of the reflections that are not measured.
     """
 
     group: str = 'P21/c'
@@ -66,13 +66,13 @@ class InventedCrystal:
     """A crystal and its measured data.
 
     Attributes:
-        data: what was measured.
-        space_group: true.
+        data: as measured.
+        space_group: the true one.
         elements: `n`, of the asymmetric unit, hydrogen last.
         positions: `(n, 3)`, fractional.
         displacements: `(n, 3, 3)`, Cartesian U, Å².
-        occupancies: `(n,)`, by the general position.
-        structure_factors: `(m,)` complex, true, of the data's reflections.
+        occupancies: `(n,)`, relative to the general position.
+        structure_factors: `(m,)` complex, the true ones of the data's reflections.
     """
 
     data: CrystalData
@@ -85,7 +85,7 @@ class InventedCrystal:
 
 
 def invent(recipe: Recipe, seed: int) -> InventedCrystal:
-    """An invented crystal; the same seed gives the same one."""
+    """Invents a crystal; the same seed gives the same crystal."""
     generator = np.random.default_rng(seed)
     elements, places = _grow(recipe, generator)
     hydrogens, parents = _hydrogens(elements, places, generator, start=1 if recipe.special else 0)
@@ -133,7 +133,17 @@ def anisotropic_structure_factors(
     displacements: np.ndarray,
     occupancies: np.ndarray,
 ) -> np.ndarray:
-    """F(h), `(n,)` complex, of atoms with Cartesian U's `(n, 3, 3)`, by summation."""
+    """F(h) of anisotropic atoms, `(n,)` complex, by summation.
+
+    Args:
+        hkl: `(n, 3)`.
+        cell: of the crystal.
+        group: of the atoms.
+        elements: of the atoms.
+        positions: `(atoms, 3)`, fractional.
+        displacements: `(atoms, 3, 3)`, Cartesian U, Å².
+        occupancies: `(atoms,)`, relative to the general position.
+    """
     reciprocal = np.linalg.inv(cell.orthogonalization)
     spacings = cell.inverse_spacings(hkl)
     factors = {symbol: _form_factor(symbol, spacings) for symbol in set(elements)}
@@ -169,7 +179,7 @@ def _direction(generator):
 
 
 def _grow(recipe, generator):
-    """Elements and Cartesian places of a molecule, hydrogen apart, its middle at the origin unless it is special."""
+    """Elements and Cartesian places of a molecule without hydrogen; its middle is the origin unless it is special."""
     wanted = list(recipe.heavy)
     metal = bool(wanted) and gemmi.Element(wanted[0]).is_metal
     elements = [wanted.pop(0)] if metal else ['C']
@@ -198,7 +208,7 @@ def _grow(recipe, generator):
         start = places[parent] + length * direction
         new = _ring(start, direction, generator) if ring else start[None]
         if not _fits(new, np.array(places), parent, recipe.special):
-            free[parent] -= generator.random() < 0.02  # where nothing fits, give up in time
+            free[parent] -= generator.random() < 0.02  # gives up in the end if nothing fits
             continue
         if wanted and symbol == wanted[0]:
             wanted.pop(0)
@@ -221,7 +231,7 @@ def _bond_length(first, second, generator):
 
 
 def _ring(start, direction, generator):
-    """Six atoms of a benzene ring, the first of which is bonded from the direction given."""
+    """Six atoms of a benzene ring; the first one is bonded from the given direction."""
     side = np.cross(direction, _direction(generator))
     side /= np.linalg.norm(side)
     angles = np.arange(6) * np.pi / 3
@@ -230,7 +240,7 @@ def _ring(start, direction, generator):
 
 
 def _fits(new, places, parent, special):
-    """Whether new atoms keep their distance from the others, and the first its angles at its parent."""
+    """Whether new atoms are far enough from the others; this also keeps angles at the parent of the first."""
     others = np.concatenate([places, -places, -new]) if special else places
     distances = np.linalg.norm(new[:, None] - others[None], axis=-1)
     distances[0, parent] = np.inf
@@ -242,7 +252,7 @@ def _fits(new, places, parent, special):
 
 
 def _hydrogens(elements, places, generator, start):
-    """Hydrogen where valences are left, and whose it is."""
+    """Places of hydrogen where valences are free, and the atoms to which they are bonded."""
     found, parents = [], []
     for index in range(start, len(elements)):
         if elements[index] not in LIGHT:
@@ -271,7 +281,7 @@ def _random_rotation(generator):
 
 
 def _pack(places, group, recipe, generator):
-    """Cell, rotation and fractional shift of the molecule: the densest of some trials without contacts."""
+    """Cell, rotation and fractional shift of the molecule: the densest of some trials without close contacts."""
     rotations, _ = group.operations
     sites = len(places) * len(rotations) * (1 if not recipe.special else 1 - 0.5 / len(places))
     best = None
@@ -287,7 +297,7 @@ def _pack(places, group, recipe, generator):
             shift = best[3] + (0 if recipe.special else generator.normal(0, 0.03, 3))
             angles = best[5]
         molecule = places @ turn.T
-        low, high = 13.0, 60.0 if best is None else best[0]  # Å³ an atom
+        low, high = 13.0, 60.0 if best is None else best[0]  # Å³ for each atom
         if not _packs(molecule, edges, angles, shift, group, high * sites):
             continue
         while high - low > 0.3:
@@ -315,7 +325,7 @@ def _cell(edges, angles, volume):
 
 
 def _packs(molecule, edges, angles, shift, group, volume):
-    """Whether no atom of another molecule is too near."""
+    """Whether no two atoms of different molecules are too near."""
     cell = _cell(edges, angles, volume)
     orthogonalization = cell.orthogonalization
     positions = molecule @ np.linalg.inv(orthogonalization).T + shift
@@ -337,7 +347,7 @@ def _packs(molecule, edges, angles, shift, group, volume):
 
 
 def _displacements(molecule, number, parents, generator):
-    """Cartesian U's: anisotropic, growing with the distance from the middle."""
+    """Cartesian U, anisotropic, that grow with the distance from the middle."""
     distances = np.linalg.norm(molecule[:number] - molecule[:number].mean(axis=0), axis=1)
     base = generator.uniform(0.018, 0.045)
     sizes = base * (1 + generator.uniform(0.0, 0.12) * distances**1.2)
@@ -351,7 +361,7 @@ def _displacements(molecule, number, parents, generator):
 
 
 def _disordered(recipe, elements, positions, displacements, occupancies, cell, number, generator):
-    """Some of the outermost atoms over two places."""
+    """Splits some of the outermost atoms over two places."""
     count = round(recipe.disorder * number)
     if not count:
         return elements, positions, displacements, occupancies
@@ -371,7 +381,7 @@ def _disordered(recipe, elements, positions, displacements, occupancies, cell, n
 
 
 def _reflections(recipe, cell, generator):
-    """The unique reflections of the Laue class to d_min, less those that were lost."""
+    """The unique reflections of the Laue class to d_min, without the lost ones."""
     laue = gemmi.find_spacegroup_by_ops(gemmi.symops_from_hall(GROUPS[recipe.group][1]))
     hkl = gemmi.make_miller_array(cell.gemmi, laue, recipe.d_min)
     hkl = hkl[(hkl != 0).any(axis=1)]

@@ -1,4 +1,4 @@
-"""Maps as arrays: inverted, shifted, cut out, compared. All are `(..., grid, grid, grid)` and periodic."""
+"""Inverts, shifts, cuts and compares maps. All are arrays `(..., grid, grid, grid)` and periodic."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +23,7 @@ def middle(maps: Array, size: int) -> Array:
 
 
 def surround(maps: Array, grid_size: int) -> Array:
-    """Maps `(..., size, size, size)` in the middle of empty ones of edge `grid_size`, as `middle` cuts them out."""
+    """Puts maps `(..., size, size, size)` in the middle of empty maps of edge `grid_size`: the opposite of `middle`."""
     margin = (grid_size - maps.shape[-1]) // 2
     return jnp.pad(maps, [(0, 0)] * (maps.ndim - 3) + [(margin, margin)] * 3)
 
@@ -35,7 +35,7 @@ def origin_distances(grid_size: int) -> np.ndarray:
 
 
 def map_correlation(first: Array, second: Array) -> Array:
-    """Pearson correlation of maps over the last three axes, 0 where a map is constant."""
+    """Pearson correlation of maps over the last three axes; 0 where a map is constant."""
 
     def standardised(each):
         low, high = (reduce(each, axis=(-3, -2, -1), keepdims=True) for reduce in (jnp.min, jnp.max))

@@ -1,4 +1,4 @@
-"""Maps of atoms that a person has, in place of random ones (paper, 2.1 and 2.2)."""
+"""Simulates the maps of given atoms (paper, 2.1 and 2.2)."""
 
 import functools
 import math
@@ -18,7 +18,7 @@ from patterson_jax.simulation.problem import Problem
 
 
 class Simulated(NamedTuple):
-    """Maps `(grid, grid, grid)`, float32: `patterson`, its origin at voxel (0, 0, 0), `density`, its atoms centred."""
+    """Maps `(grid, grid, grid)`, float32: `patterson`, origin at voxel (0, 0, 0), and `density`, with centred atoms."""
 
     patterson: np.ndarray
     density: np.ndarray
@@ -34,19 +34,19 @@ def simulate(
     resolution: float | None = None,
     seed: int = 0,
 ) -> Simulated:
-    """The Patterson map and the density of equal atoms, spheres, in an otherwise empty cubic cell, P1.
+    """Simulates the Patterson map and the density of equal spheres in an otherwise empty cubic cell, P1.
 
     Args:
-        positions: `(num_atoms, 3)` in Å; with the default voxel size, in voxels. Their mean comes to the centre.
+        positions: `(num_atoms, 3)` in Å; with the default voxel size, in voxels. Their mean is moved to the centre.
         voxel_size: Å.
         grid_size: voxels along each edge of the maps; even.
         atom_radius: of the spheres, voxels.
-        noise: standard deviation of the measured amplitudes |F| as a part of them.
-        resolution: |h| up to which amplitudes are measured; None: all are.
+        noise: relative standard deviation of the measured amplitudes |F|.
+        resolution: |h| up to which amplitudes are measured; None: all of them.
         seed: of the noise.
 
     Raises:
-        InputError: an argument is not as above, the spheres overlap, or the cell is so small that vectors would.
+        InputError: an argument is invalid, the spheres overlap, or the cell is so small that vectors would overlap.
     """
     avoid_wrong_fusion()
     require_right_results()
@@ -63,16 +63,19 @@ def simulate(
 
 
 def place_atoms(positions: np.ndarray, problem: Problem, voxel_size: float, setting: str = 'voxel_size') -> np.ndarray:
-    """Positions `(num_atoms, 3)` in Å as voxels from their mean, float32.
+    """Converts positions in Å to voxels from their mean.
 
     Args:
-        positions: in Å.
-        problem: what the atoms are, and their cell.
+        positions: `(num_atoms, 3)` in Å.
+        problem: gives the radius of the atoms and the cell.
         voxel_size: Å.
-        setting: what the user knows the voxel size by.
+        setting: the user's name for the voxel size, for messages.
+
+    Returns:
+        `(num_atoms, 3)`, float32.
 
     Raises:
-        InputError: spheres overlap, or vectors do in the cell.
+        InputError: the spheres overlap, or their vectors overlap in the cell.
     """
     require(is_real(voxel_size) and voxel_size > 0, setting, voxel_size, 'a positive number of Å')
     voxels = positions / voxel_size
@@ -83,7 +86,7 @@ def place_atoms(positions: np.ndarray, problem: Problem, voxel_size: float, sett
         if room > 0:
             cure = f' ({setting}={math.ceil(100 * voxel_size * extent / room) / 100:.2f} makes room)'
         raise InputError(
-            f'{extent * voxel_size:.2f} Å across; its vectors overlap in the cell beyond '
+            f'{extent * voxel_size:.2f} Å across; its vectors overlap in this cell above '
             f'{max(room, 0) * voxel_size:.2f} Å{cure}'
         )
     distances = np.linalg.norm(voxels[:, None] - voxels[None], axis=-1) + np.diag(np.full(len(voxels), np.inf))
@@ -98,7 +101,13 @@ def place_atoms(positions: np.ndarray, problem: Problem, voxel_size: float, sett
 
 
 def simulate_problem(positions: np.ndarray, problem: Problem, seed: int) -> Simulated:
-    """The maps of atoms at positions `(num_atoms, 3)`, voxels from the centre."""
+    """Simulates the maps of atoms at positions `(num_atoms, 3)`, voxels from the centre.
+
+    Args:
+        positions: of the atoms.
+        problem: gives radius, grid, noise and resolution.
+        seed: of the noise.
+    """
     key = example_key(stream_key(seed, 'files'), 0, 0)
     return Simulated(*map(np.asarray, _maps(key, positions, problem)))
 
