@@ -1,4 +1,4 @@
-"""Side-by-side timings and scores, each module a program: `python -m benchmarks.NAME`."""
+"""Timings and scores side by side. Programs are run as `python -m benchmarks.NAME`; each says so in its docstring."""
 
 from pathlib import Path
 

@@ -1,11 +1,11 @@
 """Charge flipping of cctbx on one crystal, for benchmarks.crystals: JSON on standard input, JSON on standard output.
 
-It is a program of its own, run by its path, because cctbx crashes unless it is imported before NumPy and gemmi. It is
-given the true space group, in which it accepts a map; here that is not so.
+It is a separate program, run by its path, because cctbx crashes unless it is imported before NumPy and gemmi. It gets
+the true space group, which our solver does not get.
 
-Input: `cell`, `symops`, `hkl`, `amplitudes`, `seconds`, `seed`. Output: `accepted`, whether it took its last map for
-solved; `hkl` and `phases` (radians) of that map in the cell as given, empty without one; `attempts`; `seconds` of its
-processor; `remark`, '' or what went wrong in it.
+Input: `cell`, `symops`, `hkl`, `amplitudes`, `seconds`, `seed`. Output: `accepted`, whether cctbx calls its last map
+solved; `hkl` and `phases` (radians) of that map in the given cell, empty without a map; `attempts`; `seconds` of
+processor time; `remark`, '' or an error of cctbx.
 """
 
 import json
@@ -20,7 +20,7 @@ MOST_ITERATIONS = 500  # of an attempt, as in cctbx
 
 
 class Whole(int):
-    """A number that stays whole when it is multiplied: cctbx makes 500 longer by a half and then needs a whole one."""
+    """An integer that stays one when it is multiplied: cctbx multiplies it by 1.5 and then needs an integer."""
 
     def __mul__(self, other):
         return Whole(int(self) * other)
@@ -40,7 +40,7 @@ def read_problem(problem: dict) -> tuple[miller.array, sgtbx.change_of_basis_op]
 
 
 def solve(problem: dict) -> dict:
-    """Attempts until it accepts a map, gives up or the seconds are spent."""
+    """Makes attempts until cctbx accepts a map or fails, or the time is over."""
     amplitudes, change = read_problem(problem)
     flex.set_random_seed(problem['seed'] + 1)
     began = time.process_time()

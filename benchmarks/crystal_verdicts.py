@@ -1,13 +1,14 @@
-"""How the verdict on crystals does: counts of verdicts against the truth, on invented crystals.
+"""Counts verdicts on invented crystals against the truth.
 
-    python -m benchmarks.crystal_verdicts --stream=calibration    # what the constants of crystal_verdict.py are from
-    python -m benchmarks.crystal_verdicts --stream=evaluation     # the test, on crystals that those have not seen
+    python -m benchmarks.crystal_verdicts --stream=calibration    # crystals for the constants of crystal_verdict.py
+    python -m benchmarks.crystal_verdicts --stream=evaluation     # the test, on other crystals
 
-Phases are those of the truth, spoilt, or wrong ones: of a molecule that is displaced, half wrong, or has its heavy atom
-alone; of the right structure in a group with too few or too many operations; with intensities permuted within shells,
-or another crystal's. A model is right if its group is, nine in ten true atoms (half full, at least) are within 0.5 Å
-and a tenth at most too many. Or the true atoms are judged as they are, but for one that is missing, displaced or too
-many; then every atom must be right. One line a case on stderr, counts on stdout, all of it in the JSON of --output.
+Most cases are judged from phases: the true phases with errors, or wrong ones. Wrong phases are those of a molecule that
+is displaced, half wrong, or reduced to its heavy atom; those of the right structure in a group with too few or too many
+operations; or the intensities are permuted within shells or are another crystal's. A model is right if its group is
+right, if nine of ten true atoms (at least half full) are within 0.5 Å, and if at most a tenth of the atoms is extra.
+Other cases are judged from the true atoms with one atom missing, displaced or added; then every atom must be right. A
+line for each case goes to stderr, the counts to stdout, and everything to the JSON of --output.
 """
 
 import argparse
@@ -55,12 +56,12 @@ CASES = (
 
 VERDICTS = ('solved', 'uncertain', 'not solved')
 NEAR = 0.5  # Å
-ROOM = 1.3  # Å, about an atom that is added
-HALF = 0.45  # occupancy of what counts as a site
+ROOM = 1.3  # Å around an added atom
+HALF = 0.45  # least occupancy of an atom that counts as a site
 
 
 def random_recipe(generator: np.random.Generator, index: int) -> Recipe:
-    """A recipe of any kind."""
+    """Draws a recipe."""
     group = tuple(GROUPS)[index % len(GROUPS)]
     heavy = HEAVY[generator.integers(len(HEAVY))]
     return Recipe(
@@ -76,7 +77,7 @@ def random_recipe(generator: np.random.Generator, index: int) -> Recipe:
 
 
 def spoilt(structure_factors: np.ndarray, wanted: float, generator: np.random.Generator) -> np.ndarray:
-    """Phases whose errors leave a map correlation: `(n,)`, in radians."""
+    """Phases `(n,)` in radians with such errors that the map correlation with the truth is `wanted`."""
     phases, weights = np.angle(structure_factors), np.abs(structure_factors) ** 2
     if np.abs(np.sin(phases)).max() < 1e-3:
         return phases + np.pi * (generator.random(len(phases)) < (1 - wanted) / 2)
@@ -90,7 +91,7 @@ def spoilt(structure_factors: np.ndarray, wanted: float, generator: np.random.Ge
 
 
 def make_case(kind: str, crystal: InventedCrystal, other: InventedCrystal, generator: np.random.Generator):
-    """Data, group and phases of a case; and whether that group is right."""
+    """Data, group and phases of a case, and whether the group can be right; None if there is no such case."""
     data, group = crystal.data, crystal.space_group
     correlation = float(generator.choice((0.8, 0.85, 0.95)))
     factors = crystal.structure_factors
@@ -116,7 +117,7 @@ def make_case(kind: str, crystal: InventedCrystal, other: InventedCrystal, gener
 
 
 def _with_one_wrong_atom(kind, crystal, generator):
-    """Positions and elements of the true atoms, hydrogen and lesser places apart, with one that is wrong."""
+    """Positions and elements of the true atoms, without hydrogen and minor sites, with one error."""
     kept = [index for index, each in enumerate(crystal.elements) if each != 'H' and crystal.occupancies[index] >= HALF]
     positions, elements = crystal.positions[kept], [crystal.elements[each] for each in kept]
     wrong = int(generator.integers(1, len(kept)))
@@ -161,7 +162,7 @@ def _model_factors(kind, crystal, generator):
 
 
 def _other_group(kind, crystal):
-    """A group without the inversion, or with one, and the structure factors that it allows; or None, None."""
+    """A group with the inversion removed or added, and structure factors for it; None, None if that is impossible."""
     rotations, _ = crystal.space_group.operations
     centred = any(np.array_equal(each, -np.eye(3)) for each in rotations)
     factors = crystal.structure_factors
@@ -181,7 +182,7 @@ def _other_group(kind, crystal):
 
 
 def _with_permuted_intensities(data, generator):
-    """Intensities and their σ's permuted within shells."""
+    """Permutes intensities and their σ within shells of 1/d."""
     order = np.argsort(data.cell.inverse_spacings(data.hkl))
     shuffled = order.copy()
     for shell in np.array_split(np.arange(len(order)), 20):
@@ -192,7 +193,7 @@ def _with_permuted_intensities(data, generator):
 
 
 def _with_intensities_of(data, other):
-    """Another crystal's intensities, in the order of 1/d."""
+    """Replaces intensities by those of another crystal, in the order of 1/d."""
     order = np.argsort(data.cell.inverse_spacings(data.hkl))
     others = np.argsort(other.cell.inverse_spacings(other.hkl))
     taken = others[np.linspace(0, len(others) - 1, len(order)).astype(int)]
@@ -202,7 +203,7 @@ def _with_intensities_of(data, other):
 
 
 def is_right(found: Interpretation, crystal: InventedCrystal, share: float = 0.9) -> bool:
-    """Whether the sites are those of the crystal in its group, with any of the origins and hands that the group has."""
+    """Whether the sites are those of the crystal in its group, for any origin and hand of the group."""
     if not found.atoms:
         return False
     numbers = np.array([gemmi.Element(each).atomic_number for each in crystal.elements])
@@ -223,7 +224,7 @@ def is_right(found: Interpretation, crystal: InventedCrystal, share: float = 0.9
 
 
 def _agree(sites, true, heavy, full, crystal, share):
-    """Whether a share of the full sites are found, and no more than the rest of it is too many."""
+    """Whether a share of the full sites is found, and at most 1 − share is extra."""
     cell, operations = crystal.data.cell, crystal.space_group.operations
     near = sum(nearest_images(each, sites, cell, operations)[0].min() < NEAR for each in true[full])
     if near < share * full.sum():
@@ -233,7 +234,7 @@ def _agree(sites, true, heavy, full, crystal, share):
 
 
 def measure(kind: str, index: int, stream: str) -> dict | None:
-    """One case; None where there is no such case."""
+    """Measures one case; None if there is no such case."""
     seed = STREAMS[stream] + index
     generator = np.random.default_rng([seed, 1])
     crystal = invent(random_recipe(generator, index), seed)

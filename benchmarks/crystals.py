@@ -1,23 +1,24 @@
-"""Real crystals with known structures, from intensities to atoms: what is found, and whether the verdict knows it.
+"""Solves real crystals with known structures, and scores the atoms found and the verdicts.
 
-    python -m benchmarks.crystals DIRECTORY…                      # one folder a crystal
-    python -m benchmarks.crystals DIRECTORY… --resolution=1.0     # reflections beyond 1 Å left out
+    python -m benchmarks.crystals DIRECTORY…                      # one folder for each crystal
+    python -m benchmarks.crystals DIRECTORY… --resolution=1.0     # without reflections finer than 1 Å
 
-A folder holds `norm.json` (`name`, `cell`, `wavelength`, `symops`, `spacegroup` and the known `atoms`, each with
-`el`, `xyz` and `occ`; without atoms only the group is compared) and `merged.hkl` (h k l F² σ, blanks between), of the
-Laue class of the operators. Without that, or with `--raw`, the reflections are those of the first file in the folder
-that has some, in the order of the endings .hkl, .cif, .fcf and others. The Laue class of the operators is claimed, as
-by an .ins; else the truth enters only when the answer is scored:
+A folder has two files. `norm.json` has `name`, `cell`, `wavelength`, `symops`, `spacegroup` and the known `atoms`, each
+with `el`, `xyz` and `occ`; without atoms only the group is compared. `merged.hkl` has h k l F² σ with blanks between,
+merged in the Laue class of the operators. Without it, or with `--raw`, the reflections are those of the first file in
+the folder that has some, in the order of the endings .hkl, .cif, .fcf and others. The Laue class of the operators is
+claimed, as an .ins would. Otherwise the truth is used only for the scores:
 
-- map: the F²-weighted mean cosine of the errors of the phases of the answer's density, for the origin and hand for
-  which it is best; phases at random give 0.1 to 0.3.
-- sites: known atoms, hydrogen and those less than half occupied apart, within 0.5 Å of which there is an atom.
-- extra: atoms of the answer farther than that from every known one, hydrogen included.
-- elements: right ones among the sites found; and among those found where the two differ by more than two in Z.
-- right: map over 0.8, nine sites in ten, at most a tenth too many, and the group that is known or its mirror image.
+- map: the F²-weighted mean cosine of the phase errors of the answer's density, at the best origin and hand; random
+  phases give 0.1 to 0.3.
+- sites: share of the known atoms with an atom of the answer within 0.5 Å; hydrogen and atoms less than half occupied do
+  not count.
+- extra: atoms of the answer farther than 0.5 Å from every known atom, hydrogen included, as a share of the sites.
+- elements: share of right elements among the sites found; and share of elements at most two in Z from the right one.
+- right: map above 0.8, at least nine of ten sites, at most a tenth extra, and the known group or its mirror image.
 
-With `--peer=PYTHON`, a Python that has cctbx, its charge flipping is run on the same data, with the true space group,
-for at most `--peer-seconds`; a map of it is right if its map correlation is, and wrongly accepted if it is not.
+`--peer=PYTHON` names a Python that has cctbx. Its charge flipping is run on the same data with the true space group for
+at most `--peer-seconds`. Its map is right if the map correlation is above 0.8; else accepting it is wrong.
 
 Printed as Markdown and written to `crystals-DEVICE.json` beside this file, or to `--json`.
 """
@@ -46,13 +47,13 @@ from patterson_jax.solving.spacegroup import enantiomorph, fine_shape
 from patterson_jax.writing import markdown_table, write_json
 
 RIGHT_MAP, RIGHT_SITES, MOST_EXTRA = 0.8, 0.9, 0.1
-FIRST_ENDINGS = ('.hkl', '.cif', '.fcf')  # of published files that are tried before others
+FIRST_ENDINGS = ('.hkl', '.cif', '.fcf')  # of published files, tried before others
 NEAR = 0.5  # Å
-SAME_SITE = 0.1  # Å, of images of a known atom
+SAME_SITE = 0.1  # Å within which images of a known atom are the same
 FULL = 0.5  # occupancy from which a known atom must be found
-TELLING = 2  # difference in atomic number above which elements must be told apart
+TELLING = 2  # difference in atomic number above which elements should be distinguished
 PEER_PATIENCE = 10  # wall seconds for each second of processor time
-KNOWN_U = 0.04  # Å², of atoms of which it is not known
+KNOWN_U = 0.04  # Å², for known atoms without U
 COLUMNS = (
     'crystal',
     'known group',
@@ -73,34 +74,37 @@ PEER_COLUMNS = ('cctbx: map', 'accepted', 's')
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """A crystal with what is known of it: its data, and the content of `norm.json`."""
+    """A known crystal: its data, and the content of `norm.json`."""
 
     data: CrystalData
     content: dict
 
     @property
     def number(self) -> int:
-        """Of the space group."""
+        """Number of the space group."""
         return int(self.content['spacegroup'].split('#')[1].rstrip(')'))
 
     @property
     def operators(self) -> list[gemmi.Op]:
-        """Of the space group, centring included."""
+        """Operators of the space group, with the centring."""
         return [gemmi.Op(each) for each in self.content['symops']]
 
     @property
     def atoms(self) -> list[dict]:
-        """All that are known, hydrogen included."""
+        """All known atoms, hydrogen included."""
         return self.content['atoms']
 
 
 def read_folder(folder: Path, resolution: float = 0.0, raw: bool = False) -> Known:
-    """Reads a folder. Raises InputError.
+    """Reads the folder of a crystal.
 
     Args:
         folder: with `norm.json` and `merged.hkl` or files as they were published.
         resolution: Å; finer reflections are left out.
-        raw: whether the published files are read though there is a `merged.hkl`.
+        raw: whether to read the published files even if there is a `merged.hkl`.
+
+    Raises:
+        InputError: the folder lacks a file, or a file cannot be read.
     """
     merged = folder / 'merged.hkl'
     try:
@@ -108,7 +112,7 @@ def read_folder(folder: Path, resolution: float = 0.0, raw: bool = False) -> Kno
         cell = UnitCell(*content['cell'])
         measured = _published(folder, content) if raw or not merged.is_file() else _merged(merged)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f'{folder}: no folder of a crystal: {error}') from error
+        raise InputError(f'{folder}: not the folder of a crystal: {error}') from error
     kept = cell.inverse_spacings(measured.hkl) * resolution <= 1
     contents: dict[str, float] = {}
     for atom in content['atoms']:
@@ -133,7 +137,7 @@ def _merged(path):
 
 
 def _published(folder, content):
-    """The reflections of the first file that has some. Raises InputError."""
+    """The reflections of the first file that has some. Raises InputError if no file has."""
     files = [each for each in folder.iterdir() if each.is_file() and each.name not in ('merged.hkl', 'norm.json')]
     order = {ending: number for number, ending in enumerate(FIRST_ENDINGS)}
     cell, refusals = ' '.join(map(str, content['cell'])), []
@@ -146,7 +150,7 @@ def _published(folder, content):
 
 
 def known_structure_factors(known: Known, hkl: np.ndarray) -> np.ndarray:
-    """F of the known atoms, hydrogen apart, at indices `(n, 3)` in the cell as given; isotropic, without f′."""
+    """F `(n,)` of the known atoms without hydrogen at indices `(n, 3)` of the given cell; isotropic, without f′."""
     cell = known.data.cell
     squared = cell.inverse_spacings(hkl) ** 2
     total = np.zeros(len(hkl), complex)
@@ -164,7 +168,7 @@ def known_structure_factors(known: Known, hkl: np.ndarray) -> np.ndarray:
 
 
 def _occupied(content, cell, atom):
-    """Images of an atom under all operators, `(n, 3)`, and the share of it in each, `(n,)`."""
+    """Images of an atom under all operators, `(n, 3)`, and the occupancy of each, `(n,)`."""
     images = np.array([gemmi.Op(each).apply_to_xyz(atom['xyz']) for each in content['symops']])
     occupancy = float(atom['occ'])
     if not content['occ_includes_site_multiplicity']:
@@ -174,7 +178,7 @@ def _occupied(content, cell, atom):
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """How an answer comes onto the truth: map correlation, hand (1 or −1), and shift: x_known = hand · x + shift."""
+    """How an answer fits the truth: map correlation, hand (1 or −1), and shift, with x_known = hand · x + shift."""
 
     correlation: float
     hand: int
@@ -182,7 +186,13 @@ class Placement:
 
 
 def place(hkl: np.ndarray, truth: np.ndarray, answer: np.ndarray) -> Placement:
-    """Finds the origin and the hand for which structure factors `(n,)` of one of each Friedel pair agree best."""
+    """Finds the origin and the hand for which two sets of structure factors agree best.
+
+    Args:
+        hkl: `(n, 3)`, one of each Friedel pair.
+        truth: `(n,)` complex.
+        answer: `(n,)` complex.
+    """
     shape = fine_shape(hkl)
     weights = np.abs(truth) ** 2
     best = Placement(0.0, 1, np.zeros(3))
@@ -200,7 +210,7 @@ def place(hkl: np.ndarray, truth: np.ndarray, answer: np.ndarray) -> Placement:
 
 
 def score(known: Known, solution: CrystalSolution) -> dict:
-    """Compares an answer with what is known."""
+    """Scores an answer against the known structure."""
     group = solution.space_group
     number = None if group is None else group.number
     group_right = number is not None and known.number in (number, enantiomorph(number))
@@ -250,21 +260,21 @@ def _compare_atoms(known, solution, placement):
 
 
 def _half_sphere(data):
-    """The reflections of the data and their equivalents, one of each Friedel pair, `(n, 3)`."""
+    """The reflections of the data with their equivalents, one of each Friedel pair, `(n, 3)`."""
     every = np.unique(np.concatenate([data.hkl @ rotation for rotation in data.rotations]), axis=0)
     h, k, l = every.T
     return every[(l > 0) | (l == 0) & ((k > 0) | (k == 0) & (h > 0))]
 
 
 def _distances(cell, first, second):
-    """Shortest distances `(n, m)` in Å between points of a lattice in fractions of the edges; up to half an edge."""
+    """Shortest distances `(n, m)` in Å between fractional coordinates; right up to half an edge."""
     differences = first[:, None] - second[None]
     differences -= np.rint(differences)
     return np.linalg.norm(differences @ cell.orthogonalization.T, axis=-1)
 
 
 def answer(known: Known, solution: CrystalSolution) -> dict:
-    """What the solver says of a crystal, and how right that is."""
+    """The answer of the solver on a crystal, and its scores."""
     group = solution.space_group
     return {
         'known_group': known.content['spacegroup'],
@@ -296,7 +306,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict:
 
 
 def ask_peer(known: Known, options: argparse.Namespace) -> dict:
-    """What the charge flipping of cctbx makes of a crystal, and how right that is."""
+    """The result of cctbx's charge flipping on a crystal, and its score."""
     data = known.data
     problem = {
         'cell': list(data.cell.parameters),
@@ -318,7 +328,7 @@ def ask_peer(known: Known, options: argparse.Namespace) -> dict:
 
 
 def peer_map(known: Known, hkl: np.ndarray, phases: np.ndarray) -> float | None:
-    """The map correlation of phases `(n,)` of indices `(n, 3)`, one of each Friedel pair at least; None without any."""
+    """The map correlation of phases `(n,)` at indices `(n, 3)`; None without phases or known atoms."""
     if not len(hkl) or not known.atoms:
         return None
     wanted = _half_sphere(known.data)
@@ -387,20 +397,20 @@ def _figure(value, form):
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(prog='python -m benchmarks.crystals', description=__doc__.partition('\n')[0])
-    parser.add_argument('folders', type=Path, nargs='+', help='one a crystal')
+    parser.add_argument('folders', type=Path, nargs='+', help='one for each crystal')
     parser.add_argument('--resolution', type=float, default=0.0, help='Å; finer reflections are left out')
     parser.add_argument('--raw', action='store_true', help='read the published files, not merged.hkl')
     parser.add_argument('--seed', type=int, default=0, help='of the starts')
     parser.add_argument('--starts', type=int, default=MAX_STARTS, help='for a crystal, at most')
     parser.add_argument('--seconds', type=float, default=0.0, help='for a crystal, at most; 0: no limit')
-    parser.add_argument('--peer', default='', metavar='PYTHON', help='one that has cctbx, which is measured beside')
+    parser.add_argument('--peer', default='', metavar='PYTHON', help='a Python that has cctbx, to compare with')
     parser.add_argument('--peer-seconds', type=float, default=60.0, help='of processor time for cctbx, at most')
     parser.add_argument('--json', type=Path, help='file to write; default crystals-DEVICE.json beside this program')
     return parser.parse_args(arguments)
 
 
 def run(options: argparse.Namespace, output: Path) -> list[dict]:
-    """Measures every folder; writes after each, and names on stderr what cannot be read."""
+    """Measures every folder and writes after each; names on stderr the folders that cannot be read."""
     results = []
     for folder in options.folders:
         try:

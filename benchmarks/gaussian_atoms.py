@@ -2,8 +2,9 @@
 
     python -m benchmarks.gaussian_atoms
 
-The paper's problem without its cube and its empty box: 20 Gaussian atoms fill a cell of 364 Å³, 1.2 Å apart at least,
-amplitudes to 0.8 Å with 5 % noise. They have no chemistry, so that the verdict, which looks for it, stays `uncertain`.
+This is the paper's problem without its cube and its empty box: 20 Gaussian atoms fill a cell of 364 Å³, at least 1.2 Å
+apart, with amplitudes to 0.8 Å and 5 % noise. The atoms have no chemistry. The verdict tests the chemistry, so that it
+stays `uncertain`.
 """
 
 import argparse
@@ -29,7 +30,7 @@ IMAGES = np.array(list(itertools.product((-1, 0, 1), repeat=3)))
 
 
 def draw_atoms(generator: np.random.Generator) -> np.ndarray:
-    """Fractional coordinates `(NUM_ATOMS, 3)`, drawn one by one."""
+    """Draws fractional coordinates `(NUM_ATOMS, 3)` one by one."""
     atoms = np.zeros((0, 3))
     while len(atoms) < NUM_ATOMS:
         atom = generator.random(3)
@@ -39,14 +40,14 @@ def draw_atoms(generator: np.random.Generator) -> np.ndarray:
 
 
 def distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Between the nearest images of fractional coordinates `(n, 3)` and `(m, 3)`, `(n, m)` in Å."""
+    """Distances `(n, m)` in Å between the nearest images of fractional coordinates `(n, 3)` and `(m, 3)`."""
     vectors = first[:, None] - second[None]
     vectors = (vectors - np.round(vectors))[:, :, None] + IMAGES
     return np.min(np.linalg.norm(vectors @ CELL.orthogonalization.T, axis=-1), axis=-1)
 
 
 def measure(atoms: np.ndarray, generator: np.random.Generator) -> Measurements:
-    """F² of all reflections to the resolution, one of each Friedel pair, with noise."""
+    """F² with noise of all reflections to the resolution, one of each Friedel pair."""
     limits = [int(edge / RESOLUTION) + 1 for edge in CELL.parameters[:3]]
     every = itertools.product(*(range(-limit, limit + 1) for limit in limits))
     hkl = np.array([each for each in every if each > (0, 0, 0)])
@@ -60,9 +61,9 @@ def measure(atoms: np.ndarray, generator: np.random.Generator) -> Measurements:
 
 
 def largest_error(found: np.ndarray, true: np.ndarray) -> float:
-    """How far an atom `(n, 3)` is from its own of the other set, at the best origin and hand; in Å.
+    """The largest distance in Å between paired atoms of two sets `(n, 3)`, at the best origin and hand.
 
-    Infinite where the numbers differ, or where two atoms are nearest to the same one.
+    It is infinite if the numbers of atoms differ, or if two atoms are nearest to the same one.
     """
     if len(found) != len(true):
         return float('inf')
@@ -80,7 +81,7 @@ def largest_error(found: np.ndarray, true: np.ndarray) -> float:
 
 
 def solve(seed: int) -> tuple[CrystalSolution, float]:
-    """A case, solved, and how far its atoms are off at most, Å."""
+    """Solves a case; returns the solution and the largest error of its atoms in Å."""
     generator = np.random.default_rng(seed)
     atoms = draw_atoms(generator)
     data = measure(atoms, generator)
@@ -92,7 +93,7 @@ def solve(seed: int) -> tuple[CrystalSolution, float]:
 
 
 def main() -> None:
-    """Solves cases and writes what came of them."""
+    """Solves cases, prints and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--cases', type=int, default=20)
     parser.add_argument('--json', type=Path, default=Path('benchmarks/gaussian-atoms-cpu.json'))

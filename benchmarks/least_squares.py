@@ -1,19 +1,19 @@
-"""How fast our least squares is, and how often it ends at the truth, against Optimistix's Levenberg and Marquardt.
+"""Compares our least squares with Optimistix's Levenberg-Marquardt: speed, and how often it ends at the truth.
 
     pip install -e '.[bench]'
     python -m benchmarks.least_squares                    # minutes on two CPU cores
     python -m benchmarks.least_squares --cases=8 --starts=256 --repeats=9
 
-All refine the same random starts against the same amplitudes of the paper's problem: the stages of
-`stages_from_random`, isolated spheres, the same weights, and as many steps tried in each stage at most, all starts at
-once under jit and vmap. Optimistix may end a stage earlier, where it has converged; then all starts have. It is given
-the derivatives in three ways: by differentiation of the residuals with a QR solver or with Cholesky's on the normal
-equations, and ours with the latter.
+All methods refine the same random starts against the same amplitudes of the paper's problem, all starts at once under
+jit and vmap. The stages of `stages_from_random`, the model of isolated spheres, the weights and the largest number of
+steps in a stage are the same. Optimistix may end a stage earlier, when all starts have converged. There are three
+variants of it: automatic derivatives with a QR solver, automatic derivatives with Cholesky on the normal equations, and
+our derivatives with Cholesky.
 
-The methods take turns, in one process. A time is that of one case with all its starts, device synchronised, after the
-first call; compilation is timed by itself. A start has ended at the truth if every atom is within 0.2 voxel of the true
-one, or of its inverse. The table is printed as Markdown and written with the machine to `least_squares-DEVICE.json`
-beside this file.
+The methods take turns in one process. A time is that of one case with all its starts, device synchronised, after the
+first call; compilation is timed separately. A start has ended at the truth if every atom is within 0.2 voxel of the
+true one, or of its inverse. The table is printed as Markdown and written with the machine to
+`least_squares-DEVICE.json` beside this file.
 """
 
 import argparse
@@ -65,8 +65,8 @@ def with_optimistix(linear_solver: str, our_derivatives: bool, problem: Problem)
     """`refine` by Optimistix, from positions `(num_atoms, 3)` and data to positions.
 
     Args:
-        linear_solver: 'qr', or 'cholesky' of the normal equations.
-        our_derivatives: use those of `sphere_amplitudes`.
+        linear_solver: 'qr', or 'cholesky' for the normal equations.
+        our_derivatives: whether to use the derivatives of `sphere_amplitudes`.
         problem: what the atoms are.
     """
     import lineax
@@ -131,7 +131,7 @@ def methods(problem: Problem) -> dict[str, Callable[[Array, Measured], Array]]:
 
 
 def measure(problem: Problem, num_cases: int, num_starts: int, repeats: int) -> list[dict]:
-    """A row for each method."""
+    """Measures all methods; returns a row for each."""
     examples = jax.jit(functools.partial(make_batch, problem=problem))(
         stream_key(0, 'evaluation'), 0, jnp.arange(num_cases)
     )

@@ -1,17 +1,17 @@
-"""Where each method of solving stops: atoms × resolution × noise, the same cases for all.
+"""Finds where each method of solving stops: numbers of atoms × resolutions × noises, the same cases for all methods.
 
     python -m benchmarks.solvers                                      # the classical methods, hours on two cores
     python -m benchmarks.solvers --methods=least_squares --atoms=10 --noises=0
-    python -m benchmarks.solvers --methods=truth                      # what the data keep: the limit of any method
-    python -m benchmarks.solvers --methods=network --checkpoint=pretrained/unrolled  # joins what is in the file already
+    python -m benchmarks.solvers --methods=truth                      # refines the true atoms: the limit of any method
+    python -m benchmarks.solvers --methods=network --checkpoint=pretrained/unrolled  # added to the results in the file
 
-Cells are the paper's problem with other numbers of atoms, the inner box growing with them so that it stays as full;
-with amplitudes measured up to |h| = 12, 8 or 5 of 20; and with noise of 10 or 30 % on them. Each method has the same
-seconds for a case, compilation apart: it tries again until its verdict is `solved`, and begins no attempt that might
-not end in time.
+A cell is the paper's problem with another number of atoms, in an inner box that is as full; with amplitudes up to
+|h| = 12, 8 or 5 of 20; and with noise of 10 or 30 % on them. Each method has the same time for a case, without
+compilation. It tries again until its verdict is `solved`, and begins no attempt that might not end in time.
 
-Printed as Markdown and written, cell by cell, to `solvers-DEVICE.json` beside this file, and drawn as `.png`. A cell
-that is in the file with the same settings is not measured again, so that the program can be stopped at any time.
+The results are printed as Markdown, written after each cell to `solvers-DEVICE.json` beside this file, and drawn as
+`.png`. A cell that is in the file with the same settings is not measured again. So the program can be stopped at any
+time.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def _listed(kind):
 def _method(word):
     names = (*method_names(), TRUTH)
     if word not in names:
-        raise argparse.ArgumentTypeError(f'{word!r} is none of {", ".join(names)}')
+        raise argparse.ArgumentTypeError(f'{word!r} is not one of {", ".join(names)}')
     return word
 
 
@@ -81,14 +81,14 @@ def _resolution(word):
 
 
 def cell_problem(atoms: int, resolution: float | None, noise: float) -> Problem:
-    """The paper's problem with other atoms in a box as full, and with data as poor."""
+    """The paper's problem with another number of atoms, in a box that is as full, and with poorer data."""
     whole = Problem()
     edge = min(whole.box_edge * (atoms / whole.num_atoms) ** (1 / 3), whole.grid_size - 2 * whole.atom_radius)
     return dataclasses.replace(whole, num_atoms=atoms, box_edge=edge, resolution=resolution, noise=noise)
 
 
 def cell_experiment(atoms: int, resolution: float | None, noise: float) -> tuple[Problem, Experiment]:
-    """A cell's problem, and configs/base.py with a separation that suits it."""
+    """The problem of a cell, and configs/base.py with a separation for it."""
     problem, config = cell_problem(atoms, resolution, noise), base.get_config()
     config.separate.num_peaks = max(PEAKS_PER_ATOM * atoms, config.separate.num_peaks)
     return problem, validate(config)
@@ -114,7 +114,7 @@ def measure_cell(
 
 
 def run(options: argparse.Namespace, output: Path) -> list[dict]:
-    """Measures the cells that the file lacks; returns all that it then holds."""
+    """Measures the cells that are not in the file; returns all cells of the file."""
     content = _earlier(output)
     network = _network(options.checkpoint) if 'network' in options.methods else None
     settings = {'cases': options.cases, 'seconds': options.seconds, 'jax': jax.__version__}
@@ -167,13 +167,13 @@ def _network(checkpoint):
 
 
 def _digest(params):
-    """A few letters that tell weights apart."""
+    """A short hash of weights."""
     leaves = jax.tree.leaves(params)
     return hashlib.sha256(b''.join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()[:12]
 
 
 def _earlier(output):
-    """What the file holds from this kind of device; nothing if there is none."""
+    """The content of the file, which must be from this kind of device; no cells if there is no file."""
     device = jax.devices()[0].device_kind
     if output.exists():
         try:

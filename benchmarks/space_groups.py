@@ -1,14 +1,14 @@
-"""All 230 space groups: a made-up crystal in each, from intensities to atoms.
+"""Solves an invented crystal in each of the 230 space groups.
 
     python -m benchmarks.space_groups                       # one crystal in each of the 230
     python -m benchmarks.space_groups --groups=195-230      # of some of them
 
-Some C, N and O stand in general positions at random, 1.4 Å apart or more, 18 Å³ to an atom, in a cell of the group's
-standard setting (origin choice 2, hexagonal axes); data to 0.8 Å with an error of 3 %, merged in the Laue class, which
-is claimed as by an .ins; what the group forbids is measured too, as noise. Scored as in `benchmarks.crystals`. A group
-or its mirror image is right; the hand cannot be known.
+C, N and O are in random general positions, at least 1.4 Å apart, with 18 Å³ for each atom, in a cell of the group's
+standard setting (origin choice 2, hexagonal axes). The data go to 0.8 Å, with an error of 3 %, and are merged in the
+Laue class, which is claimed as an .ins would. Reflections that the group forbids are measured too, as noise. Scores are
+those of `benchmarks.crystals`. A group or its mirror image is right, because the hand cannot be known.
 
-Printed are the counts and what was missed; all is written to `space_groups.json` beside this file, or to `--json`.
+The program prints counts and the misses, and writes everything to `space_groups.json` beside this file, or to `--json`.
 """
 
 import argparse
@@ -29,15 +29,15 @@ from patterson_jax.crystal.structure import CrystalData
 from patterson_jax.solving.crystal_solver import solve_crystal
 
 ELEMENTS = ('C', 'C', 'O', 'N')
-SPACE = 18.0  # Å³ of an atom
-ATOMS, FEWEST, MOST = 48, 3, 12  # in the primitive cell, about; in the asymmetric unit
+SPACE = 18.0  # Å³ for each atom
+ATOMS, FEWEST, MOST = 48, 3, 12  # about so many in the primitive cell; fewest and most in the asymmetric unit
 APART = 1.4  # Å
-U_ISO, ERROR, BACKGROUND = 0.03, 0.03, 0.005  # Å²; of an intensity; of their mean
+U_ISO, ERROR, BACKGROUND = 0.03, 0.03, 0.005  # Å²; relative error of an intensity; error relative to their mean
 RESOLUTION = 0.8  # Å
 
 
 def invent(number: int, seed: int) -> Known:
-    """A crystal in the standard setting of a space group."""
+    """Invents a crystal in the standard setting of a space group."""
     generator = np.random.default_rng([seed, number])
     setting = gemmi.get_spacegroup_reference_setting(number)
     operations = setting.operations()
@@ -76,7 +76,7 @@ def invent(number: int, seed: int) -> Known:
 
 
 def random_cell(setting: gemmi.SpaceGroup, volume: float, generator: np.random.Generator) -> UnitCell:
-    """A cell of the group's crystal system and of a volume, Å³, with edges and angles at random where they are free."""
+    """A cell of the group's crystal system with a volume in Å³; free edges and angles are random."""
     system = setting.crystal_system_str()
     ratios = generator.uniform(0.8, 1.3, 3)
     angles = np.full(3, 90.0)
@@ -95,7 +95,7 @@ def random_cell(setting: gemmi.SpaceGroup, volume: float, generator: np.random.G
 
 
 def _random_places(operations, cell, count, generator):
-    """General positions `(count, 3)`, all images apart; None where too few fit."""
+    """General positions `(count, 3)` with all images apart; None if too few fit."""
     images = np.zeros((0, 3))
     chosen: list[np.ndarray] = []
     for _ in range(4000):
@@ -129,7 +129,7 @@ def measure(number: int, options: argparse.Namespace) -> dict:
 
 
 def summary(results: list[dict]) -> str:
-    """Counts, and each miss in a line."""
+    """Counts, and a line for each miss."""
     solved = [each for each in results if each['verdict'] == 'solved']
     wrong = [each for each in solved if not each['right']]
     lines = [
@@ -152,7 +152,7 @@ def summary(results: list[dict]) -> str:
 
 
 def parse_groups(text: str) -> list[int]:
-    """The numbers that '1-15,62' means."""
+    """Numbers of space groups from a text like '1-15,62'."""
     numbers = []
     for part in text.split(','):
         first, _, last = part.partition('-')

@@ -1,13 +1,13 @@
-"""How the verdict is calibrated, and how it does: R1 of right and of wrong sets, and verdicts against the truth.
+"""Calibrates and tests the verdict: R1 of right and wrong sets of atoms, and verdicts against the truth.
 
-    python -m benchmarks.verdicts --stream=calibration    # what the constants of solving/verdict.py are from
-    python -m benchmarks.verdicts --stream=evaluation     # the test, on cases that those have not seen
+    python -m benchmarks.verdicts --stream=calibration    # cases for the constants of solving/verdict.py
+    python -m benchmarks.verdicts --stream=evaluation     # the test, on other cases
 
-Cells are problems of benchmarks/solvers.py. Each case is attempted a few times, and all sets of atoms that were
-finished are compared with the truth. Printed as Markdown: the R1 that a right set is expected to have, the highest R1
-of a set that can be called solved, R1 of right and of wrong sets, and the verdicts. The last column is what the wrong
-sets add to the expected R1, in squares and for one of N atoms: the lowest with complete data, 0.79 to 0.87 in several
-runs, is what `ONE_WRONG_ATOM` stands for; with fewer reflections it is lower.
+Cells are problems of benchmarks/solvers.py. Each case is attempted a few times, and all finished sets of atoms are
+compared with the truth. The table has the expected R1 of a right set, the highest R1 of a set that can be called
+solved, R1 of right and of wrong sets, and the verdicts. The last column is the least that wrong sets add to the
+expected R1, in squares, for one of N atoms. With complete data it is 0.79 to 0.87 in several runs; `ONE_WRONG_ATOM` is
+set from this. With fewer reflections it is lower.
 """
 
 import argparse
@@ -57,12 +57,12 @@ _match = jax.jit(match_atoms)
 
 
 class Judged(NamedTuple):
-    """What became of the cases of a cell.
+    """The verdicts on the cases of a cell.
 
     Attributes:
-        verdicts: how many cases have each (verdict, whether their best set is right).
-        right: R1 of right sets, those of rivals too.
-        wrong: R1 of wrong ones.
+        verdicts: number of cases with each (verdict, whether their best set is right).
+        right: R1 of right sets, with those of rivals.
+        wrong: R1 of wrong sets, with those of rivals.
     """
 
     verdicts: dict[tuple[str, bool], int]
@@ -71,7 +71,7 @@ class Judged(NamedTuple):
 
 
 def cases_of(stream: str, number: int, seed: int, problem: Problem) -> tuple[Array, Example]:
-    """Keys for solving the first cases of a stream, and the cases, on the host."""
+    """Keys to solve the first `number` cases of a stream, and these cases, on the host."""
     indices = np.arange(number)
     examples = jax.jit(make_batch, static_argnums=3)(stream_key(seed, stream), 0, indices, problem)
     keys = jax.vmap(lambda index: example_key(stream_key(seed, 'separation'), 0, index))(indices)
@@ -86,7 +86,7 @@ def judge_cases(
     separation: SeparationSettings,
     at_once: int | None = None,
 ) -> Judged:
-    """Solves cases, `at_once` as in `solve_maps`, and compares all sets that were finished with the truth."""
+    """Solves cases, `at_once` as in `solve_maps`, and compares all finished sets with the truth."""
     solutions = solve_maps(keys, examples.patterson, problem, solving, separation, at_once=at_once)
     right, wrong = [], []
     verdicts = {(verdict, is_right): 0 for verdict in VERDICTS for is_right in (True, False)}

@@ -141,7 +141,7 @@ def test_phases_of_the_peer_are_scored_in_any_frame(folder):
 
 
 def test_what_is_no_folder_of_a_crystal_is_named(tmp_path):
-    with pytest.raises(InputError, match='no folder of a crystal'):
+    with pytest.raises(InputError, match='not the folder of a crystal'):
         crystals.read_folder(tmp_path)
 
 

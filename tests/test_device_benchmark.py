@@ -103,7 +103,7 @@ def test_better_weights_alone_are_published_and_the_page_has_the_tables(output, 
 def test_without_a_gpu_one_line_is_said_and_nothing_made(tmp_path):
     done = command(*SMALLEST, f'--output={tmp_path / "output"}')
     assert done.returncode == 2 and done.stdout == ''
-    assert done.stderr == 'error: no GPU: JAX sees only the CPU; --allow-cpu runs on that all the same\n'
+    assert done.stderr == 'error: no GPU: JAX sees only the CPU; --allow-cpu runs on it nevertheless\n'
     assert not (tmp_path / 'output').exists()
 
 
@@ -253,7 +253,7 @@ def test_a_tar_file_has_no_path_of_this_machine(output):
 @pytest.mark.parametrize(
     ('flags', 'message'),
     [
-        ((), '--output is missing; it names the directory for what is found'),
+        ((), '--output is missing; it names the directory for the results'),
         (('--minutes=0',), '--minutes is 0.0; it must be a number of minutes, more than 0'),
         (
             ('--train=configs/none.py',),
@@ -272,5 +272,5 @@ def test_mistakes_are_named(flags, message, tmp_path):
 
 def test_what_is_no_report_is_not_collected(tmp_path):
     (tmp_path / 'device.json').write_text('{"machine": 1}')
-    with pytest.raises(InputError, match=r'device\.json: not what this program writes'):
+    with pytest.raises(InputError, match=r'device\.json: not a report of this program'):
         collecting.collect(tmp_path, None, tmp_path, collecting.PAGE)

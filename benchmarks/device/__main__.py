@@ -1,4 +1,4 @@
-"""The command: measures what there is time for, or collects what was measured."""
+"""The command: measures as much as there is time for, or collects earlier results."""
 
 import contextlib
 import datetime
@@ -26,7 +26,7 @@ STARTING_SECONDS = 60  # of the process that names the machine
 
 
 def run(options: Options) -> int:
-    """Measures what there is time for; returns the exit status."""
+    """Measures as much as there is time for; returns the exit status."""
     began = time.monotonic()
     configs = configs_of(options)
     outcome = run_process(cell_command({'kind': 'machine'}), STARTING_SECONDS, cell_environment())
@@ -34,7 +34,7 @@ def run(options: Options) -> int:
         raise InputError(f'JAX does not run here: {outcome.fault}')
     machine = outcome.results[0]
     if machine['backend'] == 'cpu' and not options.allow_cpu:
-        raise InputError('no GPU: JAX sees only the CPU; --allow-cpu runs on that all the same')
+        raise InputError('no GPU: JAX sees only the CPU; --allow-cpu runs on it nevertheless')
     make_directory(options.output, '--output')
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
     report = {'date': now, 'machine': machine, 'minutes': options.minutes, 'tiny': options.tiny, 'notes': []}
@@ -66,13 +66,13 @@ def run(options: Options) -> int:
 
 
 def main() -> None:
-    """Measures, or collects what was measured."""
+    """Measures, or collects earlier results."""
     given = parse_arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that what runs is ended too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that running processes are ended too
     with exit_on_errors():
         if given.collect:
             tiny = read_report(given.collect)['tiny']
-            require(not tiny, '--collect', str(given.collect), 'what came back without --tiny')
+            require(not tiny, '--collect', str(given.collect), 'results without --tiny')
             collect(given.collect, given.publish, ROOT / 'benchmarks', PAGE)
             return
         jax.config.update('jax_platforms', 'cpu')  # the device is for the processes that measure

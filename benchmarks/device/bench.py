@@ -1,4 +1,4 @@
-"""The minutes that there are, and what was found in them."""
+"""Runs the cells of all tasks within the time of the command, and keeps the report."""
 
 import sys
 import time
@@ -9,18 +9,19 @@ from benchmarks.device.processes import Outcome, cell_command, cell_environment,
 from patterson_jax.writing import write_json
 
 REPORT = 'device.json'
-TRAINING_SECONDS, TRAINING_SHARE = 240, 4 / 9  # at least so many are kept, or this share of a shorter time
-LEAST = 5  # seconds with which it makes sense to begin anything
+TRAINING_SECONDS, TRAINING_SHARE = 240, 4 / 9  # seconds kept for training, or this share of a shorter time
+LEAST = 5  # seconds; with less time nothing is begun
 
 
 class Bench:
-    """The minutes that there are, and what was found in them.
+    """The time of the command and its report.
 
     Attributes:
+        options: of the command line.
         deadline: on the clock `time.monotonic`.
-        kept: seconds before the deadline that are kept for training as long as it has not begun.
-        report: what `device.json` holds.
-        failed: whether anything failed, other than for lack of time or memory.
+        kept: seconds before the deadline that are kept for training until it begins.
+        report: the content of `device.json`.
+        failed: whether anything failed for another reason than time or memory.
     """
 
     def __init__(self, options: Options, report: dict, deadline: float):
@@ -31,7 +32,7 @@ class Bench:
 
     @property
     def left(self) -> float:
-        """Seconds that are left for what is at hand."""
+        """Seconds left for the present task."""
         return self.deadline - time.monotonic() - self.kept
 
     def write(self) -> None:
@@ -39,7 +40,7 @@ class Bench:
         write_json(self.options.output / REPORT, self.report)
 
     def say(self, words: str) -> None:
-        """Tells of something that the reader of the figures must know, and keeps it with them."""
+        """Prints a note for the reader of the figures, and adds it to the report."""
         print(words, file=sys.stderr, flush=True)
         self.report['notes'].append(words)
         self.write()
@@ -53,7 +54,7 @@ class Bench:
         grace: float = 0.0,
         **environment: str,
     ) -> Outcome:
-        """Runs a cell of `benchmarks/device/cells.py`, and says what is wrong with it if anything is."""
+        """Runs a cell of `benchmarks/device/cells.py`, and notes any fault; arguments as in `run_process`."""
         limit = min(limit, self.left)
         if limit < LEAST:
             self.say(f'{label}: not begun, no time left')

@@ -1,9 +1,9 @@
-"""What each process that the command starts does; its results are lines of JSON on the standard output.
+"""The processes that the command starts. Their results are lines of JSON on the standard output.
 
     python -m benchmarks.device.cells '{"kind": "probe", "config": …}'
 
-A cell is a function of what it is given and of `tell`. It calls `tell` with each result as soon as there is one, so
-that what was measured is there when the process is ended.
+A cell is a function of its options and of `tell`. It calls `tell` with each result at once, so that nothing is lost
+when the process is ended.
 """
 
 import contextlib
@@ -51,45 +51,45 @@ from patterson_jax.solving.reflections import r_factor, reflections
 
 Tell = Callable[[dict], None]
 
-ROUNDING = 1e-4  # relative, of what is computed in float32 by thousands of operations
-AT_RANDOM = 7  # a seed of numbers that mean nothing
+ROUNDING = 1e-4  # relative error of a result of thousands of operations in float32
+AT_RANDOM = 7  # a seed of test data
 TIMED = {'network': network_cell, 'gradient': gradient_cell, 'torch': torch_cell}
 
 
-# ---- Is what the device computes right? ----
+# ---- Does the device compute correctly? ----
 
 
 def probe(cell: dict, tell: Tell) -> None:
-    """Operations that some release of JAX got wrong on some device, and derivatives, against float64 on the host."""
+    """Tests operations that some release of JAX computed wrongly, and derivatives, against float64 on the host."""
     for name, found, expected in checks(validate(ConfigDict(cell['config'])).problem):
         error = relative_error(found, expected)
         tell({'check': name, 'error': error, 'right': error < ROUNDING})
 
 
 def relative_error(found: Any, expected: Any) -> float:
-    """Length of the difference over that of what is expected; infinite if anything found is not a number."""
+    """Length of the difference divided by that of the expected array; infinite if a value found is not finite."""
     found, expected = (np.asarray(each, np.float64).ravel() for each in (found, expected))
     error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
     return float(error) if np.isfinite(error) else math.inf
 
 
 def finite(value: Any) -> Any:
-    """None in place of a number that is none, which JSON does not have."""
+    """None in place of a float that is not finite, because JSON has none."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def checks(problem: Problem) -> Iterator[tuple[str, Any, Any]]:
-    """Name of each check, what the device finds, and what is expected from float64 on the host."""
+    """Name of each check, the result of the device, and the expected result from float64 on the host."""
     generator = np.random.default_rng(AT_RANDOM)
 
     def draw(*shape):
         return generator.standard_normal(shape).astype(np.float32)
 
-    # Outside of compiled programs: JAX 0.11 on some GPUs (jax issue 40633).
+    # Wrong outside of compiled programs in JAX 0.11 on some GPUs (jax issue 40633).
     yield 'single operations', [float(jnp.sqrt(512.0)), *(jnp.ones(4) + 1)], [math.sqrt(512), 2, 2, 2, 2]
     for program in known_programs():
         yield program.name, compiled(program), program.expected
-    # JAX up to 0.11.1 on GPU: a maximum's derivative could lose a branch where it was fused (jax issue 40564).
+    # In JAX up to 0.11.1 on GPU, fusion could lose a branch of a maximum's derivative (jax issue 40564).
     image, kernel = draw(8, 8, 8, 2, 3), draw(3, 3, 3, 2, 4)
     for method in ('direct', 'spectral'):
         found = jax.jit(jax.grad(functools.partial(pooled_squares, method=method), (0, 1)))(image, kernel)
@@ -98,7 +98,7 @@ def checks(problem: Problem) -> Iterator[tuple[str, Any, Any]]:
     positions = generator.uniform(-problem.box_edge / 2, problem.box_edge / 2, (problem.num_atoms, 3)).astype('f')
     of_positions = jax.grad(functools.partial(squared_vectors, problem=problem))
     yield 'gradient of a Patterson map', jax.jit(of_positions)(positions), in_float64(of_positions, positions)
-    # The last, because it can end the process: JAX 0.10.2 and 0.11.0 on CPU (jax issues 39257, 40412).
+    # The last check, because it can end the process in JAX 0.10.2 and 0.11.0 on CPU (jax issues 39257, 40412).
     for shape, axis in (((3, 1, 2, 2, 8, 8, 8), 3), ((2, 3, 1, 2, 2, 4, 4, 4), 4)):
         first, second = draw(*shape), draw(*shape)
         found = jax.jit(lambda first, second, axis=axis: jnp.sum(first * second, axis=axis))(first, second)
@@ -111,24 +111,24 @@ def flat(arrays: tuple[Array, ...]) -> np.ndarray:
 
 
 def in_float64(function: Callable, *arguments: np.ndarray) -> Any:
-    """What a function gives on the host in float64."""
+    """The result of a function on the host in float64."""
     with jax.enable_x64(True), jax.default_device(jax.devices('cpu')[0]):
         doubles = [jnp.asarray(each, jnp.float64) for each in arguments]
         return jax.tree.map(np.asarray, jax.jit(function)(*doubles))
 
 
 def pooled_squares(image: Array, kernel: Array, method: str) -> Array:
-    """A convolutional layer as those of the networks, its values pooled, and their squares summed."""
+    """The sum of squares of a convolutional layer like those of the networks, after pooling."""
     return jnp.sum(max_pool(jax.nn.relu(convolve(image, kernel, method))) ** 2)
 
 
 def squared_vectors(positions: Array, problem: Problem) -> Array:
-    """The sum of squares of a Patterson map, which depends on how its vectors fall on each other and on voxels."""
+    """The sum of squares of a Patterson map; it depends on the overlap of its vectors and on their places in voxels."""
     return jnp.sum(patterson_map(render(positions, problem.grid_size, problem.atom_radius)) ** 2)
 
 
 def truth(cell: dict, tell: Tell) -> None:
-    """R1 at the true positions, and the verdicts on the answers of least squares, with products of one precision."""
+    """R1 at the true positions, and verdicts on the answers of least squares, with one precision of products."""
     precision.MATRIX_PRECISION = cell['products']  # before anything is traced
     experiment = validate(ConfigDict(cell['config']))
     problem, seed = experiment.problem, experiment.seed
@@ -161,12 +161,12 @@ def machine(cell: dict, tell: Tell) -> None:
 
 
 def timed(cell: dict, tell: Tell) -> None:
-    """Training step and forward pass, ours or PyTorch's, or the gradient to compare ours with."""
+    """Training step and forward pass, ours or PyTorch's; or a gradient to compare with."""
     tell(TIMED[cell['measures']](cell))
 
 
 def solving(cell: dict, tell: Tell) -> None:
-    """First attempts at many cases at once, by one method; twice with the same keys, which must give the same."""
+    """First attempts at many cases at once, by one method; two runs with the same keys must give the same."""
     experiment = validate(ConfigDict(cell['config']))
     problem, separation, method = experiment.problem, experiment.separate, cell['method']
     keys, examples = verdicts.cases_of('evaluation', cell['at_once'], experiment.seed, problem)
@@ -195,11 +195,11 @@ def solving(cell: dict, tell: Tell) -> None:
     )
 
 
-# ---- Training, and what is brought back of it ----
+# ---- Training ----
 
 
 def training(cell: dict, tell: Tell) -> None:
-    """Trains in `workdir` for so many minutes; every new checkpoint is packed into a file of `output`."""
+    """Trains in `workdir` for some minutes, and packs new checkpoints into files in `output`."""
     config, workdir = ConfigDict(cell['config']), Path(cell['workdir'])
     config.train.max_minutes = cell['minutes']
     experiment = validate(config)
@@ -219,7 +219,7 @@ CELLS = {
 
 
 def main() -> None:
-    """Runs the cell that the command line names; what else is printed goes to the standard error."""
+    """Runs the cell that the command line names; other output goes to the standard error."""
     cell, results = json.loads(sys.argv[1]), sys.stdout
 
     def tell(result):

@@ -1,4 +1,4 @@
-"""Takes over what came back from a device: tables into docs/speed.md, weights into `pretrained/` if they are better."""
+"""Takes over results from a device: tables into docs/speed.md, weights into `pretrained/` if they are better."""
 
 import json
 import tempfile
@@ -25,16 +25,16 @@ BEGIN, END = '<!-- begin: tables of benchmarks.device -->', '<!-- end -->'
 
 
 def collect(directory: Path, target: Path | None, results: Path, page: Path) -> None:
-    """Takes over what came back from a device: tables into the page, weights into the published ones if better.
+    """Takes over results from a device: tables into the page, and weights if they are better than the published ones.
 
     Args:
-        directory: what came back.
+        directory: of the results.
         target: where to publish weights; None: where the training began, or `pretrained/NETWORK`.
-        results: directory in which a report of each device is kept.
-        page: whose part between two marks is made of these reports.
+        results: directory that keeps a report of each device.
+        page: a file; its part between two marks is made from these reports.
 
     Raises:
-        InputError: nothing of this program is there, or the page lacks the marks.
+        InputError: the directory has no report, or the page lacks the marks.
     """
     report = read_report(directory)
     device = slug(report['machine']['device'])
@@ -43,7 +43,7 @@ def collect(directory: Path, target: Path | None, results: Path, page: Path) -> 
     print(f'{results / f"device-{device}.json"}, {page}')
     file = next((directory / name for name in (BEST, LATEST) if (directory / name).exists()), None)
     if file is None:
-        print('no weights came back')
+        print('there are no weights')
         return
     with tempfile.TemporaryDirectory() as place:
         workdir = Path(place) / 'run'
@@ -52,17 +52,17 @@ def collect(directory: Path, target: Path | None, results: Path, page: Path) -> 
 
 
 def read_report(directory: Path) -> dict:
-    """What `device.json` in a directory holds. Raises InputError."""
+    """The content of `device.json` in a directory. Raises InputError."""
     try:
         report = json.loads((directory / REPORT).read_text(encoding='utf-8'))
         tables(report)
         return report
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f'{directory / REPORT}: not what this program writes; name another --collect') from error
+        raise InputError(f'{directory / REPORT}: not a report of this program; name another --collect') from error
 
 
 def write_page(page: Path, results: Path) -> None:
-    """Makes the part of the page between its marks anew, from all reports."""
+    """Replaces the part of the page between its marks by the tables of all reports."""
     before, begin, rest = page.read_text(encoding='utf-8').partition(BEGIN)
     _, end, after = rest.partition(END)
     require(begin and end, str(page), 'without marks', f'a page with the lines {BEGIN} and {END}')
@@ -72,7 +72,7 @@ def write_page(page: Path, results: Path) -> None:
 
 
 def publish_if_better(workdir: Path, step: int, target: Path | None) -> None:
-    """Evaluates and publishes a run's weights, if their validation loss is lower than that of those that are there."""
+    """Evaluates and publishes a run's weights, if their validation loss is lower than that of the published ones."""
     config = ConfigDict(read_record(workdir)['config'])
     experiment = validate(config)
     begun_with = find_network(config.train.init_from) if config.train.init_from else None

@@ -1,4 +1,4 @@
-"""What the command line asks for, and the configs that follow from it."""
+"""The options of the command line, and the configs that follow from them."""
 
 import argparse
 import json
@@ -22,12 +22,12 @@ SETTINGS = {  # of a network: convolution, precision
     'spectral TF32': ('spectral', 'tf32'),
     'direct float32': ('direct', 'float32'),
 }
-TORCH = {  # of the paper's network in PyTorch, which rounds to TF32 what is of float32: layout, precision
+TORCH = {  # of the paper's network in PyTorch, which rounds float32 to TF32: layout, precision
     'PyTorch TF32': ('contiguous_format', 'float32'),
     'PyTorch TF32 channels last': ('channels_last_3d', 'float32'),
     'PyTorch bfloat16 channels last': ('channels_last_3d', 'bfloat16'),
 }
-ORDER = (  # in which they are timed, as long as there is time
+ORDER = (  # of the timings, as long as there is time
     *('direct TF32', 'PyTorch TF32', 'direct bfloat16', 'PyTorch TF32 channels last', 'PyTorch bfloat16 channels last'),
     *('spectral TF32', 'direct float32'),
 )
@@ -47,7 +47,7 @@ TINY_MODEL = {
 
 
 class Options(NamedTuple):
-    """What the command line asks for."""
+    """The options of the command line; `parse_arguments` explains them."""
 
     minutes: float
     output: Path
@@ -69,20 +69,22 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line; a mistake ends the program with one line and status 2."""
     parser = argparse.ArgumentParser(prog='python -m benchmarks.device', description=device.__doc__.partition('\n')[0])
     parser.add_argument('--minutes', type=float, default=9.0, help='of the whole command')
-    parser.add_argument('--output', type=Path, help='directory for what is found: a few files, none of them large')
-    parser.add_argument('--collect', type=Path, help='directory that came back, to be taken into this repository')
-    parser.add_argument('--publish', type=Path, help='with --collect: where, if not where the training began')
+    parser.add_argument('--output', type=Path, help='directory for the results: a few small files')
+    parser.add_argument('--collect', type=Path, help='directory of results to take into this repository')
+    parser.add_argument(
+        '--publish', type=Path, help='with --collect: where to publish weights; default: where the training began'
+    )
     parser.add_argument('--tasks', type=_some(TASKS), default=TASKS, help='with commas between')
     parser.add_argument('--train', default='configs/unrolled.py:slice', help='config file of the training')
-    parser.add_argument('--set', action='append', default=[], help='changes a field of it: --set=train.seed=1')
+    parser.add_argument('--set', action='append', default=[], help='changes a field of that config: --set=train.seed=1')
     parser.add_argument('--batch', type=int, default=64, help='of the networks')
-    parser.add_argument('--more-batches', type=_numbers, default=(), help='to time too, after that')
+    parser.add_argument('--more-batches', type=_numbers, default=(), help='further batch sizes to time')
     parser.add_argument('--networks', type=_some(tuple(CONFIGS)), help='to time; the one to train comes first')
     parser.add_argument('--settings', type=_some(ORDER), default=ORDER, help='to time, in this order')
     parser.add_argument('--products', type=_some(PRODUCTS), default=PRODUCTS, help='precision, in the task truth')
     parser.add_argument('--methods', type=_some(METHODS), default=METHODS, help='of solving')
     parser.add_argument('--at-once', type=_numbers, default=(256, 16, 1024), help='cases, in solving')
-    parser.add_argument('--tiny', action='store_true', help='small problem and networks, to see that all of it runs')
+    parser.add_argument('--tiny', action='store_true', help='a small problem and small networks, to test the program')
     parser.add_argument('--allow-cpu', action='store_true', help='where there is no GPU')
     return parser.parse_args(arguments)
 
@@ -92,7 +94,7 @@ def _some(known):
         words = tuple(dict.fromkeys(text.split(',')))
         for word in words:
             if word not in known:
-                raise argparse.ArgumentTypeError(f'{word!r} is none of {", ".join(known)}')
+                raise argparse.ArgumentTypeError(f'{word!r} is not one of {", ".join(known)}')
         return words
 
     return some
@@ -100,14 +102,14 @@ def _some(known):
 
 def _numbers(text):
     if not all(word.isdecimal() and int(word) for word in text.split(',')):
-        raise argparse.ArgumentTypeError(f'{text!r} is no list of whole numbers from 1, with commas between')
+        raise argparse.ArgumentTypeError(f'{text!r} is not a list of whole numbers from 1, with commas between')
     return tuple(map(int, text.split(',')))
 
 
 def options_of(given: argparse.Namespace) -> Options:
-    """The flags, checked. Raises InputError."""
+    """Checks the flags. Raises InputError if one is invalid."""
     if given.output is None:
-        raise InputError('--output is missing; it names the directory for what is found')
+        raise InputError('--output is missing; it names the directory for the results')
     require(0 < given.minutes < np.inf, '--minutes', given.minutes, 'a number of minutes, more than 0')
     require(given.batch >= 1, '--batch', given.batch, '1 or more')
     changes = {}
@@ -143,7 +145,7 @@ def _value(text):
 
 
 def load_config(name: str) -> ConfigDict:
-    """The config of `FILE[:variant]`, or of that name. Raises InputError."""
+    """The config of a file or a name, with an optional `:variant`. Raises InputError."""
     file, _, variant = name.partition(':')
     try:
         path = find_config(file)
@@ -158,7 +160,7 @@ def load_config(name: str) -> ConfigDict:
 
 
 def prepared(config: ConfigDict, options: Options) -> ConfigDict:
-    """A config as this command uses it: tiny, if it is to be, and with the changes that --set asks for."""
+    """A config with the changes of --tiny and --set. Raises InputError."""
     if options.tiny:
         for section, values in (TINY | {'model': TINY_MODEL[config.model.network]}).items():
             config[section].update(values)
@@ -171,7 +173,7 @@ def prepared(config: ConfigDict, options: Options) -> ConfigDict:
 
 
 def configs_of(options: Options) -> dict[str, ConfigDict]:
-    """The config of each network; that of --train in the place of the usual one."""
+    """The config of each network; --train replaces the usual one of its network."""
     training = load_config(options.train)
     found = {name: load_config(file) for name, file in CONFIGS.items()}
     found[training.model.network] = training

@@ -1,4 +1,4 @@
-"""Checkpoints of a training as tar files, small enough to bring back from a device."""
+"""Packs checkpoints of a training as tar files, small enough to bring back from a device."""
 
 import contextlib
 import io
@@ -21,7 +21,7 @@ PACKING_EVERY = 1.0  # seconds between two looks for a new checkpoint
 
 @contextlib.contextmanager
 def packing(workdir: Path, output: Path) -> Iterator[None]:
-    """Packs, beside what is done within, each checkpoint that appears, and the last one at the end."""
+    """Packs each checkpoint that appears, in the background, and the last one at the end."""
     ended = threading.Event()
 
     def pack_until_ended():
@@ -39,7 +39,7 @@ def packing(workdir: Path, output: Path) -> Iterator[None]:
 
 
 def pack_checkpoints(workdir: Path, output: Path) -> None:
-    """Makes `latest.tar` hold a run's latest checkpoint and, where that is another one, `best.tar` its best."""
+    """Writes a run's latest checkpoint to `latest.tar` and, if it is another one, its best to `best.tar`."""
     steps = [int(each.name) for each in (workdir / 'checkpoints').glob('*') if each.name.isdecimal()]
     if not steps:
         return
@@ -48,20 +48,20 @@ def pack_checkpoints(workdir: Path, output: Path) -> None:
     wanted = {LATEST: max(steps)} | ({BEST: best} if best != max(steps) else {})
     for name, step in wanted.items():
         if packed_step(output / name) != step:
-            with contextlib.suppress(FileNotFoundError, shutil.Error):  # replaced by the next one in the meantime
+            with contextlib.suppress(FileNotFoundError, shutil.Error):  # the run has replaced it meanwhile
                 pack(workdir, step, output / name)
     if BEST not in wanted:
         (output / BEST).unlink(missing_ok=True)
 
 
 def pack(workdir: Path, step: int, target: Path) -> None:
-    """One checkpoint of a run, with its record and log, as a tar file from which training goes on once unpacked."""
+    """Packs a checkpoint of a run, its record and its log as a tar file; unpacked, training can continue from it."""
     with tempfile.TemporaryDirectory() as place:
         copy = Path(place) / str(step)
         copy_checkpoint(workdir / 'checkpoints' / str(step), copy, with_optimizer=True)
         part = target.with_name(f'.{target.name}.part')
         with tarfile.open(part, 'w') as tar:
-            add_bytes(tar, 'step', str(step).encode())  # the first, so that it is found at once
+            add_bytes(tar, 'step', str(step).encode())  # the first member, so that it is found at once
             tar.add(workdir / RECORD, RECORD)
             tar.add(workdir / LOG, LOG)
             tar.add(copy, f'checkpoints/{step}')
@@ -69,14 +69,14 @@ def pack(workdir: Path, step: int, target: Path) -> None:
 
 
 def add_bytes(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    """Adds a file with this content."""
+    """Adds a file with some content to a tar file."""
     entry = tarfile.TarInfo(name)
     entry.size = len(content)
     tar.addfile(entry, io.BytesIO(content))
 
 
 def packed_step(path: Path) -> int | None:
-    """The step whose checkpoint a tar file holds, None if there is no such file."""
+    """The step of the checkpoint in a tar file, None without the file."""
     if not path.exists():
         return None
     with tarfile.open(path) as tar:
@@ -84,7 +84,7 @@ def packed_step(path: Path) -> int | None:
 
 
 def unpack(path: Path, workdir: Path) -> int:
-    """Makes `workdir` a run's directory again, with the checkpoint in a tar file; returns its step."""
+    """Unpacks a tar file into the directory of a run; returns the step of its checkpoint."""
     with tarfile.open(path) as tar:
         tar.extractall(workdir, filter='data')
     step = int((workdir / 'step').read_text())

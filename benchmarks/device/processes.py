@@ -1,4 +1,4 @@
-"""A process with a limit of its own, whose results are the lines of JSON that it prints."""
+"""Runs a process with a time limit; its results are the lines of JSON that it prints."""
 
 import contextlib
 import json
@@ -21,9 +21,9 @@ class Outcome(NamedTuple):
     """How a process ended.
 
     Attributes:
-        results: what it told, in order; all that it had told by then if it was ended.
-        fault: why there is not more, in words; '' if it came to its end.
-        out_of_memory: whether that is the fault.
+        results: in order; those until then, if it was stopped.
+        fault: why it did not finish, in words; '' if it did.
+        out_of_memory: whether lack of memory is the fault.
     """
 
     results: list[dict]
@@ -40,7 +40,12 @@ def run_process(
 ) -> Outcome:
     """Runs a command for at most `limit` seconds; each line of JSON that it prints is a result.
 
-    At the limit it is ended with all that it has started; `grace` seconds before it is asked to stop, by SIGTERM.
+    Args:
+        command: program and arguments.
+        limit: seconds after which it and its children are killed.
+        environment: of the process; None: that of this one.
+        told: called with each result.
+        grace: seconds before the limit at which it gets SIGTERM.
     """
     results, cut = [], threading.Event()
     with tempfile.TemporaryFile('w+', errors='replace') as errors:
@@ -79,15 +84,18 @@ def run_process(
         return Outcome(results)
     if cut.is_set():
         return Outcome(results, f'cut after {limit:.0f} s')
-    if status == 75:  # as a training ends at its own limit
+    if status == 75:  # a training that reached its own time limit
         return Outcome(results)
     memory = any(words in said for words in OUT_OF_MEMORY) or status == -signal.SIGKILL
-    reason = 'out of memory' if memory else (said.strip().splitlines() or ['nothing was said'])[-1]
+    reason = 'out of memory' if memory else (said.strip().splitlines() or ['no message'])[-1]
     return Outcome(results, f'exit status {status}: {reason}', memory)
 
 
 def with_less_and_less(run: Callable[[int], Outcome], number: int, say: Callable[[str], None]) -> tuple[int, Outcome]:
-    """Runs something with `number` cases, and with half as many as long as they do not fit in memory."""
+    """Runs something with `number` cases, then with half as many again and again while they do not fit in memory.
+
+    Returns the number of cases at the end, and the outcome.
+    """
     outcome = run(number)
     while outcome.out_of_memory and number > 1:
         say(f'{number} do not fit in memory; {number // 2} are tried')

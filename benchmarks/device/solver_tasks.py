@@ -1,4 +1,4 @@
-"""The tasks probe, truth and solving: is what the device computes right, and how many cases a second does it solve?"""
+"""The tasks probe, truth and solving: does the device compute correctly, and how many cases a second does it solve?"""
 
 from ml_collections import ConfigDict
 
@@ -10,13 +10,13 @@ TINY_CASES = 4
 
 
 def probe(bench: Bench, configs: dict[str, ConfigDict]) -> None:
-    """Is what the device computes right?"""
+    """Tests whether the device computes correctly."""
     found = bench.report.setdefault('probe', [])
     bench.run('probe', {'kind': 'probe', 'config': configs['paper'].to_dict()}, SECONDS['probe'], found.append)
 
 
 def truth(bench: Bench, configs: dict[str, ConfigDict]) -> None:
-    """R1 at the truth and verdicts, for each precision of products."""
+    """R1 at the truth, and verdicts, for each precision of products."""
     rows = bench.report.setdefault('truth', [])
     cases = TINY_CASES if bench.options.tiny else 100
     for products in bench.options.products:
@@ -27,7 +27,7 @@ def truth(bench: Bench, configs: dict[str, ConfigDict]) -> None:
 
 
 def solve(bench: Bench, configs: dict[str, ConfigDict]) -> None:
-    """Cases a second by each method, more and more at once."""
+    """Cases a second by each method, for several numbers of cases at once."""
     options, rows = bench.options, bench.report.setdefault('solving', [])
     for wanted in options.at_once:
         for method in options.methods:

@@ -17,19 +17,20 @@ from benchmarks.device.processes import cell_command, cell_environment, with_les
 from benchmarks.speed.in_pytorch import has_torch
 
 SECONDS = {'gradient': 300, 'timed': 75}  # of a process
-SPEED_SECONDS = 150  # of all that is timed of networks
-# Relative error of the gradient up to which it is right. With bfloat16 between layers it is 0.05 for the unrolled
-# network and 0.09 for the paper's, on CPU at batch 4; TF32 rounds an eighth of that. Any rounding can change which of
-# two voxels is the larger one in a pool: 9e-4 for the paper's between direct and spectral convolution in float32.
+SPEED_SECONDS = 150  # of all timings of networks with one batch size
+# Relative error up to which a gradient is right. With bfloat16 between layers the error is 0.05 for the unrolled
+# network and 0.09 for the paper's, on CPU at batch 4. Rounding by TF32 is an eighth of that. Any rounding can change
+# which of two voxels in a pool is larger. This makes 9e-4 between direct and spectral convolution in the paper's
+# network in float32.
 RIGHT = {'float32': 0.01, 'tf32': 0.05, 'bfloat16': 0.25}
-TIMING = {'repeats': 3, 'seconds': 5.0}  # of a setting, compilation apart
+TIMING = {'repeats': 3, 'seconds': 5.0}  # of a setting, without compilation
 
 
 @contextlib.contextmanager
 def gradients_on_the_host(
     configs: dict[str, ConfigDict], batch: int, scratch: Path
 ) -> Iterator[dict[str, subprocess.Popen]]:
-    """Meanwhile computes, on the host, what gradient the first step of each network should have: `NETWORK.npy`."""
+    """Computes on the host, in the background, the gradient of the first step of each network: `NETWORK.npy`."""
     processes = {}
     try:
         for network, config in configs.items():
@@ -48,7 +49,7 @@ def gradients_on_the_host(
 
 
 def gradient_of(config: ConfigDict, batch: int, file: Path) -> dict:
-    """A cell that writes the gradient of a network's first step, as it is in float32, to a file."""
+    """A cell that writes the gradient of a network's first step in float32 to a file."""
     setting = {'convolution': 'auto', 'precision': 'float32', 'gradient': str(file)}
     return {'kind': 'timed', 'measures': 'gradient', 'config': config.to_dict(), 'batch': batch} | setting
 
@@ -56,7 +57,7 @@ def gradient_of(config: ConfigDict, batch: int, file: Path) -> dict:
 def measure_speed(
     bench: Bench, configs: dict[str, ConfigDict], hosts: dict[str, subprocess.Popen], scratch: Path
 ) -> None:
-    """Step and forward pass of each network by each setting, its gradient compared with the host's; PyTorch's."""
+    """Times step and forward pass of each network by each setting and by PyTorch; compares gradients to the host's."""
     options, rows = bench.options, bench.report.setdefault('speed', [])
     known = [(network, setting) for setting in options.settings for network in configs]
     known = [each for each in known if each[1] in SETTINGS or (each[0] == 'paper' and has_torch())]
@@ -74,7 +75,7 @@ def measure_speed(
 def measure_setting(
     bench: Bench, network: str, setting: str, config: ConfigDict, batch: int, until: float, gradient: Path
 ) -> dict | None:
-    """A row of the table of speed, of this batch or a smaller one that fits; None if nothing was measured in time."""
+    """A row of the table, with this batch or a smaller one that fits in memory; None if there was no time."""
     label = f'speed, {network}, {setting}'
     cell = {'kind': 'timed', 'config': config.to_dict(), 'gradient': str(gradient)} | TIMING
     if setting in TORCH:
@@ -103,7 +104,7 @@ def measure_setting(
 def gradient_error(
     bench: Bench, row: dict, config: ConfigDict, host: subprocess.Popen, until: float, scratch: Path
 ) -> float | None:
-    """How far the gradient of a setting is from that of the host, relative to it; None if there is no such."""
+    """Relative error of the gradient of a setting, compared with the host's; None without the host's."""
     expected = scratch / f'{row["network"]}.npy'
     if row['batch'] == bench.options.batch:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -120,6 +121,6 @@ def gradient_error(
 
 
 def fastest_right(rows: list[dict], network: str) -> dict | None:
-    """The row of the fastest step of a network whose gradient is right."""
+    """The row with the fastest step of a network, of those with a right gradient; None without one."""
     right = [row for row in rows if row['network'] == network and row.get('right')]
     return min(right, key=lambda row: row['step_seconds_per_example'], default=None)

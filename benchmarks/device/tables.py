@@ -1,4 +1,4 @@
-"""All that was measured, as Markdown."""
+"""The report as Markdown."""
 
 from typing import Any
 
@@ -37,18 +37,18 @@ COLUMNS = {
     },
 }
 WORDS = {
-    'probe': 'Operations that some release of JAX got wrong, and derivatives, against float64 on the host.',
-    'truth': "The paper's problem, clean: R1 of the true positions; verdicts of least squares, at most four attempts a "
-    'case. Products of matrices as the device has them by default, and as simulation and solver do.',
-    'speed': 'Training step and forward pass, best timing. PyTorch has one fixed batch, ours makes its cases. The '
-    "gradient's error is that of the first step, relative to the host's in float32.",
-    'training': 'Validation, as the training went on.',
-    'solving': "First attempts at cases of the paper's problem, compilation apart; the separation has the true map.",
+    'probe': 'Operations that some release of JAX computed wrongly, and derivatives, against float64 on the host.',
+    'truth': "The paper's problem without noise: R1 of the true positions; verdicts of least squares, at most four "
+    'attempts for a case. Products of matrices are those of the device by default, and those of simulation and solver.',
+    'speed': 'Training step and forward pass, best timing. PyTorch has one fixed batch, our step makes its cases. The '
+    "gradient is that of the first step; its error is relative to the host's in float32.",
+    'training': 'Validation during the training.',
+    'solving': "First attempts at cases of the paper's problem, without compilation; the separation has the true map.",
 }
 
 
 def tables(report: dict) -> str:
-    """All that was measured, as Markdown."""
+    """A report as Markdown."""
     machine = report['machine']
     versions = ', '.join(f'{library} {version}' for library, version in machine['versions'].items())
     lines = [
@@ -57,7 +57,7 @@ def tables(report: dict) -> str:
         f'{report["date"]}; {machine["cores"]} cores of {machine["processor"]}; {versions}.',
     ]
     if report['tiny']:
-        lines += ['', '**A tiny problem and networks: that all of it runs, and nothing else.**']
+        lines += ['', '**A tiny problem and tiny networks: this only tests the program.**']
     for task in TASKS:
         rows = table_rows(task, report.get(task))
         if rows:
@@ -69,7 +69,7 @@ def tables(report: dict) -> str:
 
 
 def table_rows(task: str, found: Any) -> list[dict]:
-    """What was found in a task, as rows of its table."""
+    """The results of a task as rows of its table."""
     if task == 'training':
         return [
             {'step': step, 'loss': loss, 'correlation': correlation}
@@ -84,7 +84,7 @@ def table_rows(task: str, found: Any) -> list[dict]:
 
 
 def describe_training(found: dict) -> str:
-    """A training in a sentence."""
+    """A sentence on a training."""
     words = f'`--train={found["config"]}`, {found["setting"]}'
     words += ' (the fastest that is right)' if found['measured'] else ' (no setting was measured)'
     if not found.get('steps'):

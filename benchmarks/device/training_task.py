@@ -1,4 +1,4 @@
-"""The task training: a slice of training that fills the minutes left."""
+"""The task training: a slice of training in the time that is left."""
 
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,15 @@ from patterson_jax.publishing import LARGEST_CHECKPOINT, LOG
 from patterson_jax.runs import read_record
 from patterson_jax.weights import weight_fields
 
-SOLVING_SECONDS = 120  # that training leaves for solving, where enough of its own remain
-ENDING = 15  # seconds before the end, at which a training stops by itself and saves
-GRACE = 5  # seconds in which it may save when it is asked to stop
-STARTING = 60  # seconds that training takes before its first step, at most, and beside its steps
-USED = 0.85  # of its seconds that a training is planned to fill, so that its schedule comes to an end
+SOLVING_SECONDS = 120  # that training leaves for solving, if enough remain for itself
+ENDING = 15  # seconds before the end at which a training stops by itself and saves
+GRACE = 5  # seconds in which it may save after it is told to stop
+STARTING = 60  # seconds that training needs at most before its first step and between steps
+USED = 0.85  # part of its seconds for which a training is planned, so that its schedule reaches the end
 
 
 def train(bench: Bench, config: ConfigDict, scratch: Path) -> None:
-    """A slice of training that fills the minutes left, or all of them but those for solving."""
+    """Trains a slice in the time that is left, except for that of solving."""
     options, report = bench.options, bench.report
     least, bench.kept = bench.kept, 0.0
     seconds = bench.left - ENDING
@@ -52,12 +52,12 @@ def train(bench: Bench, config: ConfigDict, scratch: Path) -> None:
 
 
 def changes_for(config: ConfigDict, row: dict | None, seconds: float, backend: str) -> dict[str, Any]:
-    """What to change of a training's config: the fastest setting, and as many steps as there is time for."""
+    """Changes of a training's config: the fastest setting, and as many steps as there is time for."""
     changes = {'train.init_from': begin_weights(config)}
     if row is None:
         return changes
     convolution, precision = SETTINGS[row['setting']]
-    usual = 'spectral' if backend == 'cpu' else 'direct'  # so that the weights are used by the best method elsewhere
+    usual = 'spectral' if backend == 'cpu' else 'direct'  # which 'auto' chooses, and other machines then choose theirs
     second = 1 / (row['step_seconds_per_example'] * row['batch'])  # steps in one
     steps = max(round(USED * max(seconds - STARTING, seconds / 4) * second), 2)
     minute = max(min(round(60 * second), steps), 1)
@@ -74,7 +74,7 @@ def changes_for(config: ConfigDict, row: dict | None, seconds: float, backend: s
 
 
 def begin_weights(config: ConfigDict) -> str:
-    """Where a training begins: what its config says, else the published weights of such a network, if there are any."""
+    """Where a training begins: `init_from` of its config, else the published weights of such a network; '': afresh."""
     place = Path('pretrained') / config.model.network
     if config.train.init_from or not has_checkpoint(ROOT / place / 'checkpoints'):
         return config.train.init_from
@@ -83,7 +83,7 @@ def begin_weights(config: ConfigDict) -> str:
 
 
 def what_training_did(workdir: Path, output: Path) -> dict:
-    """Steps, losses and pace as the log has them, and the files that hold checkpoints."""
+    """Steps, losses and pace from the log, and the files with checkpoints."""
     rows = read_metrics(workdir / LOG)
     files = [name for name in (LATEST, BEST) if (output / name).exists()]
     validated = [row for row in rows if 'validation_loss' in row]
@@ -102,7 +102,7 @@ def what_training_did(workdir: Path, output: Path) -> dict:
 
 
 def command_to_go_on(train: str, changes: dict[str, Any]) -> str:
-    """What to type to go on with the training in `latest.tar`."""
+    """The command that continues the training in `latest.tar`."""
     flags = ' '.join(f'--config.{name}={value}' for name, value in changes.items() if value != '')
     unpacked = f'mkdir -p runs/device && tar -xf DIR/{LATEST} -C runs/device'
     return f'{unpacked} && python run_experiment.py --config={train} --workdir=runs/device {flags}'

@@ -41,7 +41,7 @@ def as_markdown(name: str, table: dict) -> str:
 
 
 def earlier_tables(output: Path, machine: dict) -> dict:
-    """Tables of an earlier run with the same machine and versions, by name."""
+    """Tables, by name, of an earlier run on the same machine with the same versions; empty without one."""
     try:
         earlier = json.loads(output.read_text())
         same = all(earlier[name] == value for name, value in machine.items())
@@ -84,16 +84,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument('--tables', default=','.join(TABLES), help='tables to measure, with commas between')
-    parser.add_argument('--batches', default='1,8,32', help='of the table network; others have none above the largest')
-    parser.add_argument('--direct-batches', default='1,8', help="those with XLA's direct convolution, slow on CPU")
+    parser.add_argument('--batches', default='1,8,32', help='of the table network; no other table has larger ones')
+    parser.add_argument(
+        '--direct-batches', default='1,8', help="those to measure XLA's direct convolution at, which is slow on CPU"
+    )
     parser.add_argument('--repeats', default='5', help='timings of each thing, after the first call')
     parser.add_argument(
-        '--cell-seconds', default='60', help='no timing of a cell begins after this; it has one at least'
+        '--cell-seconds', default='60', help='no timing of a cell begins after this; each cell has at least one'
     )
-    parser.add_argument('--grid', help='grid size in place of 40; of the series, those up to it')
-    parser.add_argument('--features', help='channels in place of 20; of the series, those up to it')
+    parser.add_argument('--grid', help='grid size in place of 40, and the largest in series')
+    parser.add_argument('--features', help='channels in place of 20, and the most in series')
     parser.add_argument('--json', help='file to write; default benchmarks/speed-DEVICE.json')
-    parser.add_argument('--cell', help='for the program itself: the one measurement to make, in JSON')
+    parser.add_argument('--cell', help='used by the program itself: one measurement to make, in JSON')
     return parser.parse_args(arguments)
 
 
@@ -136,7 +138,7 @@ def _number(kind, flag, text, allowed):
 
 
 def main() -> None:
-    """Measures one cell if the program was started by itself, else all tables."""
+    """Measures one cell if the program was started by itself, else the tables."""
     given = parse_arguments()
     if given.cell is not None:
         cell = json.loads(given.cell)

@@ -39,7 +39,7 @@ LAYERS_COLUMNS = {
 
 
 def convolution_arrays(cell: dict) -> tuple[Array, ...]:
-    """Random image, kernel and cotangent of a convolution, as the project lays them out."""
+    """Random image, kernel and cotangent of a convolution, in the layout of `networks.convolution`."""
     generator = np.random.default_rng(0)
     space, kernel = (cell['size'],) * 3, (cell['kernel'],) * 3
     channels = (cell['channels_in'], cell['channels_out'])
@@ -48,7 +48,7 @@ def convolution_arrays(cell: dict) -> tuple[Array, ...]:
 
 
 def value_and_gradients(convolution: Callable) -> Callable:
-    """A compiled function from image, kernel and cotangent to a convolution's value and both gradients."""
+    """Compiles a function from image, kernel and cotangent to a convolution's value and both gradients."""
 
     def both(image, kernel, cotangent):
         value, pull_back = jax.vjp(convolution, image, kernel)
@@ -66,7 +66,7 @@ def layer_cell(cell: dict) -> dict:
 
 
 def parts_cell(cell: dict) -> dict:
-    """Seconds of the parts of one spectral convolution, each compiled and run alone, and of the whole."""
+    """Seconds of one spectral convolution, and of its parts, each compiled and run alone."""
     image, kernel, cotangent = convolution_arrays(cell)
     found = {'transforms': 0.0, 'contraction': 0.0}
 
@@ -83,9 +83,9 @@ def parts_cell(cell: dict) -> dict:
 
 
 def spectral_parts(image: Array, kernel: Array, cotangent: Array) -> Iterator[tuple[str, Callable, tuple]]:
-    """Kind, compiled function and arguments of each part of `spectral_convolution` and its gradients, in their order.
+    """Kind, compiled function and arguments of each part of `spectral_convolution` and its gradients, in order.
 
-    The cutting and joining of tiles is left out.
+    Cutting and joining of tiles are left out.
     """
     axes = spectra.plan(image.shape, kernel.shape)
     window, tile, tap = ([getattr(axis, f'{kind}_waves') for axis in axes] for kind in ('window', 'tile', 'tap'))
@@ -121,7 +121,7 @@ def spectral_parts(image: Array, kernel: Array, cotangent: Array) -> Iterator[tu
 
 
 def parts_table(cells: Cells, settings: Settings, machine: dict) -> dict:
-    """Where the time of the base network's spectral convolutions goes, value and gradients, and that of a batch."""
+    """Seconds of the base network's spectral convolutions with gradients, of their parts, and of making a batch."""
     batch = min(PARTS_BATCH, max(settings.batches))
     grid, features, outer = machine['grid'], machine['features'], machine['outer_kernel']
     kinds = [
@@ -141,14 +141,14 @@ def parts_table(cells: Cells, settings: Settings, machine: dict) -> dict:
     found = cells.run('parts, data', 'data', batches=[batch])
     rows.append({'what': 'data generation', 'batch': batch, 'whole': found and found[0]['best']})
     notes = [
-        'Seconds for a batch. The parts are timed alone; the rest, such as cutting and joining of tiles, is what the '
-        'whole takes more, and can be negative where the whole is fused better.'
+        'Seconds for a batch. The parts are timed alone. The rest of the whole, such as cutting and joining of tiles, '
+        'is the difference; it can be negative where the whole is fused better.'
     ]
     return {'rows': rows, 'notes': notes}
 
 
 def layers_table(cells: Cells, settings: Settings, machine: dict) -> dict:
-    """Value and gradients of single convolutions by both methods."""
+    """Seconds of single convolutions with gradients, by both methods."""
     batch = min(LAYER_BATCH, max(settings.batches))
     most = settings.features or max(map(max, LAYER_CHANNELS))
     channels = dict.fromkeys(tuple(min(each, most) for each in pair) for pair in LAYER_CHANNELS)

@@ -12,7 +12,7 @@ from benchmarks.timing import measure
 from patterson_jax.simulation.examples import make_batch, stream_key
 from patterson_jax.simulation.problem import Problem
 
-SUB_GRID = 20  # points along each edge of a voxel, of the NumPy way to render atoms
+SUB_GRID = 20  # points along each edge of a voxel in the NumPy program
 BATCHES = (1, 8, 64, 256)
 COLUMNS = {
     'implementation': 'implementation',
@@ -23,7 +23,7 @@ COLUMNS = {
 
 
 def data_cell(cell: dict) -> list[dict]:
-    """Our making of batches, other cases at every call; a timing for each batch size."""
+    """Times how we make batches, with new cases at every call, for each batch size."""
     problem, _, _ = base_sections({'grid': cell['grid']})
     stream = stream_key(0, 'training')
     make = jax.jit(lambda indices: make_batch(stream, 0, indices, problem))
@@ -41,14 +41,14 @@ def data_cell(cell: dict) -> list[dict]:
 
 
 def numpy_data_cell(cell: dict) -> dict:
-    """The making of one case in the plain NumPy way, another one at every call."""
+    """Times how the plain NumPy program makes one case, a new one at every call."""
     problem, _, _ = base_sections(cell)
     generator = np.random.default_rng(0)
     return measure(lambda: case_with_numpy(generator, problem), lambda result: None, cell['repeats'], cell['seconds'])
 
 
 def case_with_numpy(generator: np.random.Generator, problem: Problem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Positions, Patterson map and target of one case, made one atom after the other; of a problem without corners."""
+    """Positions, Patterson map and target of one case, made one atom after the other; corners are not supported."""
     positions = positions_with_numpy(generator, problem)
     density = render_with_numpy(positions, problem.grid_size, problem.atom_radius)
     target = density / 2 if problem.target == 'original' else (density + density[::-1, ::-1, ::-1]) / 2
@@ -56,7 +56,7 @@ def case_with_numpy(generator: np.random.Generator, problem: Problem) -> tuple[n
 
 
 def positions_with_numpy(generator: np.random.Generator, problem: Problem) -> np.ndarray:
-    """Positions `(num_atoms, 3)`, voxels from the box centre; an atom that is too near to another is drawn again."""
+    """Positions `(num_atoms, 3)`, voxels from the box centre; an atom too near to another is drawn again."""
     positions = np.zeros((0, 3))
     while len(positions) < problem.num_atoms:
         drawn = generator.uniform(-problem.box_edge / 2, problem.box_edge / 2, 3)
@@ -66,9 +66,12 @@ def positions_with_numpy(generator: np.random.Generator, problem: Problem) -> np
 
 
 def render_with_numpy(positions: np.ndarray, grid_size: int, atom_radius: float) -> np.ndarray:
-    """Density of equal spheres: the mean over a sub-grid in each voxel that a sphere can touch.
+    """Density of equal spheres `(grid, grid, grid)`: the mean over a sub-grid in each voxel that a sphere can touch.
 
-    Positions `(num_atoms, 3)` in voxels from the box centre, the radius in voxels; returns `(grid, grid, grid)`.
+    Args:
+        positions: `(num_atoms, 3)`, voxels from the box centre.
+        grid_size: voxels along each edge.
+        atom_radius: voxels.
     """
     density = np.zeros((grid_size,) * 3, np.float32)
     block = math.ceil(2 * atom_radius) + 1
@@ -89,7 +92,7 @@ def patterson_with_numpy(density: np.ndarray) -> np.ndarray:
 
 
 def data_table(cells: Cells, settings: Settings, machine: dict) -> dict:
-    """Maps a second: ours, and one case after the other in the NumPy way."""
+    """Maps a second: ours, and those of the NumPy program."""
     plain = cells.run('data, NumPy', 'numpy_data')
     rows = [{'implementation': 'NumPy', 'batch': 1, 'maps_per_second': plain and 1 / plain['best']}]
     timings = cells.run('data, ours', 'data', batches=BATCHES) or [None] * len(BATCHES)

@@ -40,10 +40,10 @@ COLUMNS = {
 
 
 def network_cell(cell: dict) -> dict:
-    """Our training step, with the making of its batch, and our forward pass.
+    """Our training step, which makes its batch, and our forward pass.
 
-    The peak memory on a GPU is that of the process, for JAX does not reset it: what it tried while it compiled counts.
-    Where the cell names a file, `gradient`, that of the first step is written there.
+    JAX cannot reset its count of memory on a GPU. So the peak there is that of the whole process, and includes trials
+    during compilation. If the cell names a file, `gradient`, the gradient of the first step is written there.
     """
     problem, network, settings = sections(cell)
     state, train_step = start_training(problem, network, settings)
@@ -75,7 +75,7 @@ def network_cell(cell: dict) -> dict:
 
 
 def start_training(problem: Any, network: Any, settings: Any) -> tuple[Any, Callable]:
-    """The state before the first step of a training, and the compiled step."""
+    """The state before the first step of a training, and the parallel step."""
     state = replicate(init_state(network, problem, settings, seed=0))
     return state, parallelize(make_train_step(network, problem, settings, seed=0), donate=True)
 
@@ -87,7 +87,7 @@ def gradient_of_first_step(state: Any) -> np.ndarray:
 
 
 def gradient_cell(cell: dict) -> dict:
-    """Loss of the first step; writes its gradient to the file that the cell names."""
+    """The loss of the first step; writes the gradient to the file that the cell names."""
     state, train_step = start_training(*sections(cell))
     state, metrics = train_step(state)
     np.save(cell['gradient'], gradient_of_first_step(state))
@@ -95,7 +95,7 @@ def gradient_cell(cell: dict) -> dict:
 
 
 def peak_cell(cell: dict) -> dict:
-    """Arithmetic of a product of large square matrices by JAX, or by PyTorch; GFLOP/s."""
+    """GFLOP/s of a product of large square matrices by JAX or PyTorch."""
     size = 2048 if cell['backend'] == 'cpu' else 8192
     values = np.random.default_rng(0).standard_normal((size, size)).astype(np.float32)
     if cell['library'] == 'jax':
@@ -108,7 +108,7 @@ def peak_cell(cell: dict) -> dict:
 
 
 def network_table(cells: Cells, settings: Settings, machine: dict) -> dict:
-    """The training step and the forward pass of the base network by each implementation, for each batch."""
+    """Training step and forward pass of the base network, by each implementation and for each batch size."""
     peaks = measure_peaks(cells, machine)
     rows = []
     for batch in settings.batches:
@@ -139,7 +139,7 @@ def network_table(cells: Cells, settings: Settings, machine: dict) -> dict:
 
 
 def implementations(machine: dict) -> dict[str, list[dict]]:
-    """Cells of each implementation; where there are several, the fastest one counts."""
+    """The cells of each implementation; of several, the fastest counts."""
     on_cpu = machine['backend'] == 'cpu'
     ours = {'kind': 'network', 'convolution': 'auto', 'precision': 'float32' if on_cpu else 'tf32'}  # as PyTorch has it
     found = {'ours': [ours]}
@@ -160,7 +160,7 @@ def implementations(machine: dict) -> dict[str, list[dict]]:
 
 
 def measure_peaks(cells: Cells, machine: dict) -> dict:
-    """GFLOP/s of large matrix products for each precision: the best of the libraries, and each library's."""
+    """GFLOP/s of large matrix products for each precision: by each library, and the best."""
     precisions = ('float32',) if machine['backend'] == 'cpu' else ('float32', 'bfloat16')
     peaks = {}
     for precision in precisions:
@@ -175,12 +175,12 @@ def measure_peaks(cells: Cells, machine: dict) -> dict:
 
 
 def describe_peaks(peaks: dict) -> str:
-    """The peaks in words; float32 means what the libraries make of it, TF32 on some GPUs."""
+    """The peaks in words. For float32 the libraries may use TF32 on some GPUs."""
     return ', '.join(f'{precision} {number(each["gflop_per_second"])} GFLOP/s' for precision, each in peaks.items())
 
 
 def network_figures(results: list, batch: int, machine: dict, peak: float | None) -> dict:
-    """The figures of a row: of the step, and of the forward pass, each by the fastest variant."""
+    """The figures of a row: those of the step and of the forward pass, each by the fastest variant."""
     row = {}
     for part, passes in (('step', 3), ('forward', 1)):
         timed = [(variant, result[part]) for variant, result in results if result]
@@ -207,7 +207,7 @@ def network_figures(results: list, batch: int, machine: dict, peak: float | None
 
 
 def speed_ratios(row: dict, rows: list[dict]) -> dict:
-    """How many times as fast as PyTorch, with the same batch and precision, a row is."""
+    """Speed of a row divided by that of PyTorch with the same batch size and precision."""
     name = 'PyTorch, bfloat16' if 'bfloat16' in row['implementation'] else 'PyTorch'
     other = next((each for each in rows if (each['implementation'], each['batch']) == (name, row['batch'])), {})
     keys = {part: f'{part}_seconds_per_example' for part in ('step', 'forward')}
