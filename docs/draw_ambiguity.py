@@ -7,7 +7,7 @@ from patterson_jax.simulation.homometry import example_pair, periodic_pair
 from patterson_jax.simulation.problem import Problem
 
 CELL_EDGE = 16
-SEED = 564  # of a pair that is seen well along z
+SEED = 564  # of a pair that can be seen well along z
 
 if __name__ == '__main__':
     problem = Problem()

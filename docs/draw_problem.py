@@ -1,6 +1,6 @@
 """Draws docs/problem/: the paper's Figures 1, 5 and 6, and the frames of docs/units.md. `python docs/draw_problem.py`.
 
-Its Figure 3 is docs/base_example.png (`--mode=inspect`), its Figure 4 docs/ambiguity.png (draw_ambiguity.py).
+Figure 3 is docs/base_example.png (`--mode=inspect`), Figure 4 is docs/ambiguity.png (draw_ambiguity.py).
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parent / 'problem'
 ATOM, EMPTY, LINE, ACCENT = '#303030', '#eef1f5', '#7a8ca5', '#c8322f'
 DISCS = np.array([[2.3, 2.0], [5.8, 2.6], [3.4, 5.1], [7.0, 6.2], [5.2, 8.1]])  # pixels, of Figure 1
 PIXELS = 10
-STRIPES = 2000  # along x of a pixel, in which a disc's area is summed
+STRIPES = 2000  # of a pixel along x, over which the area of a disc is summed
 SPREAD = np.random.default_rng(3)
 CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
 
@@ -34,7 +34,7 @@ def covered(disc, pixels):
 
 
 def draw_discs(path):
-    """Figure 1: each pixel holds the part of its area that is inside an atom."""
+    """Figure 1: the value of a pixel is the part of its area that is inside an atom."""
     figure = Figure(figsize=(8, 4.5), layout='constrained')
     left, right = figure.subplots(1, 2)
     areas = sum(covered(disc, PIXELS) for disc in DISCS)
@@ -57,7 +57,7 @@ def draw_discs(path):
 
 
 def drawn_atoms(problem):
-    """Ten atoms `(10, 2)` in the inner box, one after another, apart; voxels from the box centre."""
+    """Draws ten atoms `(10, 2)` that do not overlap in the inner box; voxels from the box centre."""
     kept = []
     while len(kept) < problem.num_atoms:
         place = SPREAD.uniform(-problem.box_edge / 2, problem.box_edge / 2, 2)
@@ -156,7 +156,7 @@ def draw_frames(path):
 
 
 def save(figure, path):
-    """Writes a picture whose bytes do not depend on who wrote it."""
+    """Writes a picture whose bytes do not depend on the version of the software."""
     path.parent.mkdir(exist_ok=True)
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=130, metadata={'Software': None})

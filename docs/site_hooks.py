@@ -1,4 +1,4 @@
-"""What mkdocs.yml cannot say: pages link to files beside docs/, which a site has to take along."""
+"""Hooks of mkdocs: pages link to files outside of docs/, which the site must include."""
 
 import re
 from pathlib import Path
@@ -24,7 +24,7 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Turns links that lead out of docs/ to those files, and those of the files back into it."""
+    """Adapts links from docs/ to those files, and from those files to docs/."""
     depth = page.file.src_uri.count('/')
     if page.file.src_uri.startswith('repository/'):
         folder = page.file.src_uri.removeprefix('repository/').rpartition('/')[0]
