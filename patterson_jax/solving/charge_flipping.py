@@ -1,14 +1,15 @@
-"""Charge flipping: amplitudes of a crystal without symmetry to phases, knowing only that matter is in few places.
+"""Charge flipping: finds phases from the amplitudes of a crystal in P1, because density is concentrated in few places.
 
-Oszlányi and Sütő (Acta Cryst. A60, 134, 2004): density below a threshold changes its sign, the measured amplitudes are
-put back, and again, until the skewness of the density jumps. Weak reflections keep their amplitude and are turned by
-π/2 instead (Acta Cryst. A61, 147, 2005). E values and F, and thresholds of 1.1 and 1.4 σ, solve different crystals.
+Density below a threshold changes its sign, the measured amplitudes are restored, and this is repeated until the
+skewness of the density jumps (Oszlányi and Sütő, Acta Cryst. A60, 134, 2004). Weak reflections keep their amplitude,
+and their phase is shifted by π/2 (Acta Cryst. A61, 147, 2005). E values and F, and thresholds of 1.1 and 1.4 σ, solve
+different crystals.
 
-Low-density elimination (Shiono and Woolfson, Acta Cryst. A48, 451, 1992) then sharpens what was found: what lies below
-1 σ is emptied.
+Low-density elimination (Shiono and Woolfson, Acta Cryst. A48, 451, 1992) then sharpens the map: density below 1 σ is
+set to zero.
 
-Transforms are those of NumPy, Σ ρ exp(−2πi h·r), on the half grid of a real map; structure factors of crystallography
-are their conjugates. Shapes alone are compiled; reflections are arguments.
+Transforms are those of NumPy, Σ ρ exp(−2πi h·r), on the half grid of a real map. The structure factors of
+crystallography are their conjugates. A compiled program depends only on shapes; reflections are arguments.
 """
 
 import dataclasses
@@ -28,11 +29,11 @@ TINY = 1e-20  # added to squares of amplitudes
 
 
 class Search(NamedTuple):
-    """What charge flipping knows of a crystal, on the half grid, `(2, …)` for E values and for F.
+    """The data of a crystal for charge flipping, on the half grid; `(2, *half_shape)` for E values and for F.
 
     Attributes:
-        strong: amplitudes of strong reflections, zero elsewhere.
-        turns: 1 for weak reflections, −1 for the mate of a Friedel pair, zero elsewhere.
+        strong: `(2, *half_shape)`, amplitudes of strong reflections, zero elsewhere.
+        turns: `(2, *half_shape)`, 1 for weak reflections, −1 for their Friedel mates, zero elsewhere.
         amplitudes: `half_shape`, E values of all reflections.
         patterson: `half_shape`, coefficients of the sharpened Patterson map without its origin peak.
     """
@@ -45,13 +46,13 @@ class Search(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a start flips.
+    """The settings of a start.
 
     Attributes:
         amplitudes: 0 for E values, 1 for F.
-        threshold: σ of the density below which it changes its sign.
-        superposed: whether it starts from the Patterson map superposed on itself, otherwise from random phases.
-        cycles: after which it has ended.
+        threshold: below which density changes its sign, in σ of the density.
+        superposed: whether it starts from a superposed Patterson map; otherwise it starts from random phases.
+        cycles: number of cycles.
     """
 
     amplitudes: int
@@ -60,9 +61,9 @@ class Recipe:
     cycles: int
 
 
-# Taken in turns. Of eight starts on E at 1.1 σ in each of 17 crystals, 75 random and 108 superposed ones were right
-# after 100 cycles, 119 and 128 after 600; superposition does not help F. Crystals without heavy atoms or inversion
-# need E at 1.1 σ, and many cycles; F at 1.4 σ is the only one for a sodalite's cage.
+# The recipes are used in turn. Of eight starts on E at 1.1 σ in each of 17 crystals, 75 random and 108 superposed ones
+# were right after 100 cycles, 119 and 128 after 600. Superposition does not help F. Crystals without heavy atoms or
+# inversion need E at 1.1 σ and many cycles. Only F at 1.4 σ solves the cage of a sodalite.
 RECIPES = (
     Recipe(0, 1.1, True, 1000),
     Recipe(1, 1.4, False, 400),
@@ -82,7 +83,7 @@ def prepare_search(hkl: np.ndarray, normalised: np.ndarray, amplitudes: np.ndarr
         hkl: `(n, 3)`, one of each Friedel pair.
         normalised: `(n,)`, E values.
         amplitudes: `(n,)`, |F| on any scale.
-        grid: on which no reflection reaches the border.
+        grid: one on which no reflection reaches the border.
     """
     strong, turns = [], []
     for values in (normalised, amplitudes / np.sqrt(np.mean(amplitudes**2))):
@@ -95,19 +96,27 @@ def prepare_search(hkl: np.ndarray, normalised: np.ndarray, amplitudes: np.ndarr
 
 
 def random_density(key: Array, search: Search, kind: Array, shape: tuple[int, int, int]) -> Array:
-    """A map of `shape` with the strong amplitudes and random phases."""
+    """A map of `shape` with the strong amplitudes and random phases.
+
+    Args:
+        key: of the phases.
+        search: the data of the crystal.
+        kind: 0 for E values, 1 for F.
+        shape: of the grid.
+    """
     factors = jnp.fft.rfftn(jax.random.normal(key, shape))
     return _with_amplitudes(factors, search.strong[kind], shape)
 
 
 def superposed_density(vector: Array, search: Search, kind: Array, shape: tuple[int, int, int]) -> Array:
-    """A map of `shape` with the phases of the sharpened Patterson map superposed on itself, moved by a vector.
+    """A map of `shape` with the phases of a superposition: the sharpened Patterson map and a copy moved by a vector.
 
-    The smaller of both at each place holds, if the vector joins two atoms, the structure and its image (Buerger 1959).
+    The superposition takes the smaller value at each point. If the vector joins two atoms, it contains the structure
+    and its image (Buerger, 1959).
 
     Args:
         vector: `(3,)`, in fractions of the axes of the grid.
-        search: the crystal.
+        search: the data of the crystal.
         kind: 0 for E values, 1 for F.
         shape: of the grid.
     """
@@ -123,14 +132,14 @@ def superposed_density(vector: Array, search: Search, kind: Array, shape: tuple[
 
 @exact_products
 def flip(densities: Array, kinds: Array, thresholds: Array, search: Search, cycles: int) -> tuple[Array, Array]:
-    """Cycles of charge flipping for several starts at once.
+    """Runs cycles of charge flipping for several starts at once.
 
     Args:
         densities: `(starts, *shape)`.
         kinds: `(starts,)`, 0 for E values, 1 for F.
-        thresholds: `(starts,)`, σ of the density.
-        search: the crystal.
-        cycles: how many.
+        thresholds: `(starts,)`, in σ of the density.
+        search: the data of the crystal.
+        cycles: number of cycles.
 
     Returns:
         Densities `(starts, *shape)`, and their skewness after each cycle, `(starts, cycles)`.
@@ -166,11 +175,17 @@ def _flip_one(density, kind, threshold, search, cycles):
 
 @exact_products
 def eliminate(factors: Array, search: Search, shape: tuple[int, int, int], cycles: int) -> tuple[Array, Array, Array]:
-    """Cycles of low-density elimination from a transform `half_shape`, with the E values of all reflections.
+    """Runs cycles of low-density elimination with the E values of all reflections.
+
+    Args:
+        factors: the transform of a map, `half_shape`.
+        search: the data of the crystal.
+        shape: of the grid.
+        cycles: number of cycles.
 
     Returns:
-        The transform `half_shape` with the measured amplitudes, the skewness of its map, and the mean disagreement of
-        the amplitudes of the emptied map with those measured, on the scale of their mean.
+        The transform `half_shape` with the measured amplitudes, the skewness of its map, and the mean difference
+        between measured amplitudes and those of the map after elimination, relative to their mean.
     """
     measured = search.amplitudes
     counts = _counts(measured)
@@ -193,7 +208,7 @@ def eliminate(factors: Array, search: Search, shape: tuple[int, int, int], cycle
 
 
 def _counts(amplitudes):
-    """How many reflections of the sphere each place of the half grid stands for that has an amplitude."""
+    """Number of reflections of the sphere for each point of the half grid; 0 without an amplitude."""
     twice = jnp.arange(amplitudes.shape[2]) > 0
     return jnp.where(amplitudes > 0, jnp.where(twice, 2, 1).astype(amplitudes.dtype)[None, None, :], 0)
 

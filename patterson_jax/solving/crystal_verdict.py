@@ -1,28 +1,28 @@
-"""The verdict on a crystal: solved, not solved, or uncertain. It never looks at the truth.
+"""The verdict on a crystal: solved, not solved, or uncertain. It never uses the truth.
 
-R1 alone cannot decide: a right model, isotropic and without hydrogen, may have a higher one than another model that
-lacks an atom. So a crystal is solved only if nothing speaks against it: R1 is what its elements and σ's predict, the
-difference map is flat, every atom vibrates as atoms do, distances and volume are sensible, the data agree with the
-group and the atoms have no further symmetry, and either the reflections that the model calls weak are weak or another
-start came to the same map. `solved` claims sites and group; elements have a confidence of their own.
+R1 alone cannot decide: a right isotropic model without hydrogen may have a higher R1 than another model that lacks an
+atom. So a crystal is solved only if there is no evidence against it. R1 must be as predicted from its elements and σ,
+the difference map must be flat, and U, distances and volume must be sensible. The data must agree with the space group,
+and the atoms must have no further symmetry. And either the reflections that are weak in the model are weak, or another
+start has led to the same map. `solved` claims sites and group; each element has its own confidence.
 
-The constants are from invented crystals that the model does not describe (`benchmarks/crystal_verdicts.py`, stream
-`calibration`), and tested on others.
+The constants are from invented crystals that the model does not describe fully (`benchmarks/crystal_verdicts.py`,
+stream `calibration`), and were tested on others.
 """
 
 import dataclasses
 import math
 
-HEAVY_R, LIGHT_R = 0.095, 0.07  # R1 of a right model beside noise: of heavy atoms, and added where all are light
-HOPELESS_R = 0.35  # R1 above which nothing of a model need be right
-LARGEST_PEAK, DEEPEST_HOLE = 0.16, 0.16  # of the difference map, in parts of the lightest atom
+HEAVY_R, LIGHT_R = 0.095, 0.07  # R1 of a right model beside noise: with heavy atoms, and added if all atoms are light
+HOPELESS_R = 0.35  # R1 above which a model does not explain the data
+LARGEST_PEAK, DEEPEST_HOLE = 0.16, 0.16  # of the difference map, relative to the lightest atom
 U_RANGE = (0.005, 0.15)  # Å²
 SHORTEST_CONTACT = 1.1  # Å
-ORGANIC_VOLUME, ANY_VOLUME = (12.0, 25.0), (7.0, 45.0)  # Å³ an atom, hydrogen apart
-MOST_ABSENT = 0.02  # mean intensity of reflections that the group forbids, in means of all
-MOST_WEAK = 0.45  # mean intensity of those that the model calls weak, in means
+ORGANIC_VOLUME, ANY_VOLUME = (12.0, 25.0), (7.0, 45.0)  # Å³ for each atom, hydrogen not counted
+MOST_ABSENT = 0.02  # mean intensity of reflections that the group forbids, relative to that of all
+MOST_WEAK = 0.45  # mean intensity of reflections that are weak in the model, relative to the mean
 MOST_MISSING = 0.1  # share of the formula's atoms
-AMPLE_DATA, FINE = 10.0, 1.1  # reflections a parameter; d_min in Å
+AMPLE_DATA, FINE = 10.0, 1.1  # reflections for each parameter; d_min in Å
 AGREEING = 2  # starts
 LEAST_AGREEMENT = 0.5  # of the phases with an operation of the group
 
@@ -32,11 +32,11 @@ class Evidence:
     """How phases were found.
 
     Attributes:
-        starts: tried.
-        agreeing: starts, the chosen one counted, that came to the same map, origin and hand aside.
-        operations: the lowest agreement of the phases with an operation of the group, 0 to 1; None: there is none.
-        others: the highest agreement with an operation of the Laue class that the group lacks; None: there is none.
-        jump: skewness of the final map over its level in the first cycles, or None.
+        starts: number of starts tried.
+        agreeing: number of starts, with the chosen one, that led to the same map up to origin and hand.
+        operations: the lowest agreement of the phases with an operation of the group, 0 to 1; None: only the identity.
+        others: the highest agreement with an operation of the Laue class that the group lacks; None: it lacks none.
+        jump: skewness of the final map above its level in the first cycles, or None.
     """
 
     starts: int = 1
@@ -48,29 +48,30 @@ class Evidence:
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What was found of a refined model.
+    """The properties of a refined model on which the verdict is based.
 
     Attributes:
         r_factor: R1 over reflections with F > 4σ(F).
-        noise_r_factor: what the σ's alone would leave of it.
-        light_share: share of ΣZ² that is due to elements up to neon.
-        highest_peak: of the difference map, in parts of the lightest atoms' height, or of an atom's that it is near to;
-            half where hydrogen would be.
+        noise_r_factor: the R1 that the σ alone would cause.
+        light_share: share of elements up to neon in ΣZ².
+        highest_peak: of the difference map, relative to the height of the lightest atoms or, near a heavier atom, of
+            that atom; a peak counts half where hydrogen could be.
         deepest_hole: likewise.
         lowest_u: Å².
         highest_u: Å².
         closest: the shortest distance of two atoms up to 1.6 Å, Å.
         odd_bonds: of C, N and O, in words.
-        volume_per_atom: Å³, hydrogen apart.
+        volume_per_atom: Å³, hydrogen not counted.
         organic: whether there is carbon among mostly light atoms.
-        absent_intensity: mean intensity of the reflections that the group forbids, beyond its error, in means of all.
+        absent_intensity: mean intensity of the reflections that the group forbids, less its error, relative to that of
+            all.
         further_symmetry: whether the atoms obey an operation that the group lacks.
-        weak_intensity: mean intensity of the third of the reflections that the model calls weakest, in shells' means.
+        weak_intensity: mean intensity of the weakest third of the reflections by the model, relative to shells' means.
         group_certain: whether phases and data left no other group.
-        reflections_per_parameter: unique ones.
+        reflections_per_parameter: number of unique reflections for each parameter.
         d_min: Å.
-        follows_formula: whether the atoms have its proportions; None without one.
-        missing_share: of the formula's atoms.
+        follows_formula: whether the atoms have the proportions of the formula; None without a formula.
+        missing_share: share of the formula's atoms that are missing.
     """
 
     r_factor: float
@@ -95,12 +96,12 @@ class Findings:
 
 
 def expected_r_factor(findings: Findings) -> float:
-    """The highest R1 of a right isotropic model without hydrogen, of this crystal's elements and σ's."""
+    """The highest expected R1 of a right isotropic model without hydrogen, for this crystal's elements and σ."""
     return math.hypot(findings.noise_r_factor, HEAVY_R + LIGHT_R * findings.light_share)
 
 
 def judge_crystal(findings: Findings, evidence: Evidence) -> tuple[str, tuple[str, ...]]:
-    """The verdict on a model, and the reasons for it in words: what speaks against it, or what for it."""
+    """The verdict on a model, and its reasons in words: the evidence against the model, or else for it."""
     limit = expected_r_factor(findings)
     if not findings.r_factor <= HOPELESS_R:
         return 'not solved', (f'R1 is {findings.r_factor:.3f}: the model does not explain the data',)
@@ -121,7 +122,7 @@ def judge_crystal(findings: Findings, evidence: Evidence) -> tuple[str, tuple[st
 
 
 def _doubts(findings, evidence, limit):
-    """Each condition: whether it is hurt, and the words for that."""
+    """For each condition whether it is violated, and the reason in words."""
     f = findings
     lowest, highest = ORGANIC_VOLUME if f.organic else ANY_VOLUME
     poor = f.reflections_per_parameter < AMPLE_DATA or f.d_min > FINE
