@@ -199,8 +199,8 @@ MISTAKES = {
     'out of range': ([QUICK, '--config.train.batch_size=0'], 'train.batch_size is 0; it must be 1 or more'),
     'not a number': ([QUICK, '--config.train.learning_rate=nan'], 'train.learning_rate is nan', 'positive number'),
     'unknown mode': ([QUICK, '--mode=slove'], "--mode is 'slove'", 'train, evaluate, simulate, solve'),
-    'stray argument': ([QUICK, 'map.ccp4'], "'map.ccp4' is no flag"),
-    'config without flag': (['configs/quick.py'], "'configs/quick.py' is no flag", '--config=configs/quick.py'),
+    'stray argument': ([QUICK, 'map.ccp4'], "'map.ccp4' is not a flag"),
+    'config without flag': (['configs/quick.py'], "'configs/quick.py' is not a flag", '--config=configs/quick.py'),
     'unknown flag': ([QUICK, '--inputs=map.ccp4'], "'inputs'", 'Did you mean: input'),
     'workdir a file': ([QUICK, '--workdir=map.ccp4'], '--workdir is map.ccp4', 'must be a directory'),
     'workdir below a file': ([QUICK, '--workdir=map.ccp4/run'], '--workdir is map.ccp4/run', 'must be a directory'),
@@ -262,7 +262,7 @@ MISTAKES = {
     ),
     'two inputs of one name': (
         [QUICK, '--mode=simulate', '--input=a/water.xyz', '--input=b/water.xyz', '--output=new'],
-        '--input has water more than once',
+        '--input has the name water more than once',
     ),
 }
 

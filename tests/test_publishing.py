@@ -213,6 +213,6 @@ def test_what_cannot_be_published_is_named(workdir, config, tmp_path, monkeypatc
     unsealed = Path(shutil.copytree(workdir, tmp_path / 'killed'))
     for seal in unsealed.rglob('checksums.json'):
         seal.unlink()
-    with pytest.raises(InputError, match=r'no checksums\.json, as the run was killed'):
+    with pytest.raises(InputError, match=r'no checksums\.json, because the run was killed'):
         run('publish', config, unsealed, output=output)
     assert not output.exists()

@@ -358,7 +358,7 @@ def _choose(classes, laue, claimed, warnings):
         if claims.laue.order == 2:
             return claims, 'as the file claims'
         if claims.misfit is None:
-            return claims, 'as the file claims, for it has no equivalents of its own to compare'
+            return claims, 'as the file claims; it has no equivalents of its own to compare'
         return claims, 'as the file claims, and the equivalents show' if claims.agrees else 'as the file claims'
     return best, 'which the equivalents show' if best.agrees else 'against the claim of the file'
 
