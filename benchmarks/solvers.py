@@ -84,7 +84,7 @@ def cell_problem(atoms: int, resolution: float | None, noise: float) -> Problem:
     """The paper's problem with another number of atoms, in a box that is as full, and with poorer data."""
     whole = Problem()
     edge = min(whole.box_edge * (atoms / whole.num_atoms) ** (1 / 3), whole.grid_size - 2 * whole.atom_radius)
-    return dataclasses.replace(whole, num_atoms=atoms, box_edge=edge, resolution=resolution, noise=noise)
+    return whole.changed(num_atoms=atoms, box_edge=edge, resolution=resolution, noise=noise)
 
 
 def cell_experiment(atoms: int, resolution: float | None, noise: float) -> tuple[Problem, Experiment]:

@@ -39,14 +39,16 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         problem.box_edge
     )  # 12.25, edge of the inner box in which centres are drawn, before centring
     config.problem.centred = problem.centred  # True: the mean of the positions moves to the box centre (2.4.1)
-    config.problem.target = problem.target  # 'both': (A + B) / 2; 'original': A / 2 (2.4.2)
-    config.problem.input_scale = problem.input_scale  # 0.7, height of one atom's self-vector peak in the input
-    config.problem.origin = problem.origin  # of the Patterson map in the input: 'centre', or 'corner' as in files
+    config.problem.target = problem.encoding.target  # 'both': (A + B) / 2; 'original': A / 2 (2.4.2)
+    config.problem.input_scale = problem.encoding.input_scale  # 0.7, height of one atom's self-vector peak in the input
+    config.problem.origin = (
+        problem.encoding.origin
+    )  # of the Patterson map in the input: 'centre', or 'corner' as in files
     config.problem.empty_corner = (
         problem.empty_corner
     )  # edge of a corner that is empty in training, filled in tests; 0: none
     config.problem.filled_corner = problem.filled_corner  # edge of a corner in which every case has an atom; 0: none
-    config.problem.noise = problem.noise  # relative standard deviation of the measured amplitudes |F|; 0
+    config.problem.noise = problem.measurement.noise  # relative standard deviation of the measured amplitudes |F|; 0
     config.problem.resolution = config_dict.placeholder(float)  # |h| up to which |F| is measured; None: all
 
     # The network: the paper's twelve layers and 1,202,821 weights (2.3).

@@ -25,6 +25,7 @@ from patterson_jax.files.maps import Map, write_map
 from patterson_jax.files.structures import file_positions, is_element, write_pdb, write_res, write_xyz
 from patterson_jax.files.viewers import write_chimerax
 from patterson_jax.simulation.density import render
+from patterson_jax.simulation.measurement import Measurement
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.attempt import Network
 from patterson_jax.solving.cases import Solution
@@ -139,8 +140,8 @@ class Answer:
             'r_factor_resolution': solution.resolution,
             'r_factor_expected': expected_r_factors(problem)[0],
             'r_factor_solved_below': highest_solved(problem),
-            'noise': problem.noise,
-            'resolution': problem.resolution,
+            'noise': problem.measurement.noise,
+            'resolution': problem.measurement.resolution,
             'density': 'calculated from the atoms' if predicted is None else 'predicted by the network',
             'patterson_correlation': self.patterson_correlation,
             'agreeing_starts': solution.agreeing,
@@ -191,13 +192,13 @@ class Answer:
         write_pdb(target['.pdb'], self.positions, edge, self.element, text)
         write_res(target['.res'], self.positions, edge, self.element, text)
         write_chimerax(target['.cxc'], level, radius / 2)
-        both = self.solution.prediction is not None and problem.target == 'both'
+        both = self.solution.prediction is not None and problem.encoding.target == 'both'
         title = f'{self._title}\n{self._merit}'
         atoms, style = self.positions_voxels, (both, self.voxel_size, self.element)
         draw_solution(target['.png'], self.density, atoms, problem, title, *style)
         drawing = map_drawing(self.positions, self.element, edge, radius)
         rivals = [each.r_factor for each in self.solution.rivals]
-        cut = problem.resolution is not None
+        cut = problem.measurement.resolution is not None
         write_report(target['.html'], map_report(content, self.density, level, drawing, rivals, name, cut))
         return list(target.values())
 
@@ -265,9 +266,8 @@ def solve(
         num_atoms=num_atoms or 1,
         atom_radius=atom_radius,
         box_edge=_box_edge(num_atoms, size, atom_radius) if box_edge is None else box_edge,
-        input_scale=trained.input_scale,
-        origin=trained.origin,
-        noise=noise,
+        measurement=Measurement(noise),
+        encoding=trained.encoding,
     )
     default = SeparationSettings()
     separation = dataclasses.replace(default, num_peaks=max(default.num_peaks, 2 * (num_atoms or 0)))

@@ -21,7 +21,7 @@ from patterson_jax.learning.training import TrainingSettings
 from patterson_jax.networks.density_network import DensityNetwork
 from patterson_jax.networks.registry import NETWORKS
 from patterson_jax.simulation.atoms import check_drawable
-from patterson_jax.simulation.problem import Problem
+from patterson_jax.simulation.problem import Problem, problem_field_types
 from patterson_jax.solving.map_solver import SolveSettings
 from patterson_jax.solving.reflections import check_enough
 from patterson_jax.solving.separation import SeparationSettings
@@ -109,11 +109,13 @@ def _section(name, section, kind):
         raise InputError(f'{name} is {section!r}; it must be a section of fields')
     if kind is NETWORKS:
         section, kind = _chosen_network(section)
-    types = {field: hint for field, hint in typing.get_type_hints(kind).items() if field in _fields(kind)}
+    make, types = kind, {field: hint for field, hint in typing.get_type_hints(kind).items() if field in _fields(kind)}
+    if kind is Problem:
+        make, types = Problem.of, problem_field_types()
     _check_names(name, section, types)
     values = {field: _typed(f'{name}.{field}', section[field], hint) for field, hint in types.items()}
     try:
-        return kind(**values)
+        return make(**values)
     except InputError as error:
         raise InputError(f'{name}.{error}') from error
 
@@ -182,7 +184,12 @@ def _check_crop(experiment):
     smallest = grid - 4 * math.floor((grid - needed) / 4)
     allowed = f'0 or {smallest} to {grid} in steps of 4' if smallest < grid else '0, as the vectors fill the grid'
     require(smallest <= crop <= grid and (grid - crop) % 4 == 0, 'train.crop', crop, allowed)
-    require(problem.origin == 'centre', 'train.crop', crop, "0 with problem.origin 'corner', where vectors lie outside")
+    require(
+        problem.encoding.origin == 'centre',
+        'train.crop',
+        crop,
+        "0 with problem.origin 'corner', where vectors lie outside",
+    )
     experiment.model.check_crop(crop)
 
 

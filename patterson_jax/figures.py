@@ -57,7 +57,7 @@ def draw_example(path: Path, example: Example, problem: Problem) -> None:
     """
     figure = Figure(figsize=(9, 9), layout='constrained')
     original, inverse = (_density(sign * example.positions, problem) / 2 for sign in (1, -1))
-    target, both = np.asarray(example.target), problem.target == 'both'
+    target, both = np.asarray(example.target), problem.encoding.target == 'both'
     panels = (
         ('the atoms, A', original, (1,)),
         ('their inverses, B', inverse, (-1,)),
@@ -68,8 +68,8 @@ def draw_example(path: Path, example: Example, problem: Problem) -> None:
         axes = figure.add_subplot(2, 2, number, projection='3d')
         _draw_voxels(axes, density, example.positions, problem, box, signs)
         axes.set_title(title, fontsize=10)
-    patterson = np.asarray(network_input(example.patterson, problem))
-    _draw_patterson(figure.add_subplot(2, 2, 4), patterson, problem.input_scale)
+    patterson = np.asarray(network_input(example.patterson, problem.num_atoms, problem.encoding))
+    _draw_patterson(figure.add_subplot(2, 2, 4), patterson, problem.encoding.input_scale)
     _legend(figure, ('original', 'inverse', 'both') if both else ('original', 'inverse'))
     pictures.save_figure(path, figure)
 

@@ -117,14 +117,14 @@ def describe_example(example: Example, problem: Problem) -> str:
             f'{wrapped or "none"} of {len(vectors)} wrapped around'
         )
     patterson = np.asarray(example.patterson)
-    scale = problem.input_scale * problem.num_atoms / patterson[0, 0, 0]
+    scale = problem.encoding.input_scale * problem.num_atoms / patterson[0, 0, 0]
     elsewhere = scale * np.max(patterson[origin_distances(problem.grid_size) > 2 * problem.atom_radius])
     lines.append(
         f'Patterson map as the network takes it: origin peak {scale * patterson[0, 0, 0]:.3g}, '
         f'elsewhere at most {elsewhere:.3g}'
     )
     filled = np.mean(np.asarray(example.target) > 0)
-    lines.append(f'target, {problem.target}: {filled:.2%} of the voxels are not empty')
+    lines.append(f'target, {problem.encoding.target}: {filled:.2%} of the voxels are not empty')
     return '\n'.join(lines)
 
 

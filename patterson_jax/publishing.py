@@ -5,7 +5,6 @@ weights of such a directory, or of another run, is one more slice of their train
 to theirs.
 """
 
-import dataclasses
 import hashlib
 import json
 import shutil
@@ -28,6 +27,7 @@ from patterson_jax.learning.checkpoints import (
 from patterson_jax.learning.metrics import LearningCurve, fit_learning_curve, read_metrics
 from patterson_jax.runs import RECORD, check_record, evaluation_settings, read_record
 from patterson_jax.shipped import find_network
+from patterson_jax.simulation.encoding import Encoding
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.weights import weight_fields
 from patterson_jax.writing import markdown_table, write_json
@@ -201,7 +201,7 @@ def _replace(part, output):
 
 def _is_papers(problem):
     """Whether the cases are the paper's; the scale of the network's input does not matter."""
-    return dataclasses.replace(problem, input_scale=Problem.input_scale) == Problem()
+    return problem.changed(input_scale=Encoding.input_scale) == Problem()
 
 
 def model_card(
@@ -232,10 +232,10 @@ def model_card(
     in_all = sum(operations[seen] * number for seen, number in cases.items())
     orientations = report['settings']['solve']['orientations']
     examples = slices[-1]['end'] - slices[0]['begin']
-    data = 'complete' if problem.resolution is None else f'up to |h| = {problem.resolution:g}'
+    data = 'complete' if problem.measurement.resolution is None else f'up to |h| = {problem.measurement.resolution:g}'
     facts = {
         'problem': f'{problem.num_atoms} atoms of radius {problem.atom_radius:g} in an inner box of edge '
-        f'{problem.box_edge:g}, target {problem.target}; data {data}, noise {problem.noise:.0%}',
+        f'{problem.box_edge:g}, target {problem.encoding.target}; data {data}, noise {problem.measurement.noise:.0%}',
         'network': f'{count_weights(network, problem.grid_size):,} weights; `{RECORD}` has every field',
         'data': f'{examples:,} cases of the training stream, made when they were needed',
         'arithmetic': f'{in_words}, forward and backward, {in_all / 1e15:.3g} PFLOP in all, counted as direct '

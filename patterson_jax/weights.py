@@ -14,7 +14,7 @@ from patterson_jax.config import Experiment, differences, network_of
 from patterson_jax.errors import InputError
 from patterson_jax.learning.checkpoints import Checkpoints, find_checkpoints
 from patterson_jax.shipped import find_network
-from patterson_jax.simulation.problem import Problem
+from patterson_jax.simulation.problem import Problem, problem_field_types
 from patterson_jax.solving.attempt import Network
 
 WEIGHT_FIELDS = ('grid_size', 'atom_radius', 'input_scale', 'origin')
@@ -52,14 +52,14 @@ def load_network(name: str | Path, problem: Problem | None = None) -> Network:
         step = checkpoints.best_step
         trained = checkpoints.restore(step, config=None)['config']
         if problem is not None:
-            now = {'model': trained['model'], 'problem': dataclasses.asdict(problem)}
+            now = {'model': trained['model'], 'problem': problem.fields}
             _require_same_weights(directory, trained, now)
         network = network_of(trained['model'])
         template = _shapes(network, trained['problem']['grid_size'])
         params = jax.device_get(checkpoints.restore(step, params=template)['params'])
-        known = {field.name for field in dataclasses.fields(Problem)}
+        known = problem_field_types()
         fields = {name: value for name, value in trained['problem'].items() if name in known}
-        return network_with(network, params, Problem(**fields))
+        return network_with(network, params, Problem.of(**fields))
 
 
 def network_with(model: nn.Module, params: Any, trained_on: Problem) -> Network:

@@ -62,7 +62,7 @@ def solve(method, most=NUM_CASES):
     settings = dataclasses.replace(experiment.solve, method=method)
     report = {}
     for name, (noise, count) in NOISES.items():
-        problem = dataclasses.replace(experiment.problem, noise=noise)
+        problem = experiment.problem.changed(noise=noise)
         keys, examples = cases(problem, min(count, most))
         solutions = solve_maps(keys, examples.patterson, problem, settings, experiment.separate, network)
         found = np.stack([each.positions for each in solutions])

@@ -30,7 +30,7 @@ def run(*flags):
 
 @pytest.mark.parametrize('target', ['both', 'original'])
 def test_numpy_makes_the_same_maps(target):
-    problem = Problem(grid_size=20, num_atoms=4, atom_radius=1.3, box_edge=10.0, target=target)
+    problem = Problem.of(grid_size=20, num_atoms=4, atom_radius=1.3, box_edge=10.0, target=target)
     positions, patterson, map_to_learn = data.case_with_numpy(np.random.default_rng(3), problem)
     density = data.render_with_numpy(positions, problem.grid_size, problem.atom_radius)
     exact = jax.jit(render, static_argnums=(1, 2))(positions.astype(np.float32), 20, 1.3)

@@ -698,7 +698,7 @@ def test_resolutions_are_flags_with_numbers(command, asked):
     assert (config.problem.resolution, config.solve.resolution) == (8, 6.5)
     assert overrides == {'problem.resolution': 8, 'solve.resolution': 6.5}
     experiment = validate(config)
-    assert (experiment.problem.resolution, experiment.solve.resolution) == (8.0, 6.5)
+    assert (experiment.problem.measurement.resolution, experiment.solve.resolution) == (8.0, 6.5)
 
 
 def test_weights_of_another_network_are_refused(command, workdir, tmp_path):

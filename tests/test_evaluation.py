@@ -113,7 +113,7 @@ def test_the_scores_are_of_the_mean_map_of_all_orientations_asked_for(params):
     solving = dataclasses.replace(SOLVING, orientations=2)
     (report, shown), (other, _) = (scored(params, 4, 4, solving=each) for each in (solving, SOLVING))
     predict = averaged_over_orientations(functools.partial(NETWORK.apply, params), 2)
-    expected = predict(network_input(shown.examples.patterson, PROBLEM))
+    expected = predict(network_input(shown.examples.patterson, PROBLEM.num_atoms, PROBLEM.encoding))
     np.testing.assert_allclose(shown.solutions.density, expected, atol=1e-6)
     assert report['map'] != other['map']
 

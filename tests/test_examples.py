@@ -1,6 +1,5 @@
 """Examples: each belongs to its seed, stream, set and index alone, and its maps are what the paper says they are."""
 
-import dataclasses
 import functools
 import itertools
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 from patterson_jax.simulation.density import render
-from patterson_jax.simulation.encoding import network_input, target_map
+from patterson_jax.simulation.encoding import Encoding, network_input, target_map
 from patterson_jax.simulation.examples import STREAMS, example_key, make_batch, make_example, stream_key
 from patterson_jax.simulation.maps import invert_map, middle, surround
 from patterson_jax.simulation.patterson import frequencies, intensities, patterson_intensities, patterson_map
@@ -18,7 +17,7 @@ from patterson_jax.simulation.problem import Problem
 
 PROBLEM = Problem(grid_size=16, num_atoms=4, box_edge=6.0)
 
-NOISY = dataclasses.replace(PROBLEM, noise=0.2, resolution=6.0)
+NOISY = PROBLEM.changed(noise=0.2, resolution=6.0)
 
 batch_of = jax.jit(functools.partial(make_batch, problem=PROBLEM))
 noisy_batch_of = jax.jit(functools.partial(make_batch, problem=NOISY))
@@ -114,7 +113,7 @@ def test_the_target_is_the_mean_of_the_structure_and_its_inverse():
 
 
 def test_the_original_target_is_half_the_structure():
-    problem = dataclasses.replace(PROBLEM, target='original')
+    problem = PROBLEM.changed(target='original')
     batch = one_batch()
     key = example_key(stream_key(0, 'training'), 3, 5)
     other = jax.jit(functools.partial(make_example, problem=problem))(key)
@@ -129,15 +128,17 @@ def test_inversion_takes_each_voxel_to_its_mirror_image_and_back():
     inverted = invert_map(jnp.asarray(density))
     np.testing.assert_array_equal(inverted[:, 0, 2, 7], density[:, 7, 5, 0])
     np.testing.assert_array_equal(invert_map(inverted), density)
-    np.testing.assert_array_equal(target_map(jnp.asarray(density), PROBLEM)[0], np.full((8, 8, 8), (8**3 - 1) / 2))
+    np.testing.assert_array_equal(
+        target_map(jnp.asarray(density), PROBLEM.encoding)[0], np.full((8, 8, 8), (8**3 - 1) / 2)
+    )
 
 
 def test_the_networks_input_has_the_origin_where_the_problem_says():
     patterson = one_batch().patterson
-    height = PROBLEM.input_scale * PROBLEM.num_atoms
+    height = PROBLEM.encoding.input_scale * PROBLEM.num_atoms
     scaled = patterson * (height / patterson[:, 0, 0, 0])[:, None, None, None]
     corner, centred = (
-        np.asarray(network_input(patterson, dataclasses.replace(PROBLEM, origin=origin)))
+        np.asarray(network_input(patterson, PROBLEM.num_atoms, Encoding(origin=origin)))
         for origin in ('corner', 'centre')
     )
     np.testing.assert_allclose(corner, scaled, rtol=1e-6, atol=1e-6)
@@ -148,22 +149,26 @@ def test_the_networks_input_has_the_origin_where_the_problem_says():
 
 @pytest.mark.parametrize('input_scale', [0.7, 2.0])
 def test_the_networks_input_does_not_depend_on_the_scale_of_the_map(input_scale):
-    problem = dataclasses.replace(PROBLEM, input_scale=input_scale)
+    problem = PROBLEM.changed(input_scale=input_scale)
     patterson = one_batch().patterson
-    given = network_input(patterson, problem)
+    given = network_input(patterson, problem.num_atoms, problem.encoding)
     np.testing.assert_allclose(given[:, 8, 8, 8], input_scale * problem.num_atoms, rtol=1e-6)
     assert set(np.argmax(np.asarray(given).reshape(3, -1), axis=1)) == {8 * 16**2 + 8 * 16 + 8}
     back = np.fft.ifftshift(given, (1, 2, 3))
     np.testing.assert_allclose(back / back[:, :1, :1, :1], patterson / patterson[:, :1, :1, :1], atol=1e-6)
     for scale in (1e-3, 37.0):
-        np.testing.assert_allclose(network_input(scale * patterson, problem), given, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(network_input(patterson[0], problem), given[0], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(
+            network_input(scale * patterson, problem.num_atoms, problem.encoding), given, rtol=1e-5, atol=1e-6
+        )
+    np.testing.assert_allclose(
+        network_input(patterson[0], problem.num_atoms, problem.encoding), given[0], rtol=1e-6, atol=1e-6
+    )
 
 
 def test_the_middle_of_an_example_is_its_voxels_there_and_keeps_origin_and_centre():
     """Of voxels 2 to 13 of 16 the origin of the Patterson map is voxel 6, half of 12, and inversion is theirs."""
     batch = one_batch()
-    inputs, targets = network_input(batch.patterson, PROBLEM), jnp.asarray(batch.target)
+    inputs, targets = network_input(batch.patterson, PROBLEM.num_atoms, PROBLEM.encoding), jnp.asarray(batch.target)
     inner, target = np.asarray(middle(inputs, 12)), np.asarray(middle(targets, 12))
     np.testing.assert_array_equal(inner, np.asarray(inputs)[:, 2:14, 2:14, 2:14])
     np.testing.assert_array_equal(target, batch.target[:, 2:14, 2:14, 2:14])

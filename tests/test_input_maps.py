@@ -10,7 +10,8 @@ import pytest
 
 from patterson_jax.errors import InputError
 from patterson_jax.simulation.density import render
-from patterson_jax.simulation.patterson import frequencies, measured_frequencies, measured_map, patterson_map
+from patterson_jax.simulation.measurement import measured_map
+from patterson_jax.simulation.patterson import frequencies, measured_frequencies, patterson_map
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.input_maps import checked_patterson, fit_problem, inferred_resolution, restore_origin_term
 
@@ -32,8 +33,8 @@ def clean():
 
 @functools.cache
 def measured(noise=0.0, resolution=None):
-    problem = dataclasses.replace(PROBLEM, noise=noise, resolution=resolution)
-    return np.asarray(measured_map(jax.random.key(0), jnp.asarray(density()), problem))
+    problem = PROBLEM.changed(noise=noise, resolution=resolution)
+    return np.asarray(measured_map(jax.random.key(0), jnp.asarray(density()), problem.measurement))
 
 
 def cut(patterson, resolution):
@@ -115,10 +116,10 @@ def test_the_smallest_and_the_largest_numbers_of_single_precision_are_a_map_too(
 def test_the_problem_takes_the_grid_of_the_map_and_the_resolution_given_or_found():
     problem = Problem(num_atoms=5, box_edge=7.0)
     assert fit_problem(clean(), problem, None) == PROBLEM
-    assert fit_problem(clean(), problem, 6.5) == dataclasses.replace(PROBLEM, resolution=6.5)
-    assert fit_problem(cut(clean(), 5), problem, 4.0).resolution == 4
-    assert fit_problem(cut(clean(), 5), problem, None).resolution == pytest.approx(5)
-    assert fit_problem(clean(), dataclasses.replace(problem, resolution=3.0), None).resolution is None
+    assert fit_problem(clean(), problem, 6.5) == PROBLEM.changed(resolution=6.5)
+    assert fit_problem(cut(clean(), 5), problem, 4.0).measurement.resolution == 4
+    assert fit_problem(cut(clean(), 5), problem, None).measurement.resolution == pytest.approx(5)
+    assert fit_problem(clean(), problem.changed(resolution=3.0), None).measurement.resolution is None
 
 
 def test_a_map_too_small_for_the_problem_is_refused_with_its_size():
@@ -128,7 +129,7 @@ def test_a_map_too_small_for_the_problem_is_refused_with_its_size():
 def test_a_map_with_too_few_reflections_for_the_atoms_is_refused_with_their_number():
     message = refusal(fit_problem, clean(), PROBLEM, 1.5)
     assert 'leaves 9 reflections' in message
-    assert fit_problem(clean(), PROBLEM, 2.3).resolution == 2.3
+    assert fit_problem(clean(), PROBLEM, 2.3).measurement.resolution == 2.3
     assert 'resolution' in refusal(fit_problem, clean(), dataclasses.replace(PROBLEM, num_atoms=10), 2.3)
 
 
@@ -166,8 +167,8 @@ def test_a_resolution_that_is_found_leaves_out_no_reflection_that_is_measured():
     for squared in np.unique(squares[(squares > 4) & (squares < 60)]):
         patterson = np.fft.irfftn((squares <= squared).astype(float), (GRID,) * 3, axes=(0, 1, 2))
         found = fit_problem(patterson, PROBLEM, None)
-        assert found.resolution == pytest.approx(np.sqrt(squared))
-        kept = measured_frequencies(GRID, found.resolution)
+        assert found.measurement.resolution == pytest.approx(np.sqrt(squared))
+        kept = measured_frequencies(GRID, found.measurement.resolution)
         np.testing.assert_array_equal(kept, squares <= squared, err_msg=f'|h|² up to {squared}')
 
 

@@ -165,7 +165,7 @@ def example_of(positions, problem):
     @jax.jit
     def example(positions):
         density = render(positions, problem.grid_size, problem.atom_radius)
-        return Example(positions, patterson_map(density), target_map(density, problem))
+        return Example(positions, patterson_map(density), target_map(density, problem.encoding))
 
     return example(np.asarray(positions, np.float32))
 
@@ -190,7 +190,7 @@ def test_a_single_atom_has_no_vectors():
 
 @pytest.mark.parametrize('target', ['both', 'original'])
 def test_the_figure_shows_both_sets_and_the_target(tmp_path, target):
-    problem = Problem(grid_size=16, num_atoms=2, min_separation=2.4, box_edge=10.0, target=target)
+    problem = Problem.of(grid_size=16, num_atoms=2, min_separation=2.4, box_edge=10.0, target=target)
     draw_example(tmp_path / 'new' / 'example.png', example_of([[-2, 0, 0.5], [2.5, 0, 0.5]], problem), problem)
     picture = matplotlib.image.imread(tmp_path / 'new' / 'example.png')[..., :3]
     middle = [size // 2 for size in picture.shape[:2]]

@@ -392,12 +392,12 @@ SIZES = [
     Problem(),
     Problem(num_atoms=2),
     Problem(num_atoms=40, box_edge=19.5),
-    Problem(num_atoms=40, box_edge=19.5, resolution=4.0),
-    Problem(resolution=1.0),
-    Problem(resolution=1.5),
-    Problem(resolution=3.05),
-    Problem(resolution=5.0),
-    Problem(resolution=100.0),
+    Problem.of(num_atoms=40, box_edge=19.5, resolution=4.0),
+    Problem.of(resolution=1.0),
+    Problem.of(resolution=1.5),
+    Problem.of(resolution=3.05),
+    Problem.of(resolution=5.0),
+    Problem.of(resolution=100.0),
 ]
 
 
@@ -421,7 +421,7 @@ def test_stages_rise_within_the_resolution_and_the_first_has_two_reflections_for
 
 
 def test_next_to_no_data_gives_numbers():
-    problem = Problem(grid_size=8, num_atoms=1, box_edge=3.0, resolution=1.0)
+    problem = Problem.of(grid_size=8, num_atoms=1, box_edge=3.0, resolution=1.0)
     assert reflections(problem).number == 3
     atoms = np.array([[(1.3, 0.4, -0.2)]], np.float32)
     data = measured(atoms, problem)
@@ -440,7 +440,7 @@ def test_sets_from_maps_are_refined_at_waves_of_four_voxels_or_where_the_data_en
 
 
 def test_a_stage_without_more_reflections_has_no_steps():
-    problem = Problem(grid_size=12, num_atoms=2, box_edge=6.0, resolution=1.5)
+    problem = Problem.of(grid_size=12, num_atoms=2, box_edge=6.0, resolution=1.5)
     atoms = np.array([(1.5, 0.5, 1), (-1.5, -0.5, -1)], np.float32)
     data = with_amplitudes(spheres(atoms, problem), problem)
     stages = stages_from_random(data, problem)

@@ -26,7 +26,7 @@ def maps(problem, count):
     ('number', 'noise', 'resolution'), [(2, 0.0, None), (10, 0.0, None), (10, 0.3, None), (10, 0.0, 8.0)]
 )
 def test_the_number_of_atoms_is_nearly_what_the_origin_peak_says(number, noise, resolution):
-    problem = Problem(num_atoms=number, noise=noise, resolution=resolution)
+    problem = Problem.of(num_atoms=number, noise=noise, resolution=resolution)
     unknown = dataclasses.replace(problem, num_atoms=1)
     for patterson in maps(problem, 3):
         numbers = likely_numbers(patterson, unknown)
@@ -44,7 +44,7 @@ def test_the_resolution_that_is_given_is_the_one_that_is_solved_to():
     (values,) = maps(SMALL, 1)
     settings = SolveSettings('least_squares', 1, resolution=5.0)
     solved = solve_map(values, SMALL, settings, SeparationSettings(num_peaks=8), 0)
-    assert solved.solution.resolution == solved.problem.resolution == 5
+    assert solved.solution.resolution == solved.problem.measurement.resolution == 5
     assert (
         solve_map(values, SMALL, SolveSettings('least_squares', 1), SeparationSettings(num_peaks=8), 0).problem == SMALL
     )

@@ -1,6 +1,5 @@
 """Patterson maps against sums over pairs of voxels and of atoms; the bookkeeping of frequencies by enumeration."""
 
-import dataclasses
 import functools
 import itertools
 from collections import Counter
@@ -12,6 +11,7 @@ import pytest
 
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.maps import centre_origin
+from patterson_jax.simulation.measurement import measured_map
 from patterson_jax.simulation.patterson import (
     atom_factors,
     frequencies,
@@ -19,7 +19,6 @@ from patterson_jax.simulation.patterson import (
     intensities,
     low_frequencies,
     measured_frequencies,
-    measured_map,
     patterson_intensities,
     patterson_map,
     structure_factors,
@@ -27,7 +26,7 @@ from patterson_jax.simulation.patterson import (
 from patterson_jax.simulation.problem import Problem
 
 GRID = 8
-NOISY = Problem(grid_size=16, num_atoms=4, box_edge=8.0, noise=0.1)
+NOISY = Problem.of(grid_size=16, num_atoms=4, box_edge=8.0, noise=0.1)
 POSITIONS = np.array([(0.25, -1.5, 2.125), (3.0, 1.75, 0.5), (-2.5, -3.125, -0.75), (1.0, 2.5, -3.5)], np.float32)
 
 
@@ -151,7 +150,7 @@ def test_centring_takes_the_origin_to_half_the_grid_and_twice_brings_it_back():
 def noisy_amplitudes(key, density, problem):
     """|F| over the half space behind a measured map, as parts of those of the density."""
     exact = np.sqrt(np.asarray(intensities(density), np.float64))
-    squares = np.asarray(patterson_intensities(measured_map(key, density, problem)), np.float64)
+    squares = np.asarray(patterson_intensities(measured_map(key, density, problem.measurement)), np.float64)
     return np.sqrt(np.maximum(squares, 0)) / exact
 
 
@@ -164,14 +163,14 @@ def white_density(grid_size):
 
 def test_a_clean_and_complete_measurement_is_the_patterson_map_bit_for_bit():
     density = density_of(POSITIONS, 16)
-    problem = dataclasses.replace(NOISY, noise=0.0)
-    np.testing.assert_array_equal(measured_map(jax.random.key(0), density, problem), patterson_map(density))
+    problem = NOISY.changed(noise=0.0)
+    np.testing.assert_array_equal(measured_map(jax.random.key(0), density, problem.measurement), patterson_map(density))
 
 
 @pytest.mark.parametrize('noise', [0.03, 0.3])
 def test_noise_is_in_proportion_to_the_amplitude_and_leaves_the_total_density_alone(noise):
     density = white_density(16)
-    problem = dataclasses.replace(NOISY, noise=noise)
+    problem = NOISY.changed(noise=noise)
     parts = np.stack([noisy_amplitudes(jax.random.key(seed), density, problem) for seed in range(40)])
     np.testing.assert_allclose(parts[:, 0, 0, 0], 1, atol=1e-4)
     away = parts.reshape(40, -1)[:, 1:]
@@ -183,7 +182,7 @@ def test_noise_is_in_proportion_to_the_amplitude_and_leaves_the_total_density_al
 
 
 def test_noise_is_the_same_for_opposite_frequencies_and_of_its_own_for_others():
-    patterson = np.asarray(measured_map(jax.random.key(3), white_density(16), NOISY))
+    patterson = np.asarray(measured_map(jax.random.key(3), white_density(16), NOISY.measurement))
     np.testing.assert_allclose(at_opposite_vectors(patterson), patterson, atol=1e-6 * patterson.max())
     parts = noisy_amplitudes(jax.random.key(3), white_density(16), NOISY) - 1
     values = np.round(parts / 1e-4).ravel()
@@ -207,10 +206,11 @@ def test_noise_differs_from_key_to_key_without_correlation():
 @pytest.mark.parametrize('resolution', [1.0, 3.0, 5.5, 8.0, 11.0])
 def test_amplitudes_beyond_the_resolution_are_zero_and_the_others_as_without_it(resolution, noise):
     density = white_density(16)
-    whole = dataclasses.replace(NOISY, noise=noise)
-    cut = dataclasses.replace(whole, resolution=resolution)
+    whole = NOISY.changed(noise=noise)
+    cut = whole.changed(resolution=resolution)
     before, after = (
-        np.asarray(patterson_intensities(measured_map(jax.random.key(1), density, each))) for each in (whole, cut)
+        np.asarray(patterson_intensities(measured_map(jax.random.key(1), density, each.measurement)))
+        for each in (whole, cut)
     )
     lengths = np.linalg.norm(frequencies(16), axis=-1)
     inside = lengths <= resolution + 1e-9

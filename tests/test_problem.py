@@ -6,7 +6,7 @@ import math
 import pytest
 
 from patterson_jax.errors import InputError
-from patterson_jax.simulation.problem import JAMMING_FRACTION, Problem
+from patterson_jax.simulation.problem import JAMMING_FRACTION, Problem, problem_field_types
 
 CORNERS = ('empty_corner', 'filled_corner')
 
@@ -53,7 +53,7 @@ CORNERS = ('empty_corner', 'filled_corner')
 )
 def test_a_refusal_names_the_field_and_the_received_value(field, value):
     with pytest.raises(InputError) as refusal:
-        Problem(**{field: value})
+        Problem.of(**{field: value})
     assert isinstance(refusal.value, ValueError)
     assert str(refusal.value).startswith(f'{field} is {value!r}; it must be ')
 
@@ -66,9 +66,9 @@ def test_the_widest_box_lets_a_sphere_touch_the_edge_of_the_grid_and_no_more():
 
 @pytest.mark.parametrize('field', CORNERS)
 def test_a_corner_is_at_most_an_octant_of_the_box(field):
-    assert getattr(Problem(box_edge=9.0, **{field: 4.5}), field) == 4.5
+    assert getattr(Problem.of(box_edge=9.0, **{field: 4.5}), field) == 4.5
     with pytest.raises(InputError) as refusal:
-        Problem(box_edge=9.0, **{field: 4.51})
+        Problem.of(box_edge=9.0, **{field: 4.51})
     assert str(refusal.value) == f'{field} is 4.51; it must be from 0, for none, to half of box_edge, 4.5 voxels'
 
 
@@ -81,11 +81,23 @@ def test_a_corner_cannot_be_empty_while_one_is_filled():
 @pytest.mark.parametrize('limits', [{'noise': 1.0}, {'resolution': 1.0}, {'resolution': 1000.0}, {'resolution': None}])
 def test_noise_and_resolution_may_go_to_their_limits(limits):
     ((field, value),) = limits.items()
-    assert getattr(Problem(**limits), field) == value
+    assert getattr(Problem.of(**limits).measurement, field) == value
+
+
+def test_fields_of_its_parts_are_named_as_its_own():
+    problem = Problem.of(num_atoms=3, noise=0.2, target='original')
+    assert (problem.num_atoms, problem.measurement.noise, problem.encoding.target) == (3, 0.2, 'original')
+    changed = problem.changed(resolution=7.0, box_edge=9.0, origin='corner')
+    expected = {'num_atoms': 3, 'noise': 0.2, 'target': 'original', 'resolution': 7.0, 'box_edge': 9.0}
+    assert changed.fields == Problem().fields | expected | {'origin': 'corner'}
+    assert Problem.of(**changed.fields) == changed
+    assert set(problem_field_types()) == set(changed.fields)
+    with pytest.raises(TypeError, match='colour'):
+        problem.changed(colour=1)
 
 
 def test_the_corner_that_training_leaves_empty_is_the_one_that_testing_fills():
-    training = Problem(box_edge=9.0, origin='corner', empty_corner=2.5)
+    training = Problem.of(box_edge=9.0, origin='corner', empty_corner=2.5)
     assert training.testing == dataclasses.replace(training, empty_corner=0.0, filled_corner=2.5)
     for problem in (Problem(), Problem(filled_corner=2.5), training.testing):
         assert problem.testing == problem

@@ -1,6 +1,5 @@
 """Reflections by enumeration, free ones by their count and spread, amplitudes from the transform of the density."""
 
-import dataclasses
 import itertools
 
 import jax
@@ -21,8 +20,8 @@ from patterson_jax.solving.reflections import (
 )
 
 SMALL = Problem(grid_size=16, num_atoms=3, box_edge=6.0)
-CUT = Problem(grid_size=16, num_atoms=3, box_edge=6.0, resolution=5.0)
-BEYOND = Problem(grid_size=16, num_atoms=3, box_edge=6.0, resolution=11.0)
+CUT = Problem.of(grid_size=16, num_atoms=3, box_edge=6.0, resolution=5.0)
+BEYOND = Problem.of(grid_size=16, num_atoms=3, box_edge=6.0, resolution=11.0)
 PROBLEMS = pytest.mark.parametrize('problem', [SMALL, CUT, BEYOND, Problem(grid_size=8, num_atoms=1, box_edge=3.0)])
 
 draw = jax.jit(render, static_argnums=(1, 2))
@@ -49,7 +48,9 @@ def pairs_of_opposites(grid_size, resolution):
 
 @PROBLEMS
 def test_each_pair_of_opposites_in_the_sphere_is_there_once_in_the_order_of_its_length(problem):
-    expected = pairs_of_opposites(problem.grid_size, min(problem.resolution or np.inf, problem.grid_size / 2))
+    expected = pairs_of_opposites(
+        problem.grid_size, min(problem.measurement.resolution or np.inf, problem.grid_size / 2)
+    )
     hkl = indices(problem)
     held = {frozenset((tuple(h % problem.grid_size), tuple(-h % problem.grid_size))) for h in hkl}
     assert len(hkl) == len(expected)
@@ -78,7 +79,7 @@ def test_those_up_to_a_whole_number_are_cut_out_with_no_more_than_a_chunk(proble
 
 def test_data_that_end_a_little_earlier_have_the_same_shapes_and_others_not():
     def shapes(resolution):
-        held = reflections(dataclasses.replace(SMALL, resolution=resolution))
+        held = reflections(SMALL.changed(resolution=resolution))
         return held.hkl.shape, held.limit
 
     assert shapes(4.2) == shapes(4.6) == shapes(5.0) == ((CHUNK * 3, 3), 5)  # 257 of them up to |h| = 5
@@ -89,7 +90,7 @@ def test_data_that_end_a_little_earlier_have_the_same_shapes_and_others_not():
 @pytest.mark.parametrize('resolution', [1.0, 2.0**0.5, 3.0**0.5, 5.0, 5.05, 5.1, 41**0.5, 7.9999999])
 def test_a_resolution_between_two_lengths_leaves_the_reflections_of_the_shorter(resolution):
     """Square roots are rounded, and yet those at the resolution are in."""
-    problem = dataclasses.replace(SMALL, num_atoms=1, resolution=resolution)
+    problem = SMALL.changed(num_atoms=1, resolution=resolution)
     assert lengths(problem)[-1] <= resolution + 1e-9
     longest = max(n for n in range(65) if n <= resolution**2 + 1e-9 and n % 8 != 7 and n not in (28, 60))
     assert round(lengths(problem)[-1] ** 2) == longest  # no square is a sum of three others by Legendre's theorem
@@ -109,7 +110,7 @@ def test_atoms_are_compared_up_to_the_problems_resolution_and_half_the_grid_at_m
 
 
 def test_one_reflection_in_twenty_is_free_the_same_ones_for_every_map_at_every_length():
-    for problem in (SMALL, Problem(), Problem(resolution=8.0)):
+    for problem in (SMALL, Problem(), Problem.of(resolution=8.0)):
         free, number = reflections(problem).free, reflections(problem).number
         assert np.mean(free[:number]) == pytest.approx(0.05, rel=0.05)
         assert not np.any(free[number:])

@@ -110,7 +110,7 @@ def test_a_run_begins_with_the_best_weights_of_another_on_the_sets_that_follow(e
 
     def losses(params, order):
         batch = make_batch(stream_key(SEED, 'training'), SETS, order[: PAPERS_SETS.batch_size], PROBLEM)
-        inputs = network_input(batch.patterson, PROBLEM)
+        inputs = network_input(batch.patterson, PROBLEM.num_atoms, PROBLEM.encoding)
         predicted, _ = NORMALISED.apply(params, inputs, train=True, mutable=['batch_stats'])
         return mean_over_devices([jnp.mean(each) for each in squared_errors(predicted, batch.target)])
 

@@ -37,7 +37,7 @@ from patterson_jax.solving.solver import Search, solve_maps
 
 ROOT = Path(__file__).parents[1]
 PROBLEM = Problem(grid_size=16, num_atoms=3, min_separation=2.4, box_edge=5.5)
-NOISY = dataclasses.replace(PROBLEM, noise=0.6)
+NOISY = PROBLEM.changed(noise=0.6)
 SEPARATION = SeparationSettings(
     num_peaks=8,
     method='annealed',
@@ -112,16 +112,16 @@ def test_starts_that_agree_are_counted(least_squares):
 
 
 def test_noise_that_hides_the_answer_is_not_solved_and_uses_up_the_attempts():
-    problem = dataclasses.replace(NOISY, noise=1.0)
+    problem = NOISY.changed(noise=1.0)
     scrambled = cases(problem)
-    for solution in solve('least_squares', scrambled, dataclasses.replace(problem, noise=0.0), max_attempts=2):
+    for solution in solve('least_squares', scrambled, problem.changed(noise=0.0), max_attempts=2):
         assert solution.verdict != 'solved'
         assert solution.starts == 2 * STARTS
         assert all(rival.r_factor >= solution.r_factor for rival in solution.rivals)
 
 
 def test_with_noise_sets_that_are_wrong_are_not_called_solved_and_some_that_are_right_are():
-    problem = dataclasses.replace(PROBLEM, noise=0.25)
+    problem = PROBLEM.changed(noise=0.25)
     noisy = cases(problem, 12)
     right = []
     for solution, positions in zip(solve('least_squares', noisy, problem), noisy.positions, strict=True):
@@ -134,7 +134,7 @@ def test_with_noise_sets_that_are_wrong_are_not_called_solved_and_some_that_are_
 
 def test_a_network_agrees_with_itself_once(examples):
     one = jax.tree.map(lambda each: each[:1], examples)
-    problem = dataclasses.replace(PROBLEM, noise=0.25)
+    problem = PROBLEM.changed(noise=0.25)
     noisy = jax.tree.map(lambda each: each[:1], cases(problem))
     network = Network(lambda params, inputs: jnp.broadcast_to(params, inputs.shape), noisy.target)
     solution = solve('network', noisy, problem, network)[0]
@@ -144,7 +144,7 @@ def test_a_network_agrees_with_itself_once(examples):
 
 def test_what_lies_beyond_the_resolution_is_not_looked_at(examples):
     """Separation would compare up to |h| = 5; the map has nothing beyond 4."""
-    problem = dataclasses.replace(PROBLEM, resolution=4.0)
+    problem = PROBLEM.changed(resolution=4.0)
     cut = cases(problem)
     for solution, positions in zip(solve('minimum_function', cut, problem), cut.positions, strict=True):
         assert solution.resolution == 4
@@ -182,7 +182,7 @@ def test_seconds_are_wall_time_and_survivors_have_programs_of_their_size(monkeyp
     """Of five maps one has nothing but noise, and is left over for later attempts."""
     clock = Clock(monkeypatch)
     maps = examples.patterson.copy()
-    maps[3] = cases(dataclasses.replace(PROBLEM, noise=1.0), 4).patterson[3]
+    maps[3] = cases(PROBLEM.changed(noise=1.0), 4).patterson[3]
     solutions = solve('least_squares', examples._replace(patterson=maps), at_once=4, max_attempts=3)
     assert clock.sizes == [4, 1, 1, 1]
     assert [each.seconds for each in solutions] == [0.25, 0.25, 0.25, 0.25 + 2, 1]
@@ -193,7 +193,7 @@ def test_a_late_survivor_has_no_longer_budget(monkeypatch, examples):
     """Three of four maps are solved at once; the fourth has nothing but noise, and its attempts are its own seconds."""
     clock = Clock(monkeypatch)
     maps = examples.patterson[:4].copy()
-    maps[3] = cases(dataclasses.replace(PROBLEM, noise=1.0), 4).patterson[3]
+    maps[3] = cases(PROBLEM.changed(noise=1.0), 4).patterson[3]
     search = {'at_once': 4, 'max_attempts': 20, 'max_seconds': 3.0}
     solutions = solve('least_squares', examples._replace(patterson=maps), **search)
     assert clock.sizes == [4, 1, 1]  # a fourth might end at 3.25; by shares of a quarter there would be twelve
@@ -270,7 +270,7 @@ def test_methods_have_random_numbers_of_their_own():
 @pytest.mark.parametrize('name', METHODS)
 def test_what_makes_no_difference_makes_no_other_program(name, monkeypatch):
     """Nothing is compiled here: what would be is noted."""
-    made, method, problem = {}, METHODS[name], dataclasses.replace(PROBLEM, resolution=6.0)
+    made, method, problem = {}, METHODS[name], PROBLEM.changed(resolution=6.0)
 
     def noted(*key):
         function, structure, shapes, choices = key
@@ -305,7 +305,7 @@ def test_what_makes_no_difference_makes_no_other_program(name, monkeypatch):
     separates = {'propose_all'} if method.separates else set()
     assert added(separation=dataclasses.replace(SEPARATION, num_swaps=7)) == separates
     assert added(dataclasses.replace(problem, box_edge=5.0)) == {'propose_all', 'finish_all'}
-    assert added(dataclasses.replace(problem, resolution=6.1)) == first - predicts - {'choose_all'}
+    assert added(problem.changed(resolution=6.1)) == first - predicts - {'choose_all'}
     assert added(dataclasses.replace(problem, atom_radius=1.1)) == {'measure_all', 'propose_all', 'finish_all'}
     assert added(places=5) == first - predicts - {'measure_all'}
     assert not added(dataclasses.replace(problem, num_atoms=4), places=5)
@@ -320,9 +320,9 @@ def test_a_known_shape_and_another_number_of_atoms_compile_nothing(examples):
     """What JAX compiles is counted, whatever it is for."""
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
-    cut = dataclasses.replace(PROBLEM, resolution=4.6)
+    cut = PROBLEM.changed(resolution=4.6)
     pair = cases(dataclasses.replace(cut, num_atoms=2))
-    for problem, of in ((cut, examples), (dataclasses.replace(PROBLEM, num_atoms=2, resolution=4.3), pair)):
+    for problem, of in ((cut, examples), (PROBLEM.changed(num_atoms=2, resolution=4.3), pair)):
         compiled.clear()
         solution = solve_maps(keys(1), of.patterson[:1], problem, SEARCH, SEPARATION, places=4)[0]
         assert len(solution.positions) == problem.num_atoms
@@ -367,14 +367,22 @@ def test_the_network_is_shown_a_map_in_as_many_orientations_as_are_asked_for(exa
     network = Network(lambda params, inputs: params * jnp.tanh(inputs), one.target)
     solution = solve('network', one, network=network, max_attempts=1, orientations=3)[0]
     predict = averaged_over_orientations(lambda inputs: network.apply(network.params, inputs), 3)
-    expected = predict(network_input(one.patterson, PROBLEM))[0]
+    expected = predict(network_input(one.patterson, PROBLEM.num_atoms, PROBLEM.encoding))[0]
     np.testing.assert_allclose(solution.prediction.density, expected, atol=1e-6)
-    assert np.max(np.abs(expected - network.apply(one.target, network_input(one.patterson, PROBLEM))[0])) > 1e-3
+    assert (
+        np.max(
+            np.abs(
+                expected
+                - network.apply(one.target, network_input(one.patterson, PROBLEM.num_atoms, PROBLEM.encoding))[0]
+            )
+        )
+        > 1e-3
+    )
 
 
 def test_an_atom_that_is_missing_from_the_networks_map_is_put_where_the_data_miss_it(examples):
     one = jax.tree.map(lambda each: each[:1], examples)
-    left = jax.jit(lambda positions: target_map(render(positions, 16, 1.0), PROBLEM))(one.positions[0, 1:])
+    left = jax.jit(lambda positions: target_map(render(positions, 16, 1.0), PROBLEM.encoding))(one.positions[0, 1:])
     network = Network(lambda params, inputs: jnp.broadcast_to(params, inputs.shape), left)
     solution = solve('network', one, network=network)[0]
     assert solution.verdict == 'solved'
@@ -435,7 +443,7 @@ def test_clean_data_keep_the_truth_and_noise_moves_it(examples):
     for solution, true in zip(kept, examples.positions, strict=True):
         assert solution.verdict == 'solved' and solution.method == 'truth' and solution.starts == 1
         assert np.max(errors(solution, true)) < 1e-4
-    noisy = cases(dataclasses.replace(PROBLEM, noise=1.0))
+    noisy = cases(PROBLEM.changed(noise=1.0))
     moved = solutions_from_truth(noisy.patterson, noisy.positions, PROBLEM)
     assert all(solution.verdict != 'solved' for solution in moved)
     assert max(np.max(errors(*pair)) for pair in zip(moved, noisy.positions, strict=True)) > 0.05

@@ -26,7 +26,7 @@ def test_cells_are_the_papers_problem_as_full_with_other_atoms_and_poorer_data()
     assert solvers.cell_problem(10, None, 0.0) == Problem()
     for atoms in (20, 40):
         problem = solvers.cell_problem(atoms, 8.0, 0.3)
-        assert (problem.num_atoms, problem.resolution, problem.noise) == (atoms, 8.0, 0.3)
+        assert (problem.num_atoms, problem.measurement.resolution, problem.measurement.noise) == (atoms, 8.0, 0.3)
         assert problem.box_edge**3 / atoms == pytest.approx(Problem().box_edge ** 3 / 10)
 
 

@@ -136,7 +136,8 @@ def test_step_is_adam_on_the_gradient_of_the_mean_squared_error(crop):
     def loss(params):
         batch = make_batch(stream_key(SEED, 'training'), 0, jnp.arange(8), PROBLEM)
         inputs, targets = (
-            each[:, inside, inside, inside] for each in (network_input(batch.patterson, PROBLEM), batch.target)
+            each[:, inside, inside, inside]
+            for each in (network_input(batch.patterson, PROBLEM.num_atoms, PROBLEM.encoding), batch.target)
         )
         return jnp.sum((NETWORK.apply(params, inputs) - targets) ** 2) / (8 * 12**3)
 
@@ -162,7 +163,7 @@ def test_validation_is_the_mean_over_exactly_the_validation_cases(crop):
     @jax.jit
     def scores(params):
         batch = make_batch(stream_key(SEED, 'validation'), 0, jnp.arange(10), testing)
-        inputs = network_input(batch.patterson, PROBLEM)[:, inside, inside, inside]
+        inputs = network_input(batch.patterson, PROBLEM.num_atoms, PROBLEM.encoding)[:, inside, inside, inside]
         predicted = jnp.zeros_like(batch.target).at[:, inside, inside, inside].set(NETWORK.apply(params, inputs))
         return squared_errors(predicted, batch.target)
 

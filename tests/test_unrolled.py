@@ -141,7 +141,7 @@ def test_blocks_hold_their_eight_voxels_and_come_apart_again():
 
 
 def test_the_map_equals_its_inversion_and_is_zero_where_no_atom_can_be(batch, weights):
-    output = apply(weights, network_input(batch.patterson, PROBLEM))
+    output = apply(weights, network_input(batch.patterson, PROBLEM.num_atoms, PROBLEM.encoding))
     assert output.shape == batch.target.shape
     np.testing.assert_array_equal(output, invert_map(output))
     assert jnp.std(inner(output, 8)) > 1e-3
@@ -153,12 +153,12 @@ def test_later_stages_depend_on_what_the_amplitudes_allow(batch, weights):
     blind = jax.tree_util.tree_map_with_path(
         lambda path, leaf: 0 * leaf if 'take' in jax.tree_util.keystr(path) else leaf, weights
     )
-    inputs = network_input(batch.patterson, PROBLEM)
+    inputs = network_input(batch.patterson, PROBLEM.num_atoms, PROBLEM.encoding)
     assert not np.allclose(apply(weights, inputs), apply(blind, inputs), atol=1e-4)
 
 
 def test_the_direct_convolution_gives_the_same_map(batch, weights):
-    inputs = network_input(batch.patterson, PROBLEM)
+    inputs = network_input(batch.patterson, PROBLEM.num_atoms, PROBLEM.encoding)
     spectral, direct = apply(weights, inputs), jax.jit(NETWORK.clone(convolution='direct').apply)(weights, inputs)
     np.testing.assert_allclose(spectral, direct, atol=1e-5)
 
@@ -170,7 +170,7 @@ def test_a_step_descends_the_errors_with_the_weights_of_stages_and_filled_voxels
     @jax.grad
     def gradient(weights, early_weight, filled_weight):
         first = make_batch(stream_key(SEED, 'training'), 0, jnp.arange(SETTINGS.batch_size), PROBLEM)
-        inputs = network_input(first.patterson, PROBLEM)
+        inputs = network_input(first.patterson, PROBLEM.num_atoms, PROBLEM.encoding)
         last, left = NETWORK.apply(weights, inputs, train=True, mutable=[ESTIMATES])
         early = left[ESTIMATES]['maps']
         assert len(early) == 2
@@ -207,7 +207,7 @@ def test_training_learns_and_goes_on_from_its_checkpoint(tmp_path):
 
 def test_one_stage_makes_one_estimate_and_has_no_constraint(batch):
     network = NETWORK.clone(stages=1)
-    inputs = network_input(batch.patterson, PROBLEM)
+    inputs = network_input(batch.patterson, PROBLEM.num_atoms, PROBLEM.encoding)
     weights = jax.jit(network.init)(jax.random.key(0), inputs)
     assert set(weights['params']) == {'first', 'layer_0_0', 'output_0'}
     estimates = jax.eval_shape(lambda given: network.apply(given, inputs, train=True, mutable=[ESTIMATES])[1], weights)

@@ -19,8 +19,8 @@ from patterson_jax.solving.verdict import (
 )
 
 PROBLEM = Problem()
-NOISY = dataclasses.replace(PROBLEM, noise=0.3)
-POOR = dataclasses.replace(PROBLEM, num_atoms=20, box_edge=15.4, resolution=5.0, noise=0.1)
+NOISY = PROBLEM.changed(noise=0.3)
+POOR = PROBLEM.changed(num_atoms=20, box_edge=15.4, resolution=5.0, noise=0.1)
 
 
 def test_an_exact_set_is_solved_by_one_start():
@@ -54,7 +54,7 @@ def test_with_few_reflections_only_an_exact_set_on_which_starts_agree_is_solved(
     assert judge(right, right, 99, 0, POOR) == 'uncertain'
     assert judge(EXACT / 2, EXACT, AGREEING, 0, POOR) == 'solved'
     assert judge(EXACT / 2, EXACT, AGREEING - 1, 0, POOR) == 'uncertain'
-    poorest = dataclasses.replace(POOR, resolution=4.0)
+    poorest = POOR.changed(resolution=4.0)
     assert reflections_per_coordinate(poorest) < LEAST
     assert judge(0, 0, 99, 0, poorest) == 'uncertain'
 
@@ -64,7 +64,7 @@ def test_what_is_no_number_is_not_solved():
 
 
 def test_no_noise_is_so_high_that_atoms_at_random_are_solved():
-    hopeless = dataclasses.replace(PROBLEM, noise=1.0)
+    hopeless = PROBLEM.changed(noise=1.0)
     assert judge(0.59, 0.59, 99, 0, hopeless) != 'solved'
 
 
@@ -78,7 +78,7 @@ def test_the_expected_r_factor_is_that_of_amplitudes_with_the_noise(noise):
     rng = np.random.default_rng(0)
     amplitudes = rng.rayleigh(1, 16000).astype(np.float32)
     measured = np.abs(amplitudes * (1 + noise * rng.normal(size=16000))).astype(np.float32)
-    expected, _ = expected_r_factors(dataclasses.replace(PROBLEM, noise=noise))
+    expected, _ = expected_r_factors(PROBLEM.changed(noise=noise))
     assert jax.jit(r_factor)(measured, amplitudes) == pytest.approx(expected, rel=0.05)
 
 

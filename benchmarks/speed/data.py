@@ -51,7 +51,7 @@ def case_with_numpy(generator: np.random.Generator, problem: Problem) -> tuple[n
     """Positions, Patterson map and target of one case, made one atom after the other; corners are not supported."""
     positions = positions_with_numpy(generator, problem)
     density = render_with_numpy(positions, problem.grid_size, problem.atom_radius)
-    target = density / 2 if problem.target == 'original' else (density + density[::-1, ::-1, ::-1]) / 2
+    target = density / 2 if problem.encoding.target == 'original' else (density + density[::-1, ::-1, ::-1]) / 2
     return positions, patterson_with_numpy(density), target
 
 

@@ -22,11 +22,11 @@ def base_sections(cell: dict) -> tuple[Problem, PattersonNet, TrainingSettings]:
     """
     config = runpy.run_path(str(ROOT / 'configs' / 'base.py'))['get_config']()
     base, model, training = (config[section].to_dict() for section in ('problem', 'model', 'train'))
-    filled = Problem(**base).filled_fraction
+    filled = Problem.of(**base).filled_fraction
     grid = cell.get('grid') or base['grid_size']
     box = {'grid_size': grid, 'box_edge': min(base['box_edge'], grid - 2 * base['atom_radius'])}
-    most = max(1, int(filled / Problem(**base | box | {'num_atoms': 1}).filled_fraction + 1e-6))
-    problem = Problem(**base | box | {'num_atoms': min(base['num_atoms'], most)})
+    most = max(1, int(filled / Problem.of(**base | box | {'num_atoms': 1}).filled_fraction + 1e-6))
+    problem = Problem.of(**base | box | {'num_atoms': min(base['num_atoms'], most)})
     del model['network']
     model |= {name: cell[name] for name in model if cell.get(name)}
     training |= {'batch_size': cell.get('batch', 1)}

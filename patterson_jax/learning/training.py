@@ -232,7 +232,7 @@ def make_train_step(
     optimizer, schedule = make_optimizer(settings), learning_rate_schedule(settings)
 
     def loss(weights, statistics, batch):
-        inputs = middle(network_input(batch.patterson, problem), settings.seen(problem))
+        inputs = middle(network_input(batch.patterson, problem.num_atoms, problem.encoding), settings.seen(problem))
         predicted, left = network.apply({**weights, **statistics}, inputs, train=True, mutable=[*statistics, ESTIMATES])
         early = jax.tree.leaves(left.get(ESTIMATES, ()))
         statistics = {name: each for name, each in left.items() if name != ESTIMATES}
@@ -271,7 +271,7 @@ def make_validation(
     def chunk_sums(params, start):
         indices = start + share_of_batch(settings.batch_size)
         batch = make_batch(stream_key(seed, 'validation'), 0, indices, problem)
-        inputs = middle(network_input(batch.patterson, problem), settings.seen(problem))
+        inputs = middle(network_input(batch.patterson, problem.num_atoms, problem.encoding), settings.seen(problem))
         predicted = surround(cast(Array, network.apply(params, inputs)), problem.grid_size)
         counted = indices < settings.num_validation
         return sum_over_devices(

@@ -110,7 +110,7 @@ class UnrolledNet(DensityNetwork):
     def check_problem(self, problem: Problem) -> None:
         """Raises InputError if the target is not symmetric about the centre, or if atoms can lie outside the output."""
         for field, needed in (('origin', 'centre'), ('target', 'both')):
-            value = getattr(problem, field)
+            value = getattr(problem.encoding, field)
             require(value == needed, f'problem.{field}', value, f'{needed!r} with the unrolled network')
         filled = problem.box_edge + 2 * problem.atom_radius
         enough = self.output_size >= filled

@@ -15,7 +15,7 @@ from patterson_jax.precision import exact_products
 from patterson_jax.simulation.atoms import draw_positions
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.encoding import target_map
-from patterson_jax.simulation.patterson import measured_map
+from patterson_jax.simulation.measurement import measured_map
 from patterson_jax.simulation.problem import Problem
 
 # Numbers, because they are folded into keys: to change one is to change every case of its stream.
@@ -61,8 +61,8 @@ def make_example(key: Array, problem: Problem) -> Example:
     """The case that belongs to a key."""
     positions = draw_positions(key, problem)
     density = render(positions, problem.grid_size, problem.atom_radius)
-    patterson = measured_map(jax.random.fold_in(key, NOISE), density, problem)
-    return Example(positions, patterson, target_map(density, problem))
+    patterson = measured_map(jax.random.fold_in(key, NOISE), density, problem.measurement)
+    return Example(positions, patterson, target_map(density, problem.encoding))
 
 
 def make_batch(stream: Array, set_number: Array | int, indices: Array, problem: Problem) -> Example:

@@ -13,7 +13,7 @@ from patterson_jax.compiler import avoid_wrong_fusion, require_right_results
 from patterson_jax.errors import InputError, is_real, is_whole, real_array, require
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.examples import example_key, stream_key
-from patterson_jax.simulation.patterson import measured_map
+from patterson_jax.simulation.measurement import Measurement, measured_map
 from patterson_jax.simulation.problem import Problem
 
 
@@ -58,7 +58,9 @@ def simulate(
     require(is_whole(grid_size), 'grid_size', grid_size, 'an even number, 8 or more')
     require(is_real(atom_radius), 'atom_radius', atom_radius, 'a number of voxels')
     half = grid_size / 2 - atom_radius
-    problem = Problem(grid_size, len(positions), atom_radius, 0.0, max(half, 1.0), noise=noise, resolution=resolution)
+    problem = Problem(
+        grid_size, len(positions), atom_radius, 0.0, max(half, 1.0), measurement=Measurement(noise, resolution)
+    )
     return simulate_problem(place_atoms(positions, problem, voxel_size), problem, seed)
 
 
@@ -115,4 +117,4 @@ def simulate_problem(positions: np.ndarray, problem: Problem, seed: int) -> Simu
 @functools.partial(jax.jit, static_argnums=2)
 def _maps(key: Array, positions: Array, problem: Problem) -> tuple[Array, Array]:
     density = render(positions, problem.grid_size, problem.atom_radius)
-    return measured_map(key, density, problem), density
+    return measured_map(key, density, problem.measurement), density

@@ -15,7 +15,6 @@ from jax import Array
 
 from patterson_jax.precision import exact_products
 from patterson_jax.simulation.density import atom_block
-from patterson_jax.simulation.problem import Problem
 
 ROUNDING = 1 + 1e-9  # of the square of a resolution, which may come from a square root
 
@@ -39,22 +38,6 @@ def patterson_map(density: Array) -> Array:
 def patterson_intensities(patterson: Array) -> Array:
     """|F|² behind Patterson maps; noise of either sign where there is none."""
     return structure_factors(patterson).real
-
-
-def measured_map(key: Array, density: Array, problem: Problem) -> Array:
-    """The Patterson map `(grid, grid, grid)` that an experiment gives: with the problem's noise, up to its resolution.
-
-    Amplitudes are multiplied by 1 + noise · g, g normal, one for each Friedel pair. F(000) has no noise: it is not
-    measured but known from what the cell holds.
-    """
-    if not problem.noise and problem.resolution is None:
-        return patterson_map(density)
-    squares = intensities(density)
-    if problem.noise:
-        draws = jax.random.normal(key, squares.shape, squares.dtype).ravel()[friedel_representatives(problem.grid_size)]
-        squares = squares * ((1 + problem.noise * draws) ** 2).at[0, 0, 0].set(1)
-    squares = jnp.where(measured_frequencies(problem.grid_size, problem.resolution), squares, 0)
-    return jnp.fft.irfftn(squares, s=density.shape, axes=(-3, -2, -1))
 
 
 def measured_frequencies(grid_size: int, resolution: float | None) -> np.ndarray:

@@ -6,11 +6,12 @@ two voxels. Positions are relative to that centre: inversion through it is a cha
 
 import dataclasses
 import math
+from typing import Any, Self
 
 from patterson_jax.errors import is_real, is_whole, require
+from patterson_jax.simulation.encoding import Encoding
+from patterson_jax.simulation.measurement import Measurement
 
-TARGETS = ('both', 'original')
-ORIGINS = ('centre', 'corner')
 # Sequential insertion of equal spheres at random jams at this filled fraction of space (Torquato, Uche and Stillinger,
 # Phys. Rev. E 74, 061308, 2006).
 JAMMING_FRACTION = 0.384
@@ -27,16 +28,12 @@ class Problem:
         min_separation: least distance between the centres of two atoms.
         box_edge: edge of the inner box in which the centres are drawn, before centring.
         centred: move the mean of the positions to the centre of the box (2.4.1).
-        target: 'both', the network's target is (A + B) / 2 with B the inverse of A (2.4.2); 'original', it is A / 2.
-        input_scale: height that the self-vector peak of one atom has in the network's input.
-        origin: where the network's input has the origin of the Patterson map: 'centre', at voxel grid_size / 2, or
-            'corner', at voxel 0.
         empty_corner: edge of the corner of the inner box, and of the opposite one, in which neither an atom nor an
             inverse of one may lie in training, and in which one must lie in validation and evaluation; 0: no such
             corner. The paper's Discussion proposes it as a test of memorisation.
         filled_corner: edge of the corner in which an atom or an inverse must lie in every case; 0: no such corner.
-        noise: standard deviation of the measured amplitudes |F| as a part of them.
-        resolution: amplitudes are measured up to this |h|, the others are zero in the Patterson map; None: all are.
+        measurement: how the amplitudes are measured.
+        encoding: how a network is fed.
     """
 
     grid_size: int = 40
@@ -45,13 +42,10 @@ class Problem:
     min_separation: float = 3.0
     box_edge: float = 12.25
     centred: bool = True
-    target: str = 'both'
-    input_scale: float = 0.7
-    origin: str = 'centre'
     empty_corner: float = 0.0
     filled_corner: float = 0.0
-    noise: float = 0.0
-    resolution: float | None = None
+    measurement: Measurement = dataclasses.field(default_factory=Measurement)
+    encoding: Encoding = dataclasses.field(default_factory=Encoding)
 
     def __post_init__(self):
         def check(field, condition, allowed):
@@ -70,15 +64,9 @@ class Problem:
         widest = self.grid_size - 2 * self.atom_radius
         fits = positive(self.box_edge) and self.box_edge <= widest
         check('box_edge', fits, f'more than 0 and at most grid_size - 2 * atom_radius = {widest:g} voxels')
-        check('target', self.target in TARGETS, f'one of {", ".join(TARGETS)}')
-        check('input_scale', positive(self.input_scale), 'a positive number')
-        check('origin', self.origin in ORIGINS, f'one of {", ".join(ORIGINS)}')
         for field in ('empty_corner', 'filled_corner'):
             fits = is_real(getattr(self, field)) and 0 <= getattr(self, field) <= self.box_edge / 2
             check(field, fits, f'from 0, for none, to half of box_edge, {self.box_edge / 2:g} voxels')
-        check('noise', is_real(self.noise) and 0 <= self.noise <= 1, 'from 0 to 1')
-        complete = self.resolution is None or (is_real(self.resolution) and self.resolution >= 1)
-        check('resolution', complete, 'a number, 1 or more, or None where every amplitude is measured')
         check('filled_corner', not (self.empty_corner and self.filled_corner), '0 where there is an empty_corner')
         check(
             'num_atoms',
@@ -87,6 +75,26 @@ class Problem:
             f'{self.box_edge:g} jam when they fill {JAMMING_FRACTION:.1%} of the space, and these would fill '
             f'{self.filled_fraction:.1%}; or take a larger box_edge or a smaller min_separation',
         )
+
+    @classmethod
+    def of(cls, **fields: Any) -> Self:
+        """A problem of these fields, those of its parts among them, as the section `problem` of a config has them."""
+        return cls().changed(**fields)
+
+    def changed(self, **fields: Any) -> Self:
+        """The problem with other values of some fields, those of its parts among them."""
+        parts = {}
+        for name, part in PARTS.items():
+            own = {field: fields.pop(field) for field in field_types(part) if field in fields}
+            parts[name] = dataclasses.replace(getattr(self, name), **own)
+        return dataclasses.replace(self, **(parts | fields))
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """All fields by name, those of its parts among them."""
+        parts = [dataclasses.asdict(getattr(self, name)) for name in PARTS]
+        own = {name: getattr(self, name) for name in field_types(Problem) if name not in PARTS}
+        return own | {name: value for part in parts for name, value in part.items()}
 
     @property
     def testing(self) -> 'Problem':
@@ -105,3 +113,17 @@ class Problem:
         """Part of the inner box, widened by half a sphere on each side, that the exclusion spheres fill."""
         spheres = self.num_atoms * math.pi / 6 * self.min_separation**3
         return spheres / (self.box_edge + self.min_separation) ** 3
+
+
+PARTS: dict[str, type] = {'measurement': Measurement, 'encoding': Encoding}
+
+
+def field_types(kind: type) -> dict[str, Any]:
+    """The types of a dataclass's own fields."""
+    return {field.name: field.type for field in dataclasses.fields(kind)}
+
+
+def problem_field_types() -> dict[str, Any]:
+    """The types of all fields of a problem, those of its parts among them."""
+    own = {name: kind for name, kind in field_types(Problem).items() if name not in PARTS}
+    return own | {name: kind for part in PARTS.values() for name, kind in field_types(part).items()}

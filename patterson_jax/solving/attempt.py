@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 
 from patterson_jax.precision import exact_products
-from patterson_jax.simulation.encoding import network_input
+from patterson_jax.simulation.encoding import Encoding, network_input
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.atom_sets import fill_places, same_atoms
 from patterson_jax.solving.least_squares import Finished, Refined, Stages, finish, refine, repair
@@ -139,21 +139,19 @@ def _sets(positions):
 
 def prediction_program(network: Network, problem: Problem, maps: jax.ShapeDtypeStruct, orientations: int) -> Program:
     """`predict_all` for weights of these shapes, whatever they are."""
-    told = told_to_network(problem)
-    return program(
-        predict_all, network.params, maps, np.int32(0), apply=network.apply, problem=told, orientations=orientations
-    )
+    choices = {'apply': network.apply, 'encoding': problem.encoding, 'orientations': orientations}
+    return program(predict_all, network.params, maps, np.int32(0), **choices)
 
 
 # What a program does for all maps at once; arguments that the maps share have no axis of maps.
 
 
 def predict_all(
-    params: Any, maps: Array, num_atoms: Array, apply: Callable, problem: Problem, orientations: int
+    params: Any, maps: Array, num_atoms: Array, apply: Callable, encoding: Encoding, orientations: int
 ) -> Array:
     """The network's maps. All at once: the network takes many times as long map by map."""
     predict = averaged_over_orientations(functools.partial(apply, params), orientations)
-    return predict(network_input(maps, problem, num_atoms))
+    return predict(network_input(maps, num_atoms, encoding))
 
 
 def measure_all(maps: Array, held: Reflections, num_atoms: Array, atom_volume: float) -> Measured:
@@ -247,8 +245,3 @@ def solved_for(problem: Problem, places: int | None = None) -> Problem:
         min_separation=0.0,
         box_edge=problem.box_edge,
     )
-
-
-def told_to_network(problem: Problem) -> Problem:
-    """What the input of a network depends on, apart from the number of atoms."""
-    return Problem(grid_size=problem.grid_size, num_atoms=1, input_scale=problem.input_scale, origin=problem.origin)

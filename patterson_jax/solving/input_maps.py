@@ -1,7 +1,5 @@
 """Checks a user's map: is it a Patterson map, what is its resolution, and is F(000) missing?"""
 
-import dataclasses
-
 import numpy as np
 
 from patterson_jax.errors import InputError
@@ -74,7 +72,7 @@ def fit_problem(patterson: np.ndarray, problem: Problem, resolution: float | Non
     if resolution is None:
         resolution = inferred_resolution(patterson)
     try:
-        fitted = dataclasses.replace(problem, grid_size=len(patterson), resolution=resolution)
+        fitted = problem.changed(grid_size=len(patterson), resolution=resolution)
         check_enough(fitted)
         return fitted
     except InputError as error:
@@ -92,9 +90,9 @@ def inferred_resolution(patterson: np.ndarray) -> float | None:
 
 def cut_map(patterson: np.ndarray, problem: Problem) -> np.ndarray:
     """Sets the Fourier coefficients of a map beyond the problem's resolution to zero."""
-    if problem.resolution is None:
+    if problem.measurement.resolution is None:
         return patterson
-    measured = measured_frequencies(problem.grid_size, problem.resolution)
+    measured = measured_frequencies(problem.grid_size, problem.measurement.resolution)
     spectrum = np.where(measured, np.fft.rfftn(patterson), 0)
     return np.fft.irfftn(spectrum, s=patterson.shape, axes=(0, 1, 2)).astype(patterson.dtype)
 

@@ -65,7 +65,7 @@ def interpret_batch(
         problem: what the maps are of.
         settings: how to separate.
     """
-    densities = predict(network_input(pattersons, problem))
+    densities = predict(network_input(pattersons, problem.num_atoms, problem.encoding))
 
     def interpret_one(key, patterson, density):
         return interpret_map(key, patterson, density, problem, settings)
@@ -134,7 +134,7 @@ def patterson_correlation(patterson: Array, positions: Array, problem: Problem) 
     Both have the measured frequencies alone.
     """
     squares = intensities(render(positions, problem.grid_size, problem.atom_radius))
-    squares = jnp.where(measured_frequencies(problem.grid_size, problem.resolution), squares, 0)
+    squares = jnp.where(measured_frequencies(problem.grid_size, problem.measurement.resolution), squares, 0)
     calculated = jnp.fft.irfftn(squares, s=patterson.shape)
     away = origin_distances(problem.grid_size) > 2 * problem.atom_radius
     return map_correlation(*(jnp.where(away, each, 0) for each in (patterson, calculated)))

@@ -164,7 +164,7 @@ def likely_numbers(patterson: np.ndarray, problem: Problem) -> list[int]:
         InputError: one of the two is not positive.
     """
     hkl = frequencies(problem.grid_size).reshape(-1, 3)
-    measured = measured_frequencies(problem.grid_size, problem.resolution).ravel()
+    measured = measured_frequencies(problem.grid_size, problem.measurement.resolution).ravel()
     weights = np.where((hkl[:, 2] == 0) | (hkl[:, 2] == problem.grid_size // 2), 1, 2)
     away = measured & np.any(hkl != 0, axis=-1)
     self_vector = np.sum((weights * sphere_factor(hkl, problem.grid_size, problem.atom_radius) ** 2)[away])
@@ -175,7 +175,7 @@ def likely_numbers(patterson: np.ndarray, problem: Problem) -> list[int]:
             'the number of atoms cannot be told from a map whose sum, or whose origin peak above its mean, is not '
             'positive; has a constant been added to the map?'
         )
-    estimate = origin_term / origin_peak * self_vector / problem.atom_volume**2 * (1 + problem.noise**2)
+    estimate = origin_term / origin_peak * self_vector / problem.atom_volume**2 * (1 + problem.measurement.noise**2)
     first = max(round(estimate), 1)
     reach = min(max(2, round(NUMBER_UNCERTAINTY * first)), MOST_NEIGHBOURS)
     return sorted(range(max(first - reach, 1), first + reach + 1), key=lambda number: abs(number - estimate))

@@ -91,7 +91,8 @@ class Measured:
 
 def reflections(problem: Problem) -> Reflections:
     """The reflections of a problem that are measured, on the host."""
-    return _reflections(problem.grid_size, problem.atom_radius, longest_measured(problem.grid_size, problem.resolution))
+    longest = longest_measured(problem.grid_size, problem.measurement.resolution)
+    return _reflections(problem.grid_size, problem.atom_radius, longest)
 
 
 @functools.lru_cache
@@ -124,13 +125,13 @@ def check_enough(problem: Problem) -> None:
     """Raises InputError if a problem's resolution leaves fewer reflections than the atoms have coordinates."""
     number, least = int(reflections(problem).number), max(3 * problem.num_atoms, FREE_PART)
     allowed = f'larger: it leaves {number} reflections, and {problem.num_atoms} atoms need {least} or more'
-    require(number >= least, 'resolution', problem.resolution, allowed)
+    require(number >= least, 'resolution', problem.measurement.resolution, allowed)
 
 
 def highest_resolution(problem: Problem) -> float:
     """The |h| up to which atoms are compared with data: the problem's resolution, at most half the grid."""
     half = problem.grid_size / 2
-    return half if problem.resolution is None else min(half, problem.resolution)
+    return half if problem.measurement.resolution is None else min(half, problem.measurement.resolution)
 
 
 @exact_products

@@ -56,7 +56,7 @@ def highest_solved(problem: Problem) -> float:
 def expected_r_factors(problem: Problem) -> tuple[float, float]:
     """R1 of a right set, by noise alone; and what one wrong atom adds to it, in squares."""
     ratio = reflections_per_coordinate(problem)
-    right = MEAN_DEVIATION * problem.noise * math.sqrt(max(1 - 1 / ratio, 0))
+    right = MEAN_DEVIATION * problem.measurement.noise * math.sqrt(max(1 - 1 / ratio, 0))
     one_wrong = ONE_WRONG_ATOM / math.sqrt(problem.num_atoms) * min(1, ratio / AMPLE) ** HIDING
     return right, one_wrong
 
