@@ -95,7 +95,7 @@ def _face_area(y, z, height):
     squared_radius = jnp.maximum(1 - height * height, 0)
     radius = _safe_sqrt(squared_radius)
     b, c = jnp.minimum(jnp.abs(y), radius), jnp.minimum(jnp.abs(z), radius)
-    b_chord, c_chord = _safe_sqrt(squared_radius - b * b), _safe_sqrt(squared_radius - c * c)
+    b_chord, c_chord = (_safe_sqrt((radius - side) * (radius + side)) for side in (b, c))  # none where side is radius
     angle = jnp.arctan2(b, b_chord) + jnp.arctan2(c, c_chord) - math.pi / 2
     outside = (b * b_chord + c * c_chord + squared_radius * angle) / 2
     area = jnp.where(b * b + c * c < squared_radius, b * c, outside)
