@@ -1,16 +1,29 @@
 """Strict numerics for every test; what several tests compile is compiled once, and forgotten in time."""
 
 import atexit
+import gc
 import os
+import platform
 import shutil
 import tempfile
 from pathlib import Path
 
+import jaxlib.version
+
 # Some jaxlib releases compute wrongly on CPU unless this fusion is off (patterson_jax/compiler.py). Nearly all of the
 # time goes into compiling, half of that into LLVM's optimisation; without it the numbers are the same but for rounding.
-# Where much is computed it takes longer: such tests start processes, as users do (users_environment in tiny.py). With
-# xla_cpu_disable_new_fusion_emitters half of the rest would go, but derivatives of the density would be off by 1e-4.
-os.environ.setdefault('XLA_FLAGS', '--xla_cpu_experimental_ynn_fusion_type= --xla_backend_optimization_level=0')
+# More than half of the rest goes with the older way of fusing operations, which a later jaxlib lacks; that joins
+# products and sums, in other places for another batch, unless the processor is taken for one that cannot.
+# Where much is computed it takes longer: such tests start processes, as users do (users_environment in tiny.py).
+os.environ.setdefault(
+    'XLA_FLAGS',
+    '--xla_cpu_experimental_ynn_fusion_type= --xla_backend_optimization_level=0'
+    + (
+        ' --xla_cpu_use_fusion_emitters=false --xla_cpu_max_isa=AVX'
+        if jaxlib.version.__version_info__ < (0, 11, 1) and platform.machine() in ('x86_64', 'AMD64')
+        else ''
+    ),
+)
 
 # What is compiled is kept for all workers and for the processes that they start, and apart from the user's own cache.
 os.environ['JAX_COMPILATION_CACHE_DIR'] = (
@@ -28,6 +41,16 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 
 
+# JAX makes so many objects while it traces that Python would look for garbage a tenth of the time.
+gc.set_threshold(50_000, 20)
+
+
+def pytest_collection_finish():
+    """What is imported and collected stays, and need not be looked through again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 # They take minutes; begun last, one of them would keep a single core busy at the end.
 LONGEST = ('experiment', 'training', 'solver', 'distributed', 'stopping', 'survival', 'crystal_solver', 'golden')
 LONGEST += ('device_benchmark', 'publishing', 'unrolled', 'evaluation', 'inspection', 'benchmarks', 'runs')
@@ -43,13 +66,26 @@ def pytest_collection_modifyitems(items):
 MOST_MAPPINGS = 30_000
 
 
+COMPILATIONS: list[str] = []  # since the last test
+
+
+def note_compilation(event, *_, **__):
+    if event.endswith('backend_compile_duration'):
+        COMPILATIONS.append(event)
+
+
+jax.monitoring.register_event_duration_secs_listener(note_compilation)
+
+
 @pytest.fixture(autouse=True)
 def few_mappings():
     """Unloads what is compiled, before there is too much of it."""
     yield
     mappings = Path('/proc/self/maps')
-    if mappings.exists() and mappings.read_bytes().count(b'\n') > MOST_MAPPINGS:
+    if COMPILATIONS and mappings.exists() and mappings.read_bytes().count(b'\n') > MOST_MAPPINGS:
         jax.clear_caches()
+        gc.collect()  # else most of it stays, and all would be compiled anew after every test
+    COMPILATIONS.clear()
 
 
 @pytest.fixture(scope='module')
