@@ -12,7 +12,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny import users_environment
 
 from patterson_jax.learning.checkpoints import Checkpoints
 from patterson_jax.learning.metrics import read_metrics
@@ -50,8 +49,8 @@ EVALUATE = [
 def start(workdir, log, *flags, **environment):
     command = [sys.executable, ROOT / 'run_experiment.py', *TINY, f'--workdir={workdir}', *flags]
     with log.open('w') as file:
-        environment = users_environment() | environment  # what one of them has compiled is there for the next ones
-        return subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        # With the compiler's settings of the tests: a program for two processes is compiled by both at the same time.
+        return subprocess.Popen(command, env=os.environ | environment, stdout=file, stderr=subprocess.STDOUT)
 
 
 def start_two(workdir, *flags):
