@@ -12,7 +12,7 @@ import jax
 import matplotlib.image
 import numpy as np
 import pytest
-from tiny import as_flags, command, users_environment
+from tiny import as_flags, colours_of, command, users_environment
 
 from configs import quick
 from patterson_jax.errors import InputError
@@ -78,7 +78,7 @@ def test_training_leaves_what_it_promises(workdir):
     for name in ('losses', 'maps', 'separation', 'errors'):
         picture = matplotlib.image.imread(workdir / 'figures' / f'{name}.png')
         assert min(picture.shape[:2]) > 500
-        assert len(np.unique(picture[..., :3].reshape(-1, 3), axis=0)) > 20
+        assert colours_of(picture[..., :3]) > 20
 
 
 def test_finished_run_started_again_only_evaluates_and_gives_the_same(workdir):

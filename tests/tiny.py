@@ -89,6 +89,12 @@ def run(workdir, settings=SETTINGS, network=NETWORK, checkpointing=CHECKPOINTING
     return train(network, PROBLEM, settings, checkpointing, SEED, workdir, {'seed': SEED})
 
 
+def colours_of(picture):
+    """How many colours a picture has, `(height, width, 3 or 4)` from 0 to 1."""
+    levels = np.rint(255 * np.asarray(picture, np.float32)).astype(np.uint32)
+    return len(np.unique(np.sum(levels << 8 * np.arange(levels.shape[-1], dtype=np.uint32), axis=-1)))
+
+
 def without_timings(rows):
     timings = ('seconds', 'examples_per_second')
     return [{name: value for name, value in row.items() if name not in timings} for row in rows]
