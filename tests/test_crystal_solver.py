@@ -6,6 +6,7 @@ import gemmi
 import numpy as np
 import pytest
 from invented import invent
+from test_crystal_verdict import GOOD
 
 from benchmarks import gaussian_atoms
 from patterson_jax.errors import InputError
@@ -50,9 +51,11 @@ def test_intensities_without_a_structure_are_not_called_solved():
 
 
 def test_a_map_found_once_must_explain_the_data_clearly_better_than_one_found_often():
-    def answer(maps, verdict, r_factor):
+    def answer(maps, verdict, r_factor, ratio=20.0, doubts=0):
         cluster = Cluster([None] * maps, 1)
-        return cluster, None, Interpretation((), r_factor, verdict, (), np.zeros((1, 1, 1)))
+        findings = dataclasses.replace(GOOD, r_factor=r_factor, reflections_per_parameter=ratio) if r_factor else None
+        reasons = ('a doubt',) * doubts
+        return cluster, None, Interpretation((), r_factor, verdict, reasons, np.zeros((1, 1, 1)), findings)
 
     often, once, better = (
         answer(*each) for each in ((5, 'uncertain', 0.151), (1, 'uncertain', 0.149), (1, 'uncertain', 0.1))
@@ -63,6 +66,10 @@ def test_a_map_found_once_must_explain_the_data_clearly_better_than_one_found_of
     assert best_answer([answer(9, 'not solved', None), answer(1, 'not solved', 0.5)])[2].r_factor == 0.5
     nothing = answer(1, 'not solved', None)
     assert best_answer([nothing]) is nothing
+    # More parameters than reflections explain anything, and half as many have only half of the errors left over.
+    assert best_answer([once, answer(1, 'uncertain', 0.01, ratio=0.8)]) is once
+    assert best_answer([once, answer(1, 'uncertain', 0.11, ratio=2.0)]) is once
+    assert best_answer([once, answer(1, 'uncertain', 0.14, doubts=3)]) is once
 
 
 @pytest.mark.parametrize(('name', 'value'), [('max_starts', 0), ('max_seconds', -1)])

@@ -13,6 +13,7 @@ from patterson_jax.solving.spacegroup import (
     generated_group,
     generators,
     halves,
+    larger_groups,
 )
 
 CRYSTALS = (  # with more atoms than in these, chance brings no further symmetry
@@ -122,6 +123,22 @@ def test_pseudosymmetry_is_not_certain():
     found = find(crystal, expanded, factors)
     assert not found.space_group.certain
     assert 'P 1' in (found.space_group.hm, *found.space_group.candidates)
+
+
+def test_a_group_that_poor_phases_barely_obey_is_among_the_larger_ones():
+    """Of the inversion two errors of one phase are seen together: it is obeyed by 0.32, and the widest gap is above."""
+    crystal = invent('P 1 21/n 1', (7, 8, 9, 90, 104, 90), 4, 1.0)
+    expanded, factors = shifted(crystal)
+    spoilt = perturbed(factors, 0.75)
+    found = find(crystal, expanded, spoilt)
+    assert found.number_kept < 4 and found.operations[3].agreement == pytest.approx(np.exp(-2 * 0.75**2), abs=0.1)
+    larger = larger_groups(found, expanded.hkl, spoilt, expanded.cell, expanded.basis)
+    assert 'P 1 21/n 1' in [each.space_group.hm for each in larger]
+    for each in larger:
+        assert not each.space_group.certain and found.space_group.hm in each.space_group.candidates
+        assert each.number_kept > found.number_kept
+    right = find(crystal, expanded, factors)
+    assert larger_groups(right, expanded.hkl, factors, expanded.cell, expanded.basis) == []
 
 
 def test_enantiomorphic_groups_are_both_named():

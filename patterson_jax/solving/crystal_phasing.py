@@ -32,13 +32,16 @@ from patterson_jax.solving.charge_flipping import (
 )
 from patterson_jax.solving.spacegroup import (
     CHANCE,
+    CHANCE_AT_MOST,
     FoundGroup,
     Frame,
     PhasedReflections,
+    agreements_with,
     averaged,
     find_space_group,
     fine_shape,
     half_frames,
+    larger_groups,
 )
 
 SEARCH_RESOLUTION = 0.8  # Å: finer data cost time and do not help the search
@@ -50,6 +53,7 @@ FIRST_CYCLES = slice(5, 40)  # of which the median skewness is that of noise
 JUMPED = 1.5  # times that, and constant, and a start is worth finishing
 FLAT = 1.01  # the skewness has not grown by more over the last cycles
 ELIMINATION_CYCLES = 60
+COMPLETION_ROUNDS = 3  # of averaging and elimination where the group is to be chosen
 OBEYED = 0.5  # least agreement with operations of a group that makes a map promising
 CLEAR_JUMP = 4.0  # of the skewness, with which a map without symmetry is promising
 SHORTEST_VECTOR, SAME_VECTOR = 1.1, 0.03  # Å, and in fractions of the edges
@@ -92,6 +96,8 @@ class PhasedMap:
         skewness: of the final map.
         jump: its skewness over that of maps from random phases.
         disagreement: of the amplitudes of the emptied map with those measured.
+        obeyed: lowest agreement of the phases with an operation of the group, after elimination that was free to leave
+            it.
         start: its number.
         cycles: of charge flipping.
     """
@@ -102,17 +108,28 @@ class PhasedMap:
     skewness: float
     jump: float
     disagreement: float
+    obeyed: float
     start: int
     cycles: int
 
     @property
     def promising(self) -> bool:
-        """Whether the phases obey at least half of the Laue class, or the skewness of a map without symmetry jumped."""
+        """Whether the phases obey at least half of the Laue class, or the skewness of a map without symmetry jumped.
+
+        Where they obey all of it, it is enough that they do so in the end.
+        """
         operations = len(self.found.operations)
-        kept = self.found.number_kept
-        if kept > 1:
-            return self.found.kept > OBEYED and 2 * kept >= operations
-        return operations == 2 and self.jump > CLEAR_JUMP
+        number = self.found.number_kept
+        if number == 1:
+            return operations == 2 and self.jump > CLEAR_JUMP
+        if self.found.kept > OBEYED:
+            return 2 * number >= operations
+        return number == operations and min(self.found.kept - CHANCE, self.obeyed - OBEYED) > 0
+
+    @property
+    def obeys_its_group_alone(self) -> bool:
+        """Whether its phases obey the operations of its group, and no others of the Laue class beyond chance."""
+        return self.obeyed > OBEYED and (self.found.rejected or 0) <= CHANCE_AT_MOST
 
     @property
     def rank(self) -> tuple[bool, float]:
@@ -232,25 +249,43 @@ def phase(crystal: Crystal, key: Array, max_starts: int) -> Iterator[PhasedMap]:
 def finish(crystal: Crystal, density: np.ndarray, slot: Slot, noise: float) -> PhasedMap:
     """Sharpens a map `shape`, finds its space group, and averages over it.
 
+    Where the phases barely obey further operations, these are averaged over as well: if they are true, that mends the
+    map, and its amplitudes come nearer to those measured.
+
     Args:
         crystal: from `prepare_crystal`.
         density: as charge flipping left it.
         slot: its start.
         noise: skewness of maps that show nothing.
     """
-    factors, skewness, _ = _eliminate(np.fft.rfftn(density), crystal)
+    factors, _, _ = _eliminate(np.fft.rfftn(density), crystal)
     found = _find_group(crystal, factors)
     if not found.space_group.certain and (found.rejected or 0) > CHANCE:
-        factors, skewness, _ = _eliminate(factors, crystal)
+        factors, _, _ = _eliminate(factors, crystal)
         found = _find_group(crystal, factors)
     own = _structure_factors(crystal, factors)
-    mean, shift = _averaged(crystal, own, found.frame)
-    again = np.conj(_phased(crystal, mean) / shift)
-    factors, skewness, disagreement = _eliminate(crystal.grid.place(crystal.expanded.hkl, again), crystal)
-    mean, _ = _averaged(crystal, _structure_factors(crystal, factors), found.frame)
-    return PhasedMap(
-        found, mean, own, float(skewness), float(skewness) / noise, float(disagreement), slot.start, len(slot.skewness)
-    )
+    expanded = crystal.expanded
+    larger = larger_groups(found, expanded.hkl, own, expanded.cell, expanded.basis)
+
+    def completed(group):
+        completed = _complete(crystal, own, group.frame, COMPLETION_ROUNDS if larger else 1)
+        mean, skewness, disagreement, obeyed = completed
+        cycles = len(slot.skewness)
+        return PhasedMap(group, mean, own, skewness, skewness / noise, disagreement, obeyed, slot.start, cycles)
+
+    return min((completed(group) for group in (found, *larger)), key=lambda each: each.disagreement)
+
+
+def _complete(crystal, own, frame, rounds):
+    """Averages over a group and eliminates, in turns: what `PhasedMap` says of the end of that."""
+    for _ in range(rounds):
+        mean, shift = _averaged(crystal, own, frame)
+        again = crystal.grid.place(crystal.expanded.hkl, np.conj(_phased(crystal, mean) / shift))
+        factors, skewness, disagreement = _eliminate(again, crystal)
+        own = _structure_factors(crystal, factors)
+    mean, shift = _averaged(crystal, own, frame)
+    agreements = agreements_with(crystal.expanded.in_given_cell(crystal.expanded.hkl), own * shift, frame)
+    return mean, float(skewness), float(disagreement), float(agreements.min())
 
 
 def in_frame(crystal: Crystal, reached: PhasedMap, frame: Frame) -> np.ndarray:

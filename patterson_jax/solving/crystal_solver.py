@@ -25,7 +25,7 @@ from patterson_jax.solving.crystal_phasing import (
     subgroups,
 )
 from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases
-from patterson_jax.solving.crystal_verdict import Evidence
+from patterson_jax.solving.crystal_verdict import Evidence, judge_crystal
 from patterson_jax.solving.spacegroup import Frame
 
 MAX_STARTS = 48
@@ -94,8 +94,9 @@ def solve_crystal(
             _add_to_cluster(crystal, clusters, reached, ended)
         else:
             others.append(reached)
+        agreed = max((cluster.best.jump for cluster in clusters if cluster.agreeing >= AGREEING), default=-np.inf)
         for cluster in clusters:
-            waited = ended - cluster.since >= PATIENCE
+            waited = ended - cluster.since >= PATIENCE and cluster.best.jump > agreed
             if len(cluster.maps) >= AGREEING > cluster.agreeing or (waited and not cluster.answers):
                 _interpret(crystal, cluster, ended)
         progress(ended, _note(clusters))
@@ -105,7 +106,7 @@ def solve_crystal(
             break
     enough = max((cluster.best.jump for cluster in settled), default=-np.inf)  # for a map that was found once
     waiting = [cluster for cluster in clusters if not cluster.answers and cluster.best.jump > enough]
-    for cluster in waiting[:MOST_INTERPRETED]:
+    for cluster in sorted(waiting, key=lambda each: each.best.disagreement)[:MOST_INTERPRETED]:
         _interpret(crystal, cluster, ended)
     if not clusters:
         for reached in sorted(others, key=lambda each: each.rank, reverse=True)[:MOST_INTERPRETED]:
@@ -127,26 +128,30 @@ def _interpret(crystal, cluster, ended):
     """Interprets the best map of a cluster in its group and, where that does not solve it, in others.
 
     Those are the groups that fit the phases nearly as well, or subgroups: a structure may almost have more symmetry
-    than it has. A group with less symmetry has more parameters: it must explain the data clearly better.
+    than it has. A group with less symmetry has more parameters: it must explain the data clearly better. Where none
+    does, a group is certain that several starts came to and whose operations alone the phases obey.
     """
     best = cluster.best
     found = best.found
     cluster.agreeing = len(cluster.maps)
 
-    def answer(frame, group):
-        evidence = Evidence(
+    def evidence(frame):
+        lowest = max(float(frame.agreements.min()), best.obeyed if frame is found.frame else 0)
+        return Evidence(
             starts=ended,
             agreeing=len(cluster.maps),
-            operations=float(frame.agreements.min()) if len(frame.agreements) > 1 else None,
+            operations=lowest if len(frame.agreements) > 1 else None,
             others=found.rejected,
             jump=best.jump,
         )
-        return group, interpret_phases(crystal.data, group, *structure_factors(crystal, best, frame), evidence)
+
+    def answer(frame, group):
+        return group, interpret_phases(crystal.data, group, *structure_factors(crystal, best, frame), evidence(frame))
 
     cluster.answers = [answer(found.frame, found.space_group)]
-    if cluster.answers[0][1].verdict == 'solved':
-        return
     first = cluster.answers[0][1]
+    if first.verdict == 'solved':
+        return
     obeyed = found.space_group.certain and found.kept > WELL_OBEYED
     if obeyed or len(cluster.maps) < AGREEING or first.r_factor is None:
         return
@@ -159,12 +164,15 @@ def _interpret(crystal, cluster, ended):
             cluster.answers.append((group, other))
         if other.verdict == 'solved':
             return
+    if len(cluster.answers) == 1 and best.obeys_its_group_alone:
+        findings = dataclasses.replace(first.findings, group_certain=True)
+        verdict, reasons = judge_crystal(findings, evidence(found.frame))
+        first = dataclasses.replace(first, findings=findings, verdict=verdict, reasons=reasons)
+        cluster.answers = [(dataclasses.replace(found.space_group, certain=True), first)]
 
 
 def _clearly_better(other, first):
-    if other.r_factor is None or first.r_factor is None:
-        return other.r_factor is not None
-    return other.r_factor < CLEARLY_BETTER * first.r_factor
+    return _r_factor(other) < CLEARLY_BETTER * _r_factor(first)
 
 
 def structure_factors(crystal: Crystal, reached: PhasedMap, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
@@ -195,17 +203,24 @@ def _answer(crystal, clusters, ended, seconds):
 def best_answer(
     answers: list[tuple[Cluster, SpaceGroup, Interpretation]],
 ) -> tuple[Cluster, SpaceGroup, Interpretation]:
-    """The answer with the best verdict; of those that no other explains the data clearly better than, that to which
-    most starts came: a map that was found once, without its symmetry, has more parameters and so a lower R1."""
+    """The answer with the best verdict; of those that no other explains the data clearly better, that to which most
+    starts came, then that with the fewest doubts."""
     verdict = min(VERDICTS.index(answer.verdict) for _, _, answer in answers)
     answers = [each for each in answers if VERDICTS.index(each[2].verdict) == verdict]
     least = min(_r_factor(answer) for _, _, answer in answers)
     good = [each for each in answers if not _r_factor(each[2]) > least / CLEARLY_BETTER]
-    return min(good, key=lambda each: (-len(each[0].maps), _r_factor(each[2])))
+    return min(good, key=lambda each: (-len(each[0].maps), len(each[2].reasons), _r_factor(each[2])))
 
 
 def _r_factor(answer):
-    return np.inf if answer.r_factor is None else answer.r_factor
+    """R1 as it would be of reflections that have no part in the refinement: more parameters than a few make it small.
+
+    The mean square of what n reflections leave over p parameters is that of the errors times (n - p) / n.
+    """
+    if answer.findings is None or answer.findings.reflections_per_parameter <= 1:
+        return np.inf
+    ratio = answer.findings.reflections_per_parameter
+    return answer.findings.r_factor * np.sqrt(ratio / (ratio - 1))
 
 
 def _note(clusters):

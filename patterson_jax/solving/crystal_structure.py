@@ -245,6 +245,8 @@ def _first_model(crystal, structure_factors):
     level = 2.5 * density.std()
     peaks = maps.sharp_peaks(density, data.cell, crystal.operations, level, 2 * number)
     sites, strengths = _distinct(crystal, peaks.positions, peaks.integrals, np.zeros((0, 3)))
+    if not len(sites):
+        return _Model(sites, np.zeros(0), ())
     multiplicities = _multiplicities(crystal, sites)
     within = np.cumsum(multiplicities) <= max(number, multiplicities[:1].sum())
     sites, strengths, multiplicities = sites[within], strengths[within], multiplicities[within]

@@ -29,6 +29,8 @@ CLEARLY_RIGHT, CLEARLY_WRONG = 0.75, 0.5  # agreement of operations
 CHANCE_AT_MOST = 0.35  # agreement of operations in a crystal that has none
 MOST_HALVES = 2  # subgroups that are tried in place of a group that is not certain
 LEAST_GAP = 0.1  # below a set of operations that is worth naming
+BARELY_OBEYED = 0.25  # agreement of operations that averaging over them may show to be true
+MOST_LARGER = 2  # groups of such operations that are tried
 TOLERANCES = (0.01, 0.02, 0.04, 0.06, 0.1, 0.15)  # of translations, tried in turn
 ALMOST = 0.85  # of the best agreement is reached by translations that may be the right ones
 MOST_PEAKS = 4
@@ -226,6 +228,32 @@ def find_space_group(
     certain = gaps[0] >= CLEAR_GAP and kept >= CLEARLY_RIGHT and (rejected or 0) <= wrong and len(frames) == 1
     if not certain:
         frames += half_frames(phased, operations[:number], cell, basis)
+    return _found(operations, number, frames, certain)
+
+
+def larger_groups(
+    found: FoundGroup, hkl: np.ndarray, factors: np.ndarray, cell: UnitCell, basis: np.ndarray
+) -> list[FoundGroup]:
+    """Groups with more operations than the one that was found, down to those that phases barely obey, likeliest first.
+
+    The phases of a poor map of a crystal with an inversion may obey it no better than by 0.4, where false operations
+    reach 0.25: the widest gap is then above the inversion. None of these groups is certain. Arguments as above.
+    """
+    phased = PhasedReflections(hkl, factors)
+    larger = []
+    for number, _ in closed_sets(list(found.operations)):
+        if number > found.number_kept and found.operations[number - 1].agreement > BARELY_OBEYED:
+            frame = place_group(phased, list(found.operations[:number]), cell, basis)
+            if frame is not None:
+                larger.append(_found(list(found.operations), number, [frame, found.frame], certain=False))
+    return larger[:MOST_LARGER]
+
+
+def _found(operations, number, frames, certain):
+    """The answer, its group the first of the frames."""
+    best = frames[0]
+    kept = min(operations[number - 1].agreement, float(best.agreements.min()))
+    rejected = operations[number].agreement if number < len(operations) else None
     alternatives = {frame.hm: frame for frame in frames[1:] if frame.hm != best.hm}
     hand = enantiomorph(best.number)
     symbols = [*alternatives] + ([] if hand is None else [gemmi.find_spacegroup_by_number(hand).xhm()])
@@ -340,6 +368,17 @@ def averaged(hkl: np.ndarray, factors: np.ndarray, rotations: np.ndarray, transl
         for rotation, translation in zip(rotations, translations, strict=True)
     ]
     return np.mean(images, axis=0)
+
+
+def agreements_with(hkl: np.ndarray, factors: np.ndarray, frame: Frame) -> np.ndarray:
+    """How well structure factors `(n,)` in a frame agree with each operation of its group, at most 1.
+
+    Args:
+        hkl: `(n, 3)`, one of each Friedel pair, in the cell as given.
+        factors: `(n,)` complex, with the origin of the frame.
+        frame: of the group.
+    """
+    return _agreements(PhasedReflections(hkl, factors), frame.rotations, frame.translations)
 
 
 def absent_reflections(hkl: np.ndarray, rotations: np.ndarray, translations: np.ndarray) -> np.ndarray:
