@@ -9,9 +9,13 @@ from invented import invent
 from test_crystal_verdict import GOOD
 
 from benchmarks import gaussian_atoms
+from patterson_jax.crystal.structure import SpaceGroup
 from patterson_jax.errors import InputError
-from patterson_jax.solving.crystal_solver import Cluster, best_answer, solve_crystal
-from patterson_jax.solving.crystal_structure import Interpretation
+from patterson_jax.solving.crystal_phasing import averaged_in_frame, prepare_crystal
+from patterson_jax.solving.crystal_solver import Cluster, best_answer, solve_crystal, with_symmetry_of_its_atoms
+from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases
+from patterson_jax.solving.crystal_verdict import Evidence
+from patterson_jax.solving.spacegroup import PhasedReflections, find_operations, half_frames
 
 CRYSTAL = ('P 1 21/c 1', (7.5, 7.7, 6.9, 90, 104, 90), 5)
 
@@ -70,6 +74,25 @@ def test_a_map_found_once_must_explain_the_data_clearly_better_than_one_found_of
     assert best_answer([once, answer(1, 'uncertain', 0.01, ratio=0.8)]) is once
     assert best_answer([once, answer(1, 'uncertain', 0.11, ratio=2.0)]) is once
     assert best_answer([once, answer(1, 'uncertain', 0.14, doubts=3)]) is once
+
+
+@pytest.mark.parametrize('half', [0, 1])  # P -1 and P 21
+def test_atoms_with_more_symmetry_than_their_group_get_it(half):
+    """The right structure in a subgroup of its group explains the data, with twice the atoms."""
+    crystal = prepare_crystal(invent(*CRYSTAL, 0.8, noise=0.03).data)
+    expanded = crystal.expanded
+    own = invent(*CRYSTAL, 0.8).structure_factors(expanded.in_given_cell(expanded.hkl))
+    phased = PhasedReflections(expanded.hkl, own)
+    primitive = np.rint(np.linalg.inv(expanded.basis) @ crystal.data.rotations @ expanded.basis).astype(int)
+    frame = half_frames(phased, find_operations(phased, primitive), expanded.cell, expanded.basis)[half]
+    group = SpaceGroup(frame.number, frame.hm, frame.symops, False)
+    factors = averaged_in_frame(crystal, own, frame)
+    hkl = expanded.in_given_cell(expanded.hkl)
+    answer = interpret_phases(crystal.data, group, hkl, factors, Evidence())
+    assert len(answer.atoms) == 10 and answer.findings.further_symmetry
+    group, mended = with_symmetry_of_its_atoms(crystal, group, answer, Evidence(agreeing=2))
+    assert (group.hm, group.certain, len(mended.atoms)) == ('P 1 21/c 1', True, 5)
+    assert not mended.findings.further_symmetry and mended.r_factor < 1.1 * answer.r_factor
 
 
 @pytest.mark.parametrize(('name', 'value'), [('max_starts', 0), ('max_seconds', -1)])

@@ -19,7 +19,8 @@ from jax import Array
 from patterson_jax.crystal.expansion import Expanded, expand
 from patterson_jax.crystal.grid import Grid, grid_for
 from patterson_jax.crystal.normalisation import expected_amplitudes, mean_intensities, normalised_amplitudes
-from patterson_jax.crystal.structure import CrystalData
+from patterson_jax.crystal.scatterers import form_factors
+from patterson_jax.crystal.structure import CrystalData, Site, SpaceGroup
 from patterson_jax.solving.charge_flipping import (
     RECIPES,
     Recipe,
@@ -290,7 +291,33 @@ def _complete(crystal, own, frame, rounds):
 
 def in_frame(crystal: Crystal, reached: PhasedMap, frame: Frame) -> np.ndarray:
     """E values with phases, `(n,)` complex, averaged over another of the groups that were found; zero where absent."""
-    return reached.factors if frame is reached.found.frame else _averaged(crystal, reached.own, frame)[0]
+    return reached.factors if frame is reached.found.frame else averaged_in_frame(crystal, reached.own, frame)
+
+
+def averaged_in_frame(crystal: Crystal, own: np.ndarray, frame: Frame) -> np.ndarray:
+    """E values with phases, `(n,)` complex, of the crystal's reflections in P1, averaged over a group in its frame."""
+    return _averaged(crystal, own, frame)[0]
+
+
+def phased_by_atoms(crystal: Crystal, atoms: tuple[Site, ...], group: SpaceGroup) -> np.ndarray:
+    """E values with the phases of atoms, `(n,)` complex, of the crystal's reflections in P1.
+
+    Args:
+        crystal: from `prepare_crystal`.
+        atoms: of the asymmetric unit of a group.
+        group: in the cell as given.
+    """
+    hkl = crystal.expanded.in_given_cell(crystal.expanded.hkl)
+    spacings = crystal.expanded.inverse_spacings
+    rotations, translations = group.operations
+    elements = sorted({atom.element for atom in atoms})
+    table = np.asarray(form_factors(elements, spacings))
+    total = np.zeros(len(hkl), complex)
+    for atom in atoms:
+        waves = np.exp(2j * np.pi * (hkl @ (rotations @ np.array(atom.fract) + translations).T)).sum(axis=1)
+        scattering = table[elements.index(atom.element)] * np.exp(-2 * np.pi**2 * atom.u_iso * spacings**2)
+        total += atom.multiplicity / len(rotations) * scattering * waves
+    return _phased(crystal, total)
 
 
 def subgroups(crystal: Crystal, reached: PhasedMap) -> list[Frame]:

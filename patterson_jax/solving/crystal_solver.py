@@ -19,14 +19,16 @@ from patterson_jax.solving.crystal_phasing import (
     Crystal,
     PhasedMap,
     agreement,
+    averaged_in_frame,
     in_frame,
     phase,
+    phased_by_atoms,
     prepare_crystal,
     subgroups,
 )
 from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases
-from patterson_jax.solving.crystal_verdict import Evidence, judge_crystal
-from patterson_jax.solving.spacegroup import Frame
+from patterson_jax.solving.crystal_verdict import Evidence, expected_r_factor, judge_crystal
+from patterson_jax.solving.spacegroup import Frame, find_space_group
 
 MAX_STARTS = 48
 AGREEING = 2  # starts that make a map worth interpreting at once
@@ -129,7 +131,8 @@ def _interpret(crystal, cluster, ended):
 
     Those are the groups that fit the phases nearly as well, or subgroups: a structure may almost have more symmetry
     than it has. A group with less symmetry has more parameters: it must explain the data clearly better. Where none
-    does, a group is certain that several starts came to and whose operations alone the phases obey.
+    does, a group is certain that several starts came to and whose operations alone the phases obey. Atoms that have
+    more symmetry than their group are tried with it.
     """
     best = cluster.best
     found = best.found
@@ -150,10 +153,8 @@ def _interpret(crystal, cluster, ended):
 
     cluster.answers = [answer(found.frame, found.space_group)]
     first = cluster.answers[0][1]
-    if first.verdict == 'solved':
-        return
     obeyed = found.space_group.certain and found.kept > WELL_OBEYED
-    if obeyed or len(cluster.maps) < AGREEING or first.r_factor is None:
+    if first.verdict == 'solved' or obeyed or len(cluster.maps) < AGREEING or first.r_factor is None:
         return
     frames = (found.alternatives or subgroups(crystal, best))[:MOST_ALTERNATIVES]
     symbols = (found.frame.hm, *(frame.hm for frame in frames))
@@ -165,10 +166,32 @@ def _interpret(crystal, cluster, ended):
         if other.verdict == 'solved':
             return
     if len(cluster.answers) == 1 and best.obeys_its_group_alone:
-        findings = dataclasses.replace(first.findings, group_certain=True)
-        verdict, reasons = judge_crystal(findings, evidence(found.frame))
-        first = dataclasses.replace(first, findings=findings, verdict=verdict, reasons=reasons)
-        cluster.answers = [(dataclasses.replace(found.space_group, certain=True), first)]
+        cluster.answers = [_with_certain_group(*cluster.answers[0], evidence(found.frame))]
+    cluster.answers += [
+        with_symmetry_of_its_atoms(crystal, group, other, evidence(found.frame))
+        for group, other in cluster.answers
+        if other.findings.further_symmetry and other.r_factor < expected_r_factor(other.findings)
+    ]
+
+
+def _with_certain_group(group, answer, evidence):
+    """The same group and answer, judged as one whose group is certain."""
+    findings = dataclasses.replace(answer.findings, group_certain=True)
+    verdict, reasons = judge_crystal(findings, evidence)
+    answer = dataclasses.replace(answer, findings=findings, verdict=verdict, reasons=reasons)
+    return dataclasses.replace(group, certain=True), answer
+
+
+def with_symmetry_of_its_atoms(
+    crystal: Crystal, group: SpaceGroup, answer: Interpretation, evidence: Evidence
+) -> tuple[SpaceGroup, Interpretation]:
+    """An answer whose atoms have more symmetry than its group, again in the group that their phases show."""
+    own = phased_by_atoms(crystal, answer.atoms, group)
+    expanded = crystal.expanded
+    found = find_space_group(expanded.hkl, own, crystal.data.rotations, expanded.cell, expanded.basis)
+    evidence = dataclasses.replace(evidence, operations=found.kept, others=found.rejected)
+    phased = _of_the_data(crystal, averaged_in_frame(crystal, own, found.frame))
+    return found.space_group, interpret_phases(crystal.data, found.space_group, *phased, evidence)
 
 
 def _clearly_better(other, first):
@@ -181,7 +204,11 @@ def structure_factors(crystal: Crystal, reached: PhasedMap, frame: Frame) -> tup
     Returns:
         Indices `(n, 3)`, one for each row of the data that has a phase, and complex structure factors `(n,)`.
     """
-    factors = in_frame(crystal, reached, frame)
+    return _of_the_data(crystal, in_frame(crystal, reached, frame))
+
+
+def _of_the_data(crystal, factors):
+    """Indices and structure factors as above, of E values with phases of all reflections in P1."""
     _, rows = np.unique(crystal.expanded.source, return_index=True)
     rows = rows[np.abs(factors[rows]) > ABSENT * np.abs(factors).max()]
     hkl = crystal.expanded.in_given_cell(crystal.expanded.hkl[rows])
