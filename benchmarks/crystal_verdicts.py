@@ -1,14 +1,16 @@
 """Counts verdicts on invented crystals against the truth.
 
-    python -m benchmarks.crystal_verdicts --stream=calibration    # crystals for the constants of crystal_verdict.py
-    python -m benchmarks.crystal_verdicts --stream=evaluation     # the test, on other crystals
+    python -m benchmarks.crystal_verdicts --stream=calibration    # what the constants of crystal_verdict.py are from
+    python -m benchmarks.crystal_verdicts --stream=evaluation     # the test, on crystals that those have not seen
+    python -m benchmarks.crystal_verdicts --stream=evaluation --cases=500 --output=FILE     # goes on with what FILE has
 
-Most cases are judged from phases: the true phases with errors, or wrong ones. Wrong phases are those of a molecule that
-is displaced, half wrong, or reduced to its heavy atom; those of the right structure in a group with too few or too many
-operations; or the intensities are permuted within shells or are another crystal's. A model is right if its group is
-right, if nine of ten true atoms (at least half full) are within 0.5 Å, and if at most a tenth of the atoms is extra.
-Other cases are judged from the true atoms with one atom missing, displaced or added; then every atom must be right. A
-line for each case goes to stderr, the counts to stdout, and everything to the JSON of --output.
+Phases are those of the truth, spoilt, or wrong ones: of a molecule that is displaced, half wrong, or has its heavy atom
+alone; of the right structure in a group with too few or too many operations; with intensities permuted within shells,
+or another crystal's. A model is right if its group is, nine in ten true atoms (half full, at least) are within 0.5 Å
+and a tenth at most too many. Or the true atoms are judged as they are, but for one that is missing, displaced or too
+many; then every atom must be right. Or the whole way is gone from the intensities alone, at the crystal's resolution
+or at 1.2 Å, or with intensities permuted within shells. One line a case on stderr with all that the verdict is from,
+counts on stdout, and the cases without these findings in the JSON of --output.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import gemmi
 import numpy as np
 
 from patterson_jax.crystal.structure import SpaceGroup
+from patterson_jax.errors import exit_on_errors, require
 from patterson_jax.simulation.invented_crystals import (
     GROUPS,
     InventedCrystal,
@@ -31,9 +34,11 @@ from patterson_jax.simulation.invented_crystals import (
     invent,
 )
 from patterson_jax.solving.crystal_maps import nearest_images
+from patterson_jax.solving.crystal_solver import solve_crystal
 from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases, judge_atoms
 from patterson_jax.solving.crystal_verdict import Evidence, expected_r_factor
-from patterson_jax.writing import markdown_table
+from patterson_jax.solving.spacegroup import enantiomorph
+from patterson_jax.writing import markdown_table, write_whole
 
 STREAMS = {'calibration': 0, 'evaluation': 100_000}
 HEAVY = ((), (), (), ('S',), ('Cl',), ('Br',), ('Cu',), ('P', 'F'))
@@ -52,12 +57,18 @@ CASES = (
     'atom missing',
     'atom displaced',
     'atom added',
+    'whole way',
+    'whole way, 1.2 Å',
+    'whole way, permuted',
 )
 
 VERDICTS = ('solved', 'uncertain', 'not solved')
 NEAR = 0.5  # Å
 ROOM = 1.3  # Å around an added atom
 HALF = 0.45  # least occupancy of an atom that counts as a site
+LOW_RESOLUTION = 1.2  # Å
+STARTS = 16  # of a whole way
+KEPT = ('kind', 'index', 'group', 'd_min', 'right', 'verdict', 'r_factor', 'expected_r_factor', 'reasons')
 
 
 def random_recipe(generator: np.random.Generator, index: int) -> Recipe:
@@ -233,35 +244,97 @@ def _agree(sites, true, heavy, full, crystal, share):
     return bool(claimed <= (1 - share) * full.sum())
 
 
+def _whole_way(kind, crystal, seed, generator):
+    """The answer to a crystal's intensities, in the form of one to its phases; its group, and whether that is right."""
+    data = crystal.data if kind != 'whole way, permuted' else _with_permuted_intensities(crystal.data, generator)
+    solution = solve_crystal(data, seed=seed, max_starts=STARTS)
+    group = solution.space_group
+    found = Interpretation(
+        solution.atoms, solution.r_factor, solution.verdict, solution.reasons, solution.density, findings=None
+    )
+    known = gemmi.find_spacegroup_by_name(crystal.space_group.hm).number
+    same = group is not None and known in (group.number, enantiomorph(group.number))
+    return found, group, same and kind != 'whole way, permuted'
+
+
 def measure(kind: str, index: int, stream: str) -> dict | None:
     """Measures one case; None if there is no such case."""
     seed = STREAMS[stream] + index
     generator = np.random.default_rng([seed, 1])
-    crystal = invent(random_recipe(generator, index), seed)
+    recipe = random_recipe(generator, index)
+    if kind == 'whole way, 1.2 Å':
+        recipe = dataclasses.replace(recipe, d_min=LOW_RESOLUTION)
+    crystal = invent(recipe, seed)
     other = invent(random_recipe(generator, index + 1), seed + 50_000) if kind == 'another crystal' else crystal
     began = time.process_time()
+    share = 0.9
     if kind.startswith('atom'):
         group, may_be_right, share = crystal.space_group, True, 1.0
         found = judge_atoms(crystal.data, group, *_with_one_wrong_atom(kind, crystal, generator), Evidence())
+    elif kind.startswith('whole way'):
+        found, group, may_be_right = _whole_way(kind, crystal, seed, generator)
     else:
         made = make_case(kind, crystal, other, generator)
         if made is None:
             return None
         data, group, phases, may_be_right = made
-        amplitudes, share = np.sqrt(np.maximum(data.intensities, 0)), 0.9
+        amplitudes = np.sqrt(np.maximum(data.intensities, 0))
         found = interpret_phases(data, group, data.hkl, amplitudes * np.exp(1j * phases), Evidence())
-    findings = dataclasses.asdict(found.findings) if found.findings else {}
+    findings = dataclasses.asdict(found.findings) if found.findings else {'r_factor': found.r_factor}
     return {
         'kind': kind,
         'index': index,
-        'group': group.hm,
-        'right': may_be_right and is_right(found, crystal, share),
+        'group': group.hm if group else None,
+        'right': bool(may_be_right and is_right(found, crystal, share)),
         'verdict': found.verdict,
         'reasons': found.reasons,
         'expected_r_factor': expected_r_factor(found.findings) if found.findings else None,
         'cpu_seconds': round(time.process_time() - began, 2),
+        'd_min': recipe.d_min,
         **findings,
     }
+
+
+def table(cases: list[dict]) -> str:
+    """Counts of verdicts against the truth as Markdown, and what is to be read from them."""
+    counts = collections.Counter((case['kind'], case['verdict'], case['right']) for case in cases)
+    pairs = [(verdict, right) for verdict in VERDICTS for right in (True, False)]
+    heads = [f'{verdict}, {"right" if right else "wrong"}' for verdict, right in pairs]
+    rows = [(kind, *(counts[kind, verdict, right] for verdict, right in pairs)) for kind in dict.fromkeys(CASES)]
+    right = [case for case in cases if case['right']]
+    solved = [case for case in cases if case['verdict'] == 'solved']
+    wrong = [f'{case["kind"]} {case["index"]}' for case in solved if not case['right']]
+    return (
+        f'{markdown_table(("phases", *heads), rows)}\n\n{len(cases)} cases; {len(right)} came to a right model, '
+        f'{len(solved) - len(wrong)} of these are called solved; {len(wrong)} wrong ones are'
+        f'{": " + ", ".join(wrong) if wrong else ""}.'
+    )
+
+
+def run(stream: str, number: int, output: Path | None) -> list[dict]:
+    """Cases up to a number, those that a file has already apart; tells each on stderr, and writes after each."""
+    done = json.loads(output.read_text(encoding='utf-8')) if output and output.exists() else {'cases': 0, 'results': []}
+    require(done.get('stream', stream) == stream, '--stream', stream, f'that of {output}, {done.get("stream")}')
+    results = done['results']
+    for index in range(done['cases'], number):
+        case = measure(CASES[index % len(CASES)], index, stream)
+        if case:
+            print(json.dumps(case, default=str), file=sys.stderr, flush=True)
+            results.append({key: _rounded(case.get(key)) for key in KEPT})
+        if output:
+            _write(output, stream, index + 1, results)
+    return results
+
+
+def _write(output, stream, number, results):
+    """JSON with one line for each case."""
+    lines = ',\n'.join(json.dumps(each, ensure_ascii=False, default=str) for each in results)
+    text = f'{{"stream": "{stream}", "cases": {number}, "results": [\n{lines}\n]}}\n'
+    write_whole(output, lambda part: part.write_text(text, encoding='utf-8'))
+
+
+def _rounded(value):
+    return round(float(value), 4) if isinstance(value, (float, np.floating)) else value
 
 
 def main() -> None:
@@ -270,24 +343,11 @@ def main() -> None:
         prog='python -m benchmarks.crystal_verdicts', description=__doc__.partition('\n')[0]
     )
     parser.add_argument('--stream', choices=tuple(STREAMS), default='calibration', help='of the crystals')
-    parser.add_argument('--cases', type=int, default=110, help='of all kinds together')
-    parser.add_argument('--output', type=Path, help='JSON to write')
+    parser.add_argument('--cases', type=int, default=119, help='of all kinds together')
+    parser.add_argument('--output', type=Path, help='JSON to write, or to go on with')
     options = parser.parse_args()
-    cases = []
-    for index in range(options.cases):
-        case = measure(CASES[index % len(CASES)], index, options.stream)
-        if case:
-            cases.append(case)
-            print(json.dumps(case, default=str), file=sys.stderr, flush=True)
-    counts = collections.Counter((case['kind'], case['verdict'], case['right']) for case in cases)
-    head = [f'{verdict}, {truth}' for verdict in VERDICTS for truth in ('right', 'wrong')]
-    rows = [
-        [kind, *(counts[kind, verdict, right] for verdict in VERDICTS for right in (True, False))]
-        for kind in dict.fromkeys(CASES)
-    ]
-    print(markdown_table(['phases', *head], rows))
-    if options.output:
-        options.output.write_text(json.dumps(cases, default=str, indent=1), encoding='utf-8')
+    with exit_on_errors():
+        print(table(run(options.stream, options.cases, options.output)))
 
 
 if __name__ == '__main__':

@@ -3,12 +3,14 @@
 import dataclasses
 import itertools
 
+import gemmi
 import jax
 import numpy as np
 import pytest
 from invented import invent
 
 from patterson_jax.solving import crystal_phasing as phasing
+from patterson_jax.solving.spacegroup import enantiomorph
 
 CRYSTALS = (
     ('P 1', (7.1, 7.4, 7.7, 82, 97, 103), 18),
@@ -17,6 +19,19 @@ CRYSTALS = (
     ('P 21 21 21', (6.9, 7.3, 7.6, 90, 90, 90), 5),
 )
 SHAPE = (20, 20, 20)
+RECTANGULAR, SQUARE, HEXAGONAL = (6.9, 7.3, 7.6, 90, 90, 90), (7.5, 7.5, 7.1, 90, 90, 90), (7.5, 7.5, 7.1, 90, 90, 120)
+GROUPS = (  # all that fit into grids of that shape
+    ('P 1 c 1', RECTANGULAR),
+    ('P 1 2/c 1', RECTANGULAR),
+    ('P 21 21 2', RECTANGULAR),
+    ('P n a 21', RECTANGULAR),
+    ('P n n m', RECTANGULAR),
+    ('P b c a', RECTANGULAR),
+    ('P 41', SQUARE),
+    ('P 4/n:2', SQUARE),
+    ('P 3', HEXAGONAL),
+    ('P 61', HEXAGONAL),
+)
 
 
 def correlation(crystal, invented, reached):
@@ -47,6 +62,19 @@ def test_a_crystal_is_phased_and_its_group_found(symbol, cell, num_atoms):
         assert reached.found.space_group.hm == symbol
     assert phasing.agreement(crystal, *maps) > 0.9
     assert phasing.agreement(crystal, maps[0], maps[0]) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(('symbol', 'cell'), GROUPS)
+def test_groups_are_found_in_lattices_that_have_more_symmetry(symbol, cell):
+    """Monoclinic ones in a rectangular cell, 4/m in a square one, -3 and 6/m in a hexagonal one."""
+    order = len(list(gemmi.SpaceGroup(symbol).operations()))
+    invented = invent(symbol, cell, max(24 // order, 3), 0.8, noise=0.03)
+    crystal = phasing.prepare_crystal(invented.data)
+    assert crystal.grid.shape == SHAPE
+    reached = next(each for each in phasing.phase(crystal, jax.random.key(0), 8) if each.promising)
+    number = invented.setting.number
+    assert reached.found.space_group.number in (number, enantiomorph(number))
+    assert correlation(crystal, invented, reached) > 0.93
 
 
 def test_starts_are_a_function_of_key_and_number():

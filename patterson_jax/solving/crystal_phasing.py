@@ -250,8 +250,9 @@ def phase(crystal: Crystal, key: Array, max_starts: int) -> Iterator[PhasedMap]:
 def finish(crystal: Crystal, density: np.ndarray, slot: Slot, noise: float) -> PhasedMap:
     """Sharpens a map `shape`, finds its space group, and averages over it.
 
-    Where the phases barely obey further operations, these are averaged over as well: if they are true, that mends the
-    map, and its amplitudes come nearer to those measured.
+    Where the phases barely obey further operations, these are averaged over as well. If they are true, that mends the
+    map: its phases still obey them after elimination that was free to leave them, and its amplitudes come nearer to
+    those measured.
 
     Args:
         crystal: from `prepare_crystal`.
@@ -274,7 +275,8 @@ def finish(crystal: Crystal, density: np.ndarray, slot: Slot, noise: float) -> P
         cycles = len(slot.skewness)
         return PhasedMap(group, mean, own, skewness, skewness / noise, disagreement, obeyed, slot.start, cycles)
 
-    return min((completed(group) for group in (found, *larger)), key=lambda each: each.disagreement)
+    mended = [reached for reached in map(completed, larger) if reached.obeyed > OBEYED]
+    return min((completed(found), *mended), key=lambda each: each.disagreement)
 
 
 def _complete(crystal, own, frame, rounds):
