@@ -36,13 +36,13 @@ U_ISO, ERROR, BACKGROUND = 0.03, 0.03, 0.005  # Å²; relative error of an inten
 RESOLUTION = 0.8  # Å
 
 
-def invent(number: int, seed: int) -> Known:
-    """Invents a crystal in the standard setting of a space group."""
+def invent(number: int, seed: int, count: int = 0) -> Known:
+    """A crystal in the standard setting of a space group, with `count` atoms in the asymmetric unit; 0: as above."""
     generator = np.random.default_rng([seed, number])
     setting = gemmi.get_spacegroup_reference_setting(number)
     operations = setting.operations()
     order = len(list(operations))
-    count = int(np.clip(ATOMS * len(operations.cen_ops) // order, FEWEST, MOST))
+    count = count or int(np.clip(ATOMS * len(operations.cen_ops) // order, FEWEST, MOST))
     while True:
         cell = random_cell(setting, SPACE * count * order, generator)
         places = _random_places(list(operations), cell, count, generator)
