@@ -166,7 +166,7 @@ def _interpret(crystal, cluster, ended):
         if other.verdict == 'solved':
             return
     if len(cluster.answers) == 1 and best.obeys_its_group_alone:
-        cluster.answers = [_with_certain_group(*cluster.answers[0], evidence(found.frame))]
+        cluster.answers = [_with_certain_group(found.space_group, first, evidence(found.frame))]
     cluster.answers += [
         with_symmetry_of_its_atoms(crystal, group, other, evidence(found.frame))
         for group, other in cluster.answers
@@ -190,8 +190,8 @@ def with_symmetry_of_its_atoms(
     expanded = crystal.expanded
     found = find_space_group(expanded.hkl, own, crystal.data.rotations, expanded.cell, expanded.basis)
     evidence = dataclasses.replace(evidence, operations=found.kept, others=found.rejected)
-    phased = _of_the_data(crystal, averaged_in_frame(crystal, own, found.frame))
-    return found.space_group, interpret_phases(crystal.data, found.space_group, *phased, evidence)
+    hkl, factors = _of_the_data(crystal, averaged_in_frame(crystal, own, found.frame))
+    return found.space_group, interpret_phases(crystal.data, found.space_group, hkl, factors, evidence)
 
 
 def _clearly_better(other, first):
