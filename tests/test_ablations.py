@@ -76,7 +76,7 @@ def test_weights_are_evaluated_only_where_they_fit(config):
         assert not by_name[source].weights
         assert (run.model, run.train) == (trained.model, trained.train)
         for field in WEIGHT_FIELDS:
-            assert getattr(run.problem, field) == getattr(trained.problem, field)
+            assert run.problem.fields[field] == trained.problem.fields[field]
 
 
 @pytest.mark.usefixtures('undrawn')

@@ -43,7 +43,7 @@ def test_card_log_and_checkpoint_belong_together(name):
 def test_the_papers_network_is_shipped_as_weights_alone():
     network, files = load_network('paper'), [path for path in (PRETRAINED / 'paper').rglob('*') if path.is_file()]
     assert sum(leaf.size for leaf in jax.tree.leaves(network.params)) == 1_202_821
-    assert network.trained_on == dataclasses.replace(Problem(), input_scale=0.07)
+    assert network.trained_on == Problem.of(input_scale=0.07)
     assert not [path for path in files if 'optimizer' in path.parts]
     assert sum(path.stat().st_size for path in files if 'checkpoints' in path.parts) < 6e6
 

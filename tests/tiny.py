@@ -49,7 +49,7 @@ def tiny_config(network=NETWORK, settings=SETTINGS):
     """The same as a config, with an evaluation as short."""
     config = quick.get_config()
     config.seed = SEED
-    config.problem.update(dataclasses.asdict(PROBLEM))
+    config.problem.update(PROBLEM.fields)
     config.model.update({field: getattr(network, field) for field in config.model if field != 'network'})
     config.train.update(dataclasses.asdict(settings))
     config.checkpoint.update(dataclasses.asdict(CHECKPOINTING))

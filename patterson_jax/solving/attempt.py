@@ -5,6 +5,7 @@ from it, are finished with the exact renderer. Each of these steps is a program 
 what they have in common, all methods and attempts share.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -139,7 +140,8 @@ def _sets(positions):
 
 def prediction_program(network: Network, problem: Problem, maps: jax.ShapeDtypeStruct, orientations: int) -> Program:
     """`predict_all` for weights of these shapes, whatever they are."""
-    choices = {'apply': network.apply, 'encoding': problem.encoding, 'orientations': orientations}
+    told = dataclasses.replace(problem.encoding, target=Encoding.target)  # the target is for training
+    choices = {'apply': network.apply, 'encoding': told, 'orientations': orientations}
     return program(predict_all, network.params, maps, np.int32(0), **choices)
 
 
