@@ -220,13 +220,12 @@ def is_right(found: Interpretation, crystal: InventedCrystal, share: float = 0.9
     numbers = np.array([gemmi.Element(each).atomic_number for each in crystal.elements])
     full = (numbers > 1) & (crystal.occupancies >= HALF)
     sites = np.array([atom.fract for atom in found.atoms])
-    strongest = np.argsort([-gemmi.Element(atom.element).atomic_number for atom in found.atoms], kind='stable')[:3]
     rotations, translations = crystal.space_group.operations
     for hand in (1, -1):
         true = hand * crystal.positions
         heaviest = int(np.argmax(np.where(full, numbers, 0)))
         images = rotations @ true[heaviest] + translations
-        for shift in (np.zeros(3), *(sites[strongest][:, None] - images[None]).reshape(-1, 3)):
+        for shift in (np.zeros(3), *(sites[:, None] - images[None]).reshape(-1, 3)):
             moves = (rotations - np.eye(3)) @ shift
             off = np.linalg.norm((moves - np.rint(moves)) @ crystal.data.cell.orthogonalization.T, axis=1)
             if off.max() < NEAR and _agree(sites, true + shift, numbers > 1, full, crystal, share):

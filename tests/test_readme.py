@@ -94,10 +94,12 @@ def measured_rows():
     yield row('right space group', found(sum(each['group_right'] for each in crystals), len(crystals)))
     yield row('called `solved`, of these wrong', f'{len(solved)}, {len(wrong)}')
     yield row('median time', f'{median(each["seconds"] for each in crystals):.1f} s')
-    at_low = content('benchmarks/crystals-0.8A.json')['crystals']
-    known, solved = ([each for each in at_low if test(each)] for test in (_has_truth, _is_solved))
-    wrong = [each for each in solved if each.get('right') is False or not each['group_right']]
-    yield row('cut at 0.8 Å: right; called `solved`, of these wrong', f'{_right(known)}; {len(solved)}, {len(wrong)}')
+    for cut in ('1.2', '0.8'):
+        at_low = content(f'benchmarks/crystals-{cut}A.json')['crystals']
+        known, solved = ([each for each in at_low if test(each)] for test in (_has_truth, _is_solved))
+        wrong = [each for each in solved if each.get('right') is False or not each['group_right']]
+        counts = f'{_right(known)}; {len(solved)}, {len(wrong)}'
+        yield row(f'cut at {cut} Å: right; called `solved`, of these wrong', counts)
     peers = [each['peer'] for each in known]
     right = sum(each['map'] >= GOOD_MAP for each in peers)
     accepted = [each for each in peers if each['accepted']]
