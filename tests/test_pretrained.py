@@ -73,3 +73,9 @@ def test_the_network_does_on_unseen_cases_what_its_card_says(name):
     # The mean of six has two thirds of the error of one: 1.06e-5 and 1.62e-5 measured.
     assert found['map']['mse'] < 0.8 * alone['map']['mse']
     assert found['separated_in_place']['mean_error'] < alone['separated_in_place']['mean_error']
+
+
+def test_no_shipped_network_tells_where_it_was_trained():
+    for record in PRETRAINED.glob('*/config.json'):
+        began_with = json.loads(record.read_text())['config']['train']['init_from']
+        assert not Path(began_with).is_absolute(), record
