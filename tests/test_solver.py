@@ -334,9 +334,9 @@ def test_a_new_method_is_one_function_and_one_line_of_the_registry(monkeypatch, 
     near = jnp.asarray(examples.positions[0] + np.float32(0.1))
     near = near - jnp.mean(near, axis=0, keepdims=True)
 
-    def propose(key, number, measured, predicted, problem, separation):
-        wrong = jax.random.uniform(key, near.shape, minval=-2, maxval=2)
-        return Proposal(jnp.stack([wrong, near, -near]), stages_from_map(measured, problem))
+    def propose(request):
+        wrong = jax.random.uniform(request.key, near.shape, minval=-2, maxval=2)
+        return Proposal(jnp.stack([wrong, near, -near]), stages_from_map(request.measured, request.problem))
 
     def independent(positions, number):
         return jnp.array([False, True, True])

@@ -21,7 +21,7 @@ from patterson_jax.simulation.encoding import Encoding, network_input
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.atom_sets import fill_places, same_atoms
 from patterson_jax.solving.least_squares import Finished, Refined, Stages, finish, refine, repair
-from patterson_jax.solving.methods.method import Method, Prediction, Proposal
+from patterson_jax.solving.methods.method import Method, Prediction, Proposal, Request
 from patterson_jax.solving.orientations import averaged_over_orientations
 from patterson_jax.solving.programs import Program, program
 from patterson_jax.solving.reflections import Measured, Reflections, measure, reflections
@@ -174,7 +174,7 @@ def propose_all(
 
     def propose_one(key, measured, density):
         key = jax.random.fold_in(jax.random.fold_in(key, method.stream), number)
-        return method.propose(key, number, measured, density, problem, separation)
+        return method.propose(Request(key, number, measured, density, problem, separation))
 
     axes: Any = (0, None, 0)
     return exact_products(jax.vmap(propose_one, (0, SEVERAL, 0), Proposal(*axes)))(keys, measured, densities)

@@ -27,6 +27,26 @@ class Prediction(NamedTuple):
     heights: Array
 
 
+class Request(NamedTuple):
+    """What a method is asked: sets of atoms for one map.
+
+    Attributes:
+        key: of the random numbers of this attempt.
+        number: how many attempts the method has had.
+        measured: the data.
+        predicted: the network's map `(grid, grid, grid)`; None for a method that needs none.
+        problem: what the map is of; a set has a place for each of its atoms.
+        separation: how sets are taken from maps of both enantiomorphs.
+    """
+
+    key: Array
+    number: Array
+    measured: Measured
+    predicted: Array | None
+    problem: Problem
+    separation: SeparationSettings
+
+
 class Proposal(NamedTuple):
     """Sets of atoms that a method proposes for one map.
 
@@ -54,9 +74,7 @@ class Method:
         name: by which it is asked for.
         stream: of its random numbers; no other method has the same, and it never changes.
         starts: sets that an attempt begins with.
-        propose: from a key, how many attempts the method has had, what is measured, the network's map
-            `(grid, grid, grid)` if it needs one, the problem, and how sets are taken from maps of both enantiomorphs,
-            to the sets of an attempt, no more than `starts`.
+        propose: gives the sets of an attempt, no more than `starts`.
         independent: which of the sets `(num_sets, num_atoms, 3)` of an attempt, the second argument its number, are
             evidence of their own: `(num_sets,)`.
         separates: whether it takes sets from maps of both enantiomorphs; only then it depends on how that is done.
@@ -67,7 +85,7 @@ class Method:
     name: str
     stream: int
     starts: int
-    propose: Callable[[Array, Array, Measured, Array | None, Problem, SeparationSettings], Proposal]
+    propose: Callable[[Request], Proposal]
     independent: Callable[[Array, Array], Array] = every_set
     separates: bool = False
     needs_network: bool = False

@@ -27,9 +27,7 @@ from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.atom_sets import compact, same_atoms
 from patterson_jax.solving.interpretation import atoms_of_map
 from patterson_jax.solving.least_squares import stages_from_map
-from patterson_jax.solving.methods.method import Method, Proposal
-from patterson_jax.solving.reflections import Measured
-from patterson_jax.solving.separation import SeparationSettings
+from patterson_jax.solving.methods.method import Method, Proposal, Request
 
 SHARPENING = 0.01  # of the squared form factor at |h| = 0, below which there is nothing to be divided by
 NUM_EXTRAPOLATIONS = 150  # of measured frequencies to the others
@@ -163,23 +161,17 @@ def _summit(density, voxel):
     return voxel.astype(density.dtype) + 0.5 + jnp.clip(shift, -0.5, 0.5) - density.shape[0] / 2
 
 
-def propose(
-    key: Array,
-    number: Array,
-    measured: Measured,
-    predicted: Array | None,
-    problem: Problem,
-    separation: SeparationSettings,
-) -> Proposal:
+def propose(request: Request) -> Proposal:
     """Sets from the minimum functions over several vectors."""
+    measured, problem = request.measured, request.problem
     known = frequencies_within(problem.grid_size, measured.reflections.longest)
 
     def over_vector(start):
         density = minimum_map(measured.patterson, start, problem, known)
-        found = atoms_of_map(jax.random.fold_in(key, start), density, measured, problem, separation)
+        found = atoms_of_map(jax.random.fold_in(request.key, start), density, measured, problem, request.separation)
         return compact(found.positions, problem.grid_size, measured.num_atoms)
 
-    sets = jax.vmap(over_vector)(number * VECTORS + jnp.arange(VECTORS))
+    sets = jax.vmap(over_vector)(request.number * VECTORS + jnp.arange(VECTORS))
     return Proposal(sets, stages_from_map(measured, problem))
 
 

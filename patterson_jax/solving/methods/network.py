@@ -4,30 +4,21 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.atom_sets import compact
 from patterson_jax.solving.interpretation import atoms_of_map
 from patterson_jax.solving.least_squares import Stages, stages_from_map, stages_from_random
-from patterson_jax.solving.methods.method import Method, Prediction, Proposal
-from patterson_jax.solving.reflections import Measured
-from patterson_jax.solving.separation import SeparationSettings
+from patterson_jax.solving.methods.method import Method, Prediction, Proposal, Request
 
 
-def propose(
-    key: Array,
-    number: Array,
-    measured: Measured,
-    predicted: Array | None,
-    problem: Problem,
-    separation: SeparationSettings,
-) -> Proposal:
+def propose(request: Request) -> Proposal:
     """The set in the network's map."""
+    measured, predicted, problem = request.measured, request.predicted, request.problem
     assert predicted is not None  # because it is given to methods that need the network
-    found = atoms_of_map(key, predicted, measured, problem, separation)
+    found = atoms_of_map(request.key, predicted, measured, problem, request.separation)
     # The map may have wrong atoms, which coarse stages can mend; later attempts, with the same map, begin finely.
     every, late = stages_from_random(measured, problem), stages_from_map(measured, problem)
     first = Stages(*(each[1:] for each in every))
-    stages = jax.tree.map(lambda first, late: jnp.where(number == 0, first, late), first, late)
+    stages = jax.tree.map(lambda first, late: jnp.where(request.number == 0, first, late), first, late)
     positions = compact(found.positions, problem.grid_size, measured.num_atoms)
     return Proposal(positions[None], stages, Prediction(predicted, found.candidates, found.heights))
 

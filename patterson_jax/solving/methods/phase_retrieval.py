@@ -26,10 +26,8 @@ from patterson_jax.simulation.patterson import frequencies_within, patterson_int
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.atom_sets import compact
 from patterson_jax.solving.least_squares import stages_from_map
-from patterson_jax.solving.methods.method import Method, Proposal
+from patterson_jax.solving.methods.method import Method, Proposal, Request
 from patterson_jax.solving.peaks import find_peaks
-from patterson_jax.solving.reflections import Measured
-from patterson_jax.solving.separation import SeparationSettings
 
 MAX_HALVINGS = 40  # after which an interval between floats has nothing left inside
 
@@ -204,19 +202,13 @@ def _count(mask):
     return jnp.sum(jnp.sum(mask.reshape(mask.shape[0], -1), axis=0, dtype=jnp.int32), dtype=jnp.int32)
 
 
-def propose(
-    key: Array,
-    number: Array,
-    measured: Measured,
-    predicted: Array | None,
-    problem: Problem,
-    separation: SeparationSettings,
-) -> Proposal:
+def propose(request: Request) -> Proposal:
     """The peaks of a density retrieved from random phases."""
+    measured, problem = request.measured, request.problem
     amplitudes = jnp.sqrt(jnp.maximum(patterson_intensities(measured.patterson), 0))
     known = frequencies_within(problem.grid_size, measured.reflections.longest)
     num_voxels = touched_voxels(measured.num_atoms, problem.atom_radius)
-    density = retrieve_density(key, amplitudes, known, num_voxels, PhaseRetrievalSettings()).density
+    density = retrieve_density(request.key, amplitudes, known, num_voxels, PhaseRetrievalSettings()).density
     atoms = compact(centred_atoms(density, problem.num_atoms, problem), problem.grid_size, measured.num_atoms)
     return Proposal(atoms[None], stages_from_map(measured, problem))
 
