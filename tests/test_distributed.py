@@ -17,7 +17,7 @@ from patterson_jax.learning.checkpoints import Checkpoints
 from patterson_jax.learning.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent
-NUM_STEPS = 300
+NUM_STEPS = 120
 TINY = [
     f'--config={ROOT / "configs" / "quick.py"}',
     '--config.problem.grid_size=12',
@@ -34,8 +34,8 @@ TINY = [
     '--config.train.epochs_per_set=3',
     '--config.train.num_validation=6',
     '--config.train.log_every=10',
-    '--config.train.validate_every=75',
-    '--config.checkpoint.every_steps=200',
+    '--config.train.validate_every=30',
+    '--config.checkpoint.every_steps=80',
     '--config.evaluate.num_cases=0',
 ]
 EVALUATE = [

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from golden_cases import differences, interpret, read, solve
 
-CHUNK = 4  # cases; `python -m tests.golden_cases --check` compares all of them, by every method, in five minutes
+CHUNK = 2  # cases; `python -m tests.golden_cases --check` compares all of them, by every method, in five minutes
 
 
 def test_the_solver_solves_the_cases_as_it_did():
