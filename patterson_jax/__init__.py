@@ -11,7 +11,7 @@ answer.write('solved')
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = '0.1.0'
+from patterson_jax.version import __version__ as __version__
 
 # The public names and their modules. A module is imported when a name is first used: JAX alone takes a second.
 _MODULES = {

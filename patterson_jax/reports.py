@@ -22,9 +22,9 @@ from matplotlib.colors import to_hex
 from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
-from patterson_jax import __version__
 from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.pictures import BOND_RADIUS, EDGE_RADIUS, Drawing, colour_of, usual_radii, view_of
+from patterson_jax.version import __version__
 from patterson_jax.writing import write_whole
 
 PAGE = Path(__file__).parent / 'page'
