@@ -37,9 +37,9 @@ from patterson_jax.crystal.symmetry import (
 from patterson_jax.errors import InputError, require
 
 LEAST_REFLECTIONS = 10  # with fewer, right and wrong cannot be told apart
-AGREES, MAY_AGREE = 0.15, 0.35  # misfit up to which a class is taken that no file claims, and one that a file claims
+AGREES, MAY_AGREE = 0.15, 0.35  # highest misfit of a class that the data alone show, and of one that a file claims
 LEAST_COMPARED = 6  # sets of equivalents
-LEAST_PART_COMPARED = 0.02  # of the reflections; with fewer a class is not tested
+LEAST_PART_COMPARED = 0.02  # of the reflections; with less a class is not tested
 EXPECTED_ABSENT = 0.005  # mean E² up to which reflections that a centring forbids are noise
 WEAK_ABSENT, FEW_STRONG = 0.05, 0.2  # the same if no more than this part of them is above 3 σ
 FEW_LEFT = 0.01  # part of the forbidden reflections that may remain where the others were removed
@@ -253,7 +253,7 @@ def _check(measurements, cell, wavelength):
 
 
 def score_classes(measurements: Measurements, cell: UnitCell, centring: str, possible: np.ndarray) -> list[ClassScore]:
-    """Scores all Laue classes that the lattice allows, by ascending order.
+    """Scores all Laue classes that the lattice allows, in ascending order of their number of rotations.
 
     Args:
         measurements: without absences of the centring.

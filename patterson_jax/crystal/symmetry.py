@@ -95,7 +95,7 @@ def lattice_rotations(cell: UnitCell, centring: str) -> np.ndarray:
 
 
 def laue_classes(cell: UnitCell, centring: str) -> list[LaueClass]:
-    """All Laue classes that the lattice allows, in every orientation, by ascending order."""
+    """All Laue classes that the lattice allows, in every orientation, those with the fewest rotations first."""
     rotations = lattice_rotations(cell, centring)
     number = {tuple(each.ravel()): index for index, each in enumerate(rotations)}
     product = [[number[tuple((a @ b).ravel())] for b in rotations] for a in rotations]

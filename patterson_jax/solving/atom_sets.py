@@ -1,7 +1,7 @@
-"""Sets of atoms in a periodic cell: brought together, and compared.
+"""Moves the atoms of a set together in a periodic cell, and compares sets.
 
-A set has a number of places, of which the first `num_atoms` are taken. The others repeat the first atom: so a set with
-empty places is compared as any other.
+A set is an array with a fixed number of places. The first `num_atoms` places are taken by its atoms. The others repeat
+the first atom, so that a set with empty places can be compared like any other.
 """
 
 import math
@@ -24,7 +24,7 @@ def fill_places(positions: np.ndarray, places: int) -> np.ndarray:
 
 
 def compact(positions: Array, grid_size: int, num_atoms: ArrayLike | None = None) -> Array:
-    """Brings atoms `(places, 3)` of a periodic cell together and their mean to the origin; all are taken if None."""
+    """Moves atoms `(places, 3)` of a periodic cell together, mean zero; all places are taken if `num_atoms` is None."""
     num_atoms = positions.shape[0] if num_atoms is None else num_atoms
     taken = taken_places(positions, num_atoms)[:, None]
 
@@ -39,9 +39,9 @@ def compact(positions: Array, grid_size: int, num_atoms: ArrayLike | None = None
 
 
 def same_atoms(first: Array, second: Array, tolerance: float) -> Array:
-    """Whether two sets `(places, 3)` with mean zero are the same, or one the inverse of the other.
+    """Whether two sets `(places, 3)` with mean zero are the same, or one is the inverse of the other.
 
-    Every atom of each must have one of the other within `tolerance`.
+    Every atom of each set must have an atom of the other within `tolerance`.
     """
 
     def close(sign):

@@ -1,4 +1,4 @@
-"""Charge flipping: finds phases from the amplitudes of a crystal in P1, because density is concentrated in few places.
+"""Charge flipping: finds the phases of a crystal in P1 from its amplitudes, because most of the cell is nearly empty.
 
 Density below a threshold changes its sign, the measured amplitudes are restored, and this is repeated until the
 skewness of the density jumps (Oszlányi and Sütő, Acta Cryst. A60, 134, 2004). Weak reflections keep their amplitude,
@@ -23,7 +23,7 @@ from jax import Array
 from patterson_jax.crystal.grid import Grid
 from patterson_jax.precision import exact_products
 
-WEAK_PART = 0.2  # of the reflections
+WEAK_PART = 0.2  # of the reflections, the weakest
 ELIMINATION_THRESHOLD = 1.0  # σ of the density
 TINY = 1e-20  # added to squares of amplitudes
 
@@ -208,7 +208,7 @@ def eliminate(factors: Array, search: Search, shape: tuple[int, int, int], cycle
 
 
 def _counts(amplitudes):
-    """Number of reflections of the sphere for each point of the half grid; 0 without an amplitude."""
+    """How many reflections of the sphere each point of the half grid stands for; 0 without an amplitude."""
     twice = jnp.arange(amplitudes.shape[2]) > 0
     return jnp.where(amplitudes > 0, jnp.where(twice, 2, 1).astype(amplitudes.dtype)[None, None, :], 0)
 

@@ -1,9 +1,10 @@
-"""Phases of a crystal from its intensities: many starts at once, each judged without knowing the truth.
+"""Finds the phases of a crystal from its intensities: runs many starts at once, and judges each without the truth.
 
-Starts flip in turns of different recipes; one that has run its course, or whose skewness has jumped and stays, is
-finished: elimination, space group from the phases, averaging over it, elimination again. What tells a right map is
-that its phases obey operations of the Laue class that nobody told it, that its skewness has jumped, and that another
-start comes to the same map.
+Each start runs charge flipping by one of the recipes, which are used in turn. It is finished when its skewness has
+jumped and stays, or after its last cycle. Then low-density elimination sharpens its map, its phases give the space
+group, the map is averaged over that group, and elimination follows again. Three signs tell a right map: its phases
+obey operations of the Laue class, which charge flipping did not use; its skewness has jumped; and another start leads
+to the same map.
 """
 
 import dataclasses
@@ -45,26 +46,26 @@ from patterson_jax.solving.spacegroup import (
     larger_groups,
 )
 
-SEARCH_RESOLUTION = 0.8  # Å: finer data cost time and do not help the search
+SEARCH_RESOLUTION = 0.8  # Å; finer data cost time and do not help the search
 STARTS_AT_ONCE = 4
 CYCLES_AT_ONCE = 50
-LEAST_CYCLES = 100  # before a start is judged
-NOISE = 2  # a start on E values from random phases
-FIRST_CYCLES = slice(5, 40)  # of which the median skewness is that of noise
-JUMPED = 1.5  # times that, and constant, and a start is worth finishing
-FLAT = 1.01  # the skewness has not grown by more over the last cycles
+LEAST_CYCLES = 100  # of a start before it is judged, and before it is judged again
+NOISE = 2  # number of a start on E values from random phases; it tells the skewness of noise
+FIRST_CYCLES = slice(5, 40)  # in these the skewness is that of noise; the median is taken
+JUMPED = 1.5  # a start is finished if its skewness is above this times that of noise, and constant
+FLAT = 1.01  # skewness is constant if it has grown by less than this factor over the last cycles
 ELIMINATION_CYCLES = 60
-COMPLETION_ROUNDS = 3  # of averaging and elimination where the group is to be chosen
-OBEYED = 0.5  # least agreement with operations of a group that makes a map promising
-CLEAR_JUMP = 4.0  # of the skewness, with which a map without symmetry is promising
+COMPLETION_ROUNDS = 3  # of averaging and elimination, where there are larger groups to choose from
+OBEYED = 0.5  # least agreement of the phases with the operations of its group, of a promising map
+CLEAR_JUMP = 4.0  # least ratio of its skewness to that of noise, of a promising map without symmetry
 SHORTEST_VECTOR, SAME_VECTOR = 1.1, 0.03  # Å, and in fractions of the edges
 MOST_VECTORS = 24
-SAME_MAP = 0.75  # agreement of the phases of two maps that are the same
+SAME_MAP = 0.75  # two maps are the same if their phases agree by more than this
 
 
 @dataclasses.dataclass(frozen=True)
 class Crystal:
-    """A crystal made ready for the search.
+    """A crystal that is ready for the search.
 
     Attributes:
         data: as given.
@@ -72,8 +73,8 @@ class Crystal:
         amplitudes: `(n,)`, |F| of these, on the scale of the data.
         normalised: `(n,)`, their E values.
         grid: for its density.
-        search: the same, on the grid.
-        vectors: `(k, 3)`, between atoms, strongest first, in fractions of the axes of the grid.
+        search: the amplitudes on that grid, for charge flipping.
+        vectors: `(k, 3)`, peaks of its Patterson map, highest first, in fractions of the axes of the grid.
     """
 
     data: CrystalData
@@ -87,20 +88,19 @@ class Crystal:
 
 @dataclasses.dataclass(frozen=True)
 class PhasedMap:
-    """What one start came to, in the frame of its space group.
+    """The map to which one start led, and its space group.
 
     Attributes:
         found: the space group, and how the phases agree with it.
-        factors: `(n,)` complex, of the crystal's reflections in P1, averaged over the group, in the cell as given with
-            the origin of the group; E values times how well equivalents agree, zero where the group extinguishes.
-        own: `(n,)` complex, E values with phases before averaging, in the frame in which they were found.
+        factors: `(n,)` complex, E values with phases of the crystal's reflections in P1, averaged over the group, with
+            the origin of the group. The worse equivalents agree, the smaller is their mean; absent reflections have 0.
+        own: `(n,)` complex, E values with phases before averaging, with the origin at which they were found.
         skewness: of the final map.
-        jump: its skewness over that of maps from random phases.
-        disagreement: of the amplitudes of the emptied map with those measured.
-        obeyed: lowest agreement of the phases with an operation of the group, after elimination that was free to leave
-            it.
-        start: its number.
-        cycles: of charge flipping.
+        jump: this skewness divided by that of maps from random phases.
+        disagreement: mean difference between amplitudes after elimination and measured ones, relative to their mean.
+        obeyed: lowest agreement of the phases with an operation of the group, after elimination without symmetry.
+        start: number of the start.
+        cycles: number of cycles of charge flipping.
     """
 
     found: FoundGroup
@@ -115,9 +115,11 @@ class PhasedMap:
 
     @property
     def promising(self) -> bool:
-        """Whether the phases obey at least half of the Laue class, or the skewness of a map without symmetry jumped.
+        """Whether the map may be right.
 
-        Where they obey all of it, it is enough that they do so in the end.
+        Its phases must obey a group with at least half of the operations of the Laue class. If it has all of them, it
+        is enough that they are obeyed after the last elimination. A map without symmetry is promising only in the
+        class -1, if its skewness has jumped clearly.
         """
         operations = len(self.found.operations)
         number = self.found.number_kept
@@ -134,13 +136,13 @@ class PhasedMap:
 
     @property
     def rank(self) -> tuple[bool, float]:
-        """By which maps are compared."""
+        """The key by which maps are sorted; the best map has the highest."""
         return self.promising, self.jump
 
 
 @dataclasses.dataclass
 class Slot:
-    """One of the starts that are under way: its number, its skewness after each cycle, and when it was last judged."""
+    """A start in progress: its number, its skewness after each cycle, and the cycle at which it was last judged."""
 
     start: int
     skewness: list[float] = dataclasses.field(default_factory=list)
@@ -148,28 +150,32 @@ class Slot:
 
     @property
     def recipe(self) -> Recipe:
-        """How it flips."""
+        """The settings of its charge flipping."""
         return RECIPES[self.start % len(RECIPES)]
 
     @property
     def rank(self) -> int:
-        """How many starts before it were superposed, so that each takes another vector."""
+        """The number of superposed starts before it, so that each of these takes another vector."""
         rounds, turn = divmod(self.start, len(RECIPES))
         superposed = [recipe.superposed for recipe in RECIPES]
         return rounds * sum(superposed) + sum(superposed[:turn])
 
     @property
     def has_ended(self) -> bool:
-        """Whether it has made as many cycles as its recipe allows."""
+        """Whether it has run all the cycles of its recipe."""
         return len(self.skewness) >= self.recipe.cycles
 
     @property
     def first_skewness(self) -> float:
-        """Of its first cycles, when a start from random phases shows nothing yet."""
+        """The median over its first cycles, in which a map from random phases shows no structure yet."""
         return float(np.median(self.skewness[FIRST_CYCLES]))
 
     def worth_finishing(self, noise: float) -> bool:
-        """Whether its skewness has jumped, if superposed has left that of noise, and stays, or it has ended."""
+        """Whether it has ended, or its skewness has jumped and stays.
+
+        A superposed start shows structure from the beginning, so it is compared with `noise`, the skewness of maps that
+        show none; other starts are compared with their own first cycles.
+        """
         if self.has_ended or len(self.skewness) < self.judged_at + LEAST_CYCLES:
             return self.has_ended
         first = noise if self.recipe.superposed else self.first_skewness
@@ -178,7 +184,7 @@ class Slot:
 
 
 def prepare_crystal(data: CrystalData) -> Crystal:
-    """Expands and normalises the reflections of a crystal and puts them on a grid."""
+    """Expands the reflections of a crystal to P1, down to 0.8 Å, normalises them and puts them on a grid."""
     expanded = expand(data, SEARCH_RESOLUTION)
     means = mean_intensities(expanded.intensities, expanded.inverse_spacings)
     amplitudes = expected_amplitudes(expanded.intensities, expanded.sigmas, means)
@@ -194,9 +200,9 @@ def interatomic_vectors(patterson: np.ndarray, grid: Grid, expanded: Expanded, r
 
     Args:
         patterson: its coefficients on the half grid.
-        grid: on which they are.
+        grid: of these coefficients.
         expanded: the crystal in its primitive cell.
-        rotations: `(m, 3, 3)` of the Laue class in the cell as given; of equivalent vectors one is taken.
+        rotations: `(m, 3, 3)`, of the Laue class in the given cell; of equivalent vectors one is taken.
     """
     values = grid.in_cell_order(scipy.fft.irfftn(patterson, grid.shape))
     highest = np.ones(values.shape, bool)
@@ -220,12 +226,12 @@ def interatomic_vectors(patterson: np.ndarray, grid: Grid, expanded: Expanded, r
 
 
 def phase(crystal: Crystal, key: Array, max_starts: int) -> Iterator[PhasedMap]:
-    """Makes starts, several at a time, and yields what each comes to, in the order in which they end.
+    """Runs starts, several at a time, and yields the map of each, in the order in which they end.
 
     Args:
         crystal: from `prepare_crystal`.
         key: fixes the starts; start i depends on the key and on i alone.
-        max_starts: how many are made.
+        max_starts: number of starts.
     """
     densities = jnp.zeros((STARTS_AT_ONCE, *crystal.grid.shape), jnp.float32)
     slots = [Slot(start) for start in range(STARTS_AT_ONCE)]
@@ -248,17 +254,18 @@ def phase(crystal: Crystal, key: Array, max_starts: int) -> Iterator[PhasedMap]:
 
 
 def finish(crystal: Crystal, density: np.ndarray, slot: Slot, noise: float) -> PhasedMap:
-    """Sharpens a map `shape`, finds its space group, and averages over it.
+    """Sharpens a map, finds its space group, and averages over it.
 
-    Where the phases barely obey further operations, these are averaged over as well. If they are true, that mends the
-    map: its phases still obey them after elimination that was free to leave them, and its amplitudes come nearer to
-    those measured.
+    Larger groups are tried too, if the phases obey their operations weakly. Averaging over true operations improves a
+    map: its phases still obey them after elimination without symmetry, and its amplitudes come nearer to the measured
+    ones. Of the group found first and the larger ones that are still obeyed, the one with the lowest disagreement of
+    amplitudes is taken.
 
     Args:
         crystal: from `prepare_crystal`.
-        density: as charge flipping left it.
+        density: `shape`, the result of charge flipping.
         slot: its start.
-        noise: skewness of maps that show nothing.
+        noise: skewness of maps that show no structure.
     """
     factors, _, _ = _eliminate(np.fft.rfftn(density), crystal)
     found = _find_group(crystal, factors)
@@ -280,7 +287,7 @@ def finish(crystal: Crystal, density: np.ndarray, slot: Slot, noise: float) -> P
 
 
 def _complete(crystal, own, frame, rounds):
-    """Averages over a group and eliminates, in turns: what `PhasedMap` says of the end of that."""
+    """Averages over a group and eliminates, in turns; factors, skewness, disagreement, obeyed: see `PhasedMap`."""
     for _ in range(rounds):
         mean, shift = _averaged(crystal, own, frame)
         again = crystal.grid.place(crystal.expanded.hkl, np.conj(_phased(crystal, mean) / shift))
@@ -292,22 +299,22 @@ def _complete(crystal, own, frame, rounds):
 
 
 def in_frame(crystal: Crystal, reached: PhasedMap, frame: Frame) -> np.ndarray:
-    """E values with phases, `(n,)` complex, averaged over another of the groups that were found; zero where absent."""
+    """E values with phases, `(n,)` complex, averaged over one of the groups that were found for a map."""
     return reached.factors if frame is reached.found.frame else averaged_in_frame(crystal, reached.own, frame)
 
 
 def averaged_in_frame(crystal: Crystal, own: np.ndarray, frame: Frame) -> np.ndarray:
-    """E values with phases, `(n,)` complex, of the crystal's reflections in P1, averaged over a group in its frame."""
+    """E values with phases, `(n,)` complex, of the crystal's reflections in P1, averaged over a group at its origin."""
     return _averaged(crystal, own, frame)[0]
 
 
 def phased_by_atoms(crystal: Crystal, atoms: tuple[Site, ...], group: SpaceGroup) -> np.ndarray:
-    """E values with the phases of atoms, `(n,)` complex, of the crystal's reflections in P1.
+    """E values with phases calculated from atoms, `(n,)` complex, of the crystal's reflections in P1.
 
     Args:
         crystal: from `prepare_crystal`.
-        atoms: of the asymmetric unit of a group.
-        group: in the cell as given.
+        atoms: the asymmetric unit.
+        group: their space group, in the given cell.
     """
     hkl = crystal.expanded.in_given_cell(crystal.expanded.hkl)
     spacings = crystal.expanded.inverse_spacings
@@ -323,14 +330,14 @@ def phased_by_atoms(crystal: Crystal, atoms: tuple[Site, ...], group: SpaceGroup
 
 
 def subgroups(crystal: Crystal, reached: PhasedMap) -> list[Frame]:
-    """Frames of groups with half of the operations of a map's group, for when that one does not explain the data."""
+    """Frames of subgroups with half of the operations of a map's group, to try if the group does not fit the data."""
     expanded, found = crystal.expanded, reached.found
     phased = PhasedReflections(expanded.hkl, reached.own)
     return half_frames(phased, list(found.operations[: found.number_kept]), expanded.cell, expanded.basis)
 
 
 def agreement(crystal: Crystal, first: PhasedMap, second: PhasedMap) -> float:
-    """How well two maps agree, at most 1, with the origin and the hand at which they agree best."""
+    """The agreement of the phases of two maps, at most 1, at the origin and with the hand that make it highest."""
     hkl, weights = crystal.expanded.hkl, crystal.normalised**2
     shape = fine_shape(hkl)
     grid = Grid(shape, (0, 1, 2))
@@ -343,7 +350,7 @@ def agreement(crystal: Crystal, first: PhasedMap, second: PhasedMap) -> float:
 
 
 def _instructions(slots, vectors):
-    """For each slot whether it begins, its start, whether from a vector, the vector, amplitudes and threshold."""
+    """For each slot: whether it begins, its start, whether it is superposed, its vector, amplitudes and threshold."""
     superposed = np.array([slot.recipe.superposed and slot.rank < len(vectors) for slot in slots])
     chosen = [vectors[slot.rank] if use else np.zeros(3) for slot, use in zip(slots, superposed, strict=True)]
     return (
@@ -377,7 +384,7 @@ def _eliminate(factors, crystal):
 
 
 def _structure_factors(crystal, factors):
-    """E values with the phases of a transform on the half grid, as crystallographers have them."""
+    """E values with the phases of a transform on the half grid, with the sign that crystallography uses."""
     hkl = crystal.expanded.hkl
     return _phased(crystal, np.conj(crystal.grid.take(np.asarray(factors), hkl)))
 
@@ -387,7 +394,7 @@ def _phased(crystal, factors):
 
 
 def _averaged(crystal, own, frame):
-    """Structure factors averaged over a group in its frame, and the factors that have led there."""
+    """Structure factors averaged over a group, at its origin, and the factors that shift phases to that origin."""
     hkl = crystal.expanded.in_given_cell(crystal.expanded.hkl)
     shift = np.exp(-2j * np.pi * (hkl @ frame.origin))
     return averaged(hkl, own * shift, frame.rotations, frame.translations), shift

@@ -122,7 +122,7 @@ class Freedom:
     Attributes:
         positions: whether positions and U are free.
         occupancies: whether occupancies are free. Then the scale is fixed; else the scale is free.
-        cycles: the most.
+        cycles: the highest number of cycles.
     """
 
     positions: bool = True
@@ -142,7 +142,7 @@ def refine(
 
     Args:
         unit: `n` atoms; they are padded here.
-        scale: of the start; 0: the one that fits the start.
+        scale: k of Fo = k Fc, to start from; 0: the one that fits the given atoms.
         projectors: `(n, 3, 3)`, the mean rotation of the operations that keep each atom.
         operations: of the space group.
         reflections: to refine against.

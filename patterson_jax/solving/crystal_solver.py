@@ -1,8 +1,8 @@
-"""A crystal from its measured intensities: phases, space group, atoms and a verdict.
+"""Solves a crystal from its measured intensities: phases, space group, atoms and a verdict.
 
-Starts go on until a map is called solved, the budget is spent, or so many have come to one map that no other is to be
-expected. A promising map waits for another start that comes to the same map, for a while; then it is interpreted in its
-space group, and, where that is not certain, in others.
+Starts go on until a map is called solved, the budget is spent, or so many starts have led to one map that no other is
+to be expected. A promising map is interpreted as soon as a second start leads to it, or after some starts that did
+not. It is interpreted in its space group and, if that is not certain, in others.
 """
 
 import dataclasses
@@ -31,14 +31,14 @@ from patterson_jax.solving.crystal_verdict import Evidence, expected_r_factor, j
 from patterson_jax.solving.spacegroup import Frame, find_space_group
 
 MAX_STARTS = 48
-AGREEING = 2  # starts that make a map worth interpreting at once
-PATIENCE = 6  # starts that a promising map waits for one that agrees
-MOST_INTERPRETED = 4  # maps without promise, or without a second start, at the end
-MOST_ALTERNATIVES = 2  # groups beside the one that was found
-ABSENT = 1e-6  # of the largest structure factor: the group extinguishes it
-SETTLED = 8  # starts that agree, half of all or more: others will come to the same
-WELL_OBEYED = 0.85  # least agreement of phases with a group that is certain, of which no subgroup need be tried
-CLEARLY_BETTER = 0.8  # R1 of a subgroup, in parts of the R1 of the group
+AGREEING = 2  # a map is interpreted as soon as so many starts have led to it
+PATIENCE = 6  # number of starts for which a promising map waits for one that agrees
+MOST_INTERPRETED = 4  # at the end, of maps that are not promising or to which one start alone has led
+MOST_ALTERNATIVES = 2  # groups that are tried beside the one that was found
+ABSENT = 1e-6  # part of the largest structure factor below which a reflection counts as absent
+SETTLED = 8  # the search ends if so many starts, and at least half of all, have led to one map
+WELL_OBEYED = 0.85  # no subgroup is tried if the phases agree with a certain group by more than this
+CLEARLY_BETTER = 0.8  # a model is clearly better if its R1 is below this part of the other R1
 VERDICTS = ('solved', 'uncertain', 'not solved')
 
 _compiling = 0.0
@@ -46,13 +46,13 @@ _compiling = 0.0
 
 @dataclasses.dataclass
 class Cluster:
-    """Maps that are the same, origin and hand aside, and what came of them.
+    """Maps that are the same apart from origin and hand, and their interpretations.
 
     Attributes:
-        maps: of starts, in the order in which they ended.
-        since: how many starts had ended when the first of them came.
+        maps: one from each start, in the order in which the starts ended.
+        since: number of starts that had ended when the first map was found.
         answers: interpretations, each with its space group.
-        agreeing: how many maps there were when they were interpreted.
+        agreeing: number of maps when they were interpreted last; 0 before that.
     """
 
     maps: list[PhasedMap]
@@ -62,7 +62,7 @@ class Cluster:
 
     @property
     def best(self) -> PhasedMap:
-        """The map whose group is most certain and best obeyed."""
+        """The best map: certain groups come first, then those with more operations, then the higher `rank`."""
         return max(self.maps, key=lambda each: (each.found.space_group.certain, each.found.number_kept, each.rank))
 
 
@@ -74,14 +74,17 @@ def solve_crystal(
     max_seconds: float = 0,
     progress: Callable[[int, str], None] = lambda done, note: None,
 ) -> CrystalSolution:
-    """Solves a crystal. Raises InputError.
+    """Solves a crystal.
 
     Args:
         data: its merged intensities, and what else is known.
         seed: fixes the starts.
-        max_starts: most of them.
-        max_seconds: no new starts are judged after so many; 0: no limit.
-        progress: told how many starts have ended, and what they came to.
+        max_starts: the highest number of starts.
+        max_seconds: the search ends with the first start that ends after so many seconds; 0: no limit.
+        progress: is called with the number of starts that have ended, and a line about the best map.
+
+    Raises:
+        InputError: `max_starts` or `max_seconds` is invalid, or an element has no form factor.
     """
     require(max_starts >= 1, 'max_starts', max_starts, '1 or more')
     require(max_seconds >= 0, 'max_seconds', max_seconds, 'a number of seconds, or 0 for no limit')
@@ -127,12 +130,12 @@ def _add_to_cluster(crystal, clusters, reached, ended):
 
 
 def _interpret(crystal, cluster, ended):
-    """Interprets the best map of a cluster in its group and, where that does not solve it, in others.
+    """Interprets the best map of a cluster in its group and, if that does not solve it, in others.
 
-    Those are the groups that fit the phases nearly as well, or subgroups: a structure may almost have more symmetry
-    than it has. A group with less symmetry has more parameters: it must explain the data clearly better. Where none
-    does, a group is certain that several starts came to and whose operations alone the phases obey. Atoms that have
-    more symmetry than their group are tried with it.
+    The others are groups that fit the phases nearly as well, or else subgroups, because a structure may come near to
+    the symmetry of a larger group. A group with less symmetry has more parameters, so it must explain the data clearly
+    better. If none does, the first group is called certain, provided that several starts led to it and that the phases
+    obey its operations and no others. Atoms that have more symmetry than their group are interpreted again with it.
     """
     best = cluster.best
     found = best.found
@@ -175,7 +178,7 @@ def _interpret(crystal, cluster, ended):
 
 
 def _with_certain_group(group, answer, evidence):
-    """The same group and answer, judged as one whose group is certain."""
+    """The same group, called certain, and the answer, judged again."""
     findings = dataclasses.replace(answer.findings, group_certain=True)
     verdict, reasons = judge_crystal(findings, evidence)
     answer = dataclasses.replace(answer, findings=findings, verdict=verdict, reasons=reasons)
@@ -185,7 +188,14 @@ def _with_certain_group(group, answer, evidence):
 def with_symmetry_of_its_atoms(
     crystal: Crystal, group: SpaceGroup, answer: Interpretation, evidence: Evidence
 ) -> tuple[SpaceGroup, Interpretation]:
-    """An answer whose atoms have more symmetry than its group, again in the group that their phases show."""
+    """Interprets an answer again, in the group that the phases of its atoms show; that group and the new answer.
+
+    Args:
+        crystal: from `prepare_crystal`.
+        group: in which the answer was found.
+        answer: its atoms have more symmetry than `group`.
+        evidence: how the answer was found.
+    """
     own = phased_by_atoms(crystal, answer.atoms, group)
     expanded = crystal.expanded
     found = find_space_group(expanded.hkl, own, crystal.data.rotations, expanded.cell, expanded.basis)
@@ -199,7 +209,7 @@ def _clearly_better(other, first):
 
 
 def structure_factors(crystal: Crystal, reached: PhasedMap, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
-    """Structure factors in the frame of a group and in the cell as given.
+    """Structure factors of the data from a map, in the given cell, with the origin of one of the groups found for it.
 
     Returns:
         Indices `(n, 3)`, one for each row of the data that has a phase, and complex structure factors `(n,)`.
@@ -208,7 +218,7 @@ def structure_factors(crystal: Crystal, reached: PhasedMap, frame: Frame) -> tup
 
 
 def _of_the_data(crystal, factors):
-    """Indices and structure factors as above, of E values with phases of all reflections in P1."""
+    """The same from E values with phases, `(n,)` complex, of all reflections in P1."""
     _, rows = np.unique(crystal.expanded.source, return_index=True)
     rows = rows[np.abs(factors[rows]) > ABSENT * np.abs(factors).max()]
     hkl = crystal.expanded.in_given_cell(crystal.expanded.hkl[rows])
@@ -230,8 +240,12 @@ def _answer(crystal, clusters, ended, seconds):
 def best_answer(
     answers: list[tuple[Cluster, SpaceGroup, Interpretation]],
 ) -> tuple[Cluster, SpaceGroup, Interpretation]:
-    """The answer with the best verdict; of those that no other explains the data clearly better, that to which most
-    starts came, then that with the fewest doubts."""
+    """Chooses the best answer.
+
+    The verdict comes first. Of the answers with the best verdict, those with a clearly higher R1 than another are left
+    out. Of the rest, the one to which most starts led is taken, then the one with the fewest reasons, which are doubts
+    unless it is solved, then the one with the lowest R1.
+    """
     verdict = min(VERDICTS.index(answer.verdict) for _, _, answer in answers)
     answers = [each for each in answers if VERDICTS.index(each[2].verdict) == verdict]
     least = min(_r_factor(answer) for _, _, answer in answers)
@@ -240,9 +254,9 @@ def best_answer(
 
 
 def _r_factor(answer):
-    """R1 as it would be of reflections that have no part in the refinement: more parameters than a few make it small.
+    """R1 corrected for the number of parameters, so that models of different size can be compared.
 
-    The mean square of what n reflections leave over p parameters is that of the errors times (n - p) / n.
+    With n reflections and p parameters the mean square of the residuals is that of the errors times (n − p) / n.
     """
     if answer.findings is None or answer.findings.reflections_per_parameter <= 1:
         return np.inf

@@ -1,9 +1,9 @@
 """From the phased map of a crystal to its atoms, elements and a verdict.
 
 Peaks of the map in its space group are the first atoms. Then these steps are repeated: the atoms are refined; the
-scattering power of each, refined as an occupancy, decides its element; atoms that do not hold are dropped; peaks of the
-difference map are added. Atoms stay exactly on special positions. Hydrogen is not searched for, twins are not refined,
-and the hand is not determined.
+scattering power of each, refined as an occupancy, decides its element; atoms that turn out weak or have a high U are
+dropped; peaks of the difference map are added. Atoms stay exactly on special positions. Hydrogen is not searched for,
+twins are not refined, and the hand is not determined.
 """
 
 import dataclasses

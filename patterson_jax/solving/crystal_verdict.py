@@ -13,7 +13,7 @@ stream `calibration`), and were tested on others.
 import dataclasses
 import math
 
-HEAVY_R, LIGHT_R = 0.095, 0.07  # R1 of a right model beside noise: with heavy atoms, and added if all atoms are light
+HEAVY_R, LIGHT_R = 0.095, 0.07  # R1 of a right model without noise: of heavy atoms, and added if all are light
 HOPELESS_R = 0.35  # R1 above which a model does not explain the data
 LARGEST_PEAK, DEEPEST_HOLE = 0.16, 0.16  # of the difference map, relative to the lightest atom
 U_RANGE = (0.005, 0.15)  # Å²
@@ -36,7 +36,7 @@ class Evidence:
         agreeing: number of starts, with the chosen one, that led to the same map up to origin and hand.
         operations: the lowest agreement of the phases with an operation of the group, 0 to 1; None: only the identity.
         others: the highest agreement with an operation of the Laue class that the group lacks; None: it lacks none.
-        jump: skewness of the final map above its level in the first cycles, or None.
+        jump: skewness of the final map divided by that of maps from random phases; None: not known.
     """
 
     starts: int = 1
@@ -66,7 +66,8 @@ class Findings:
         absent_intensity: mean intensity of the reflections that the group forbids, less its error, relative to that of
             all.
         further_symmetry: whether the atoms obey an operation that the group lacks.
-        weak_intensity: mean intensity of the weakest third of the reflections by the model, relative to shells' means.
+        weak_intensity: mean measured intensity of the third of the reflections that are weakest in the model, each
+            relative to the mean of its shell.
         group_certain: whether phases and data left no other group.
         reflections_per_parameter: number of unique reflections for each parameter.
         d_min: Å.

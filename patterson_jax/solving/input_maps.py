@@ -59,11 +59,11 @@ def checked_patterson(patterson: np.ndarray) -> np.ndarray:
 
 
 def fit_problem(patterson: np.ndarray, problem: Problem, resolution: float | None) -> Problem:
-    """The problem with the grid and the resolution of a map.
+    """The problem with its grid and resolution taken from a map.
 
     Args:
         patterson: the map `(grid, grid, grid)`.
-        problem: what the atoms are.
+        problem: number, size and inner box of the atoms.
         resolution: highest |h| measured; None: the |h| beyond which the spectrum of the map vanishes.
 
     Raises:

@@ -1,6 +1,6 @@
-"""The paper's procedure: from a map of both enantiomorphs to peaks, and from these to one set of atoms (2.4.4).
+"""The paper's procedure (2.4.4): from a map of both enantiomorphs to peaks, and from peaks to one set of atoms.
 
-The map is the network's, or that of the minimum function. Nothing is refined here.
+The map comes from a network or from the minimum function. Nothing is refined here.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ Predictor = Callable[[Array], Array]
 
 
 class Interpretation(NamedTuple):
-    """What was made of one map, or, with a leading axis, of several.
+    """The result for one map, or, with a leading axis, for several.
 
     Attributes:
         positions: `(num_atoms, 3)`, voxels from the box centre.
@@ -41,7 +41,7 @@ class Interpretation(NamedTuple):
         heights: `(num_peaks,)`, density at the peaks.
         r_factor: R1 of the positions over the low frequencies.
         patterson_correlation: correlation of measured and calculated Patterson map, origin peak left out.
-        misfit: what the separation minimised, after each swap of the best chain, `(num_swaps,)`.
+        misfit: `(num_swaps,)`, what the separation minimises, after each swap of the best chain.
     """
 
     positions: Array
@@ -77,7 +77,10 @@ def interpret_batch(
 def interpret_map(
     key: Array, patterson: Array, density: Array, problem: Problem, settings: SeparationSettings
 ) -> Interpretation:
-    """From a density map of both enantiomorphs, and the Patterson map behind it, to one set of atoms."""
+    """Finds one set of atoms in a density map of both enantiomorphs, with the Patterson map from which it was made.
+
+    Both maps are `(grid, grid, grid)`; the Patterson map has its origin at voxel (0, 0, 0).
+    """
     measured = measure(patterson, reflections(problem), problem.num_atoms, problem.atom_volume)
     found = atoms_of_map(key, density, measured, problem, settings)
     return Interpretation(
@@ -92,7 +95,7 @@ def interpret_map(
 
 
 class AtomsOfMap(NamedTuple):
-    """The set of atoms in a map of both enantiomorphs, and how it was found; see `Interpretation`."""
+    """The set of atoms in a map of both enantiomorphs; the fields are those of `Interpretation`."""
 
     positions: Array
     candidates: Array
@@ -104,9 +107,9 @@ class AtomsOfMap(NamedTuple):
 def atoms_of_map(
     key: Array, density: Array, measured: Measured, problem: Problem, settings: SeparationSettings
 ) -> AtomsOfMap:
-    """The set of atoms `(places, 3)` in a map of both enantiomorphs, of its peaks the one that the data want.
+    """Chooses, of the peaks of a map of both enantiomorphs, the set of atoms `(places, 3)` that fits the data best.
 
-    Places that are not taken have peaks as well. Only frequencies up to the settings' resolution are compared.
+    Places that are not taken hold further peaks. Only frequencies up to the settings' resolution are compared.
     """
     hkl = low_frequencies(problem.grid_size, settings.resolution)
     known = jnp.sum(hkl**2, axis=-1) <= measured.reflections.longest
@@ -131,7 +134,7 @@ def atoms_of_map(
 def patterson_correlation(patterson: Array, positions: Array, problem: Problem) -> Array:
     """Correlation of a Patterson map with that of positions `(num_atoms, 3)`, without the origin peak.
 
-    Both have the measured frequencies alone.
+    Both maps are limited to the measured frequencies.
     """
     squares = intensities(render(positions, problem.grid_size, problem.atom_radius))
     squares = jnp.where(measured_frequencies(problem.grid_size, problem.measurement.resolution), squares, 0)

@@ -1,6 +1,7 @@
-"""What the data keep of the truth: the true atoms, refined, finished and judged as an answer of any method.
+"""The limit of any method: the true atoms, refined, finished and judged like the atoms that a method proposes.
 
-No method can be asked to find more. Where this keeps the truth and no method finds it, search is what is missing.
+If the data do not keep the true atoms, no method can find them. If they do and no method finds them, a better search is
+what is missing.
 """
 
 import time
@@ -22,12 +23,12 @@ TRUTH = 'truth'  # as the name of a method
 
 
 def solutions_from_truth(pattersons: np.ndarray, positions: np.ndarray, problem: Problem) -> list[Solution]:
-    """What least squares makes of the true atoms.
+    """Solutions that begin at the true atoms.
 
     Args:
         pattersons: `(count, grid, grid, grid)`, origin at voxel (0, 0, 0), of any scale.
-        positions: `(count, num_atoms, 3)`, the atoms behind them, voxels from the box centre.
-        problem: what they are.
+        positions: `(count, num_atoms, 3)`, the atoms of these maps, voxels from the box centre.
+        problem: of the maps.
     """
     held, solutions = reflections(problem), []
     keep = program(kept_of_truth, positions[0], pattersons[0], held, problem=solved_for(problem))

@@ -1,4 +1,4 @@
-"""One Patterson map that a person hands over: checked, cut, completed, its number of atoms found, and solved."""
+"""Solves one Patterson map of a user: checks it, restores F(000)², finds the number of atoms if it is not known."""
 
 import dataclasses
 
@@ -25,8 +25,8 @@ class SolveSettings(Search):
     """How to solve a map: a search, and what is known of the map. Raises InputError.
 
     Attributes:
-        resolution: |h| up to which amplitudes were measured; None: it is found in the map.
-        num_atoms_known: False: other numbers of atoms than the problem's are tried too.
+        resolution: highest measured |h|; None: it is found from the map.
+        num_atoms_known: whether the map has the problem's number of atoms; if not, likely numbers are tried.
     """
 
     resolution: float | None = None
@@ -40,7 +40,7 @@ class SolveSettings(Search):
 
 @dataclasses.dataclass(frozen=True)
 class SolvedMap:
-    """A solution with what was solved: the map as it was completed, on some scale, and the problem fitted to it."""
+    """A solution, the map that was solved, on some scale and with F(000)², and the problem fitted to it."""
 
     solution: Solution
     patterson: np.ndarray
@@ -55,18 +55,18 @@ def solve_map(
     seed: int,
     network: Network | None = None,
 ) -> SolvedMap:
-    """Solves a map `(grid, grid, grid)` of any scale, as it comes from a file or another program.
+    """Solves a map `(grid, grid, grid)` of any scale, from a file or another program.
 
     Args:
         patterson: origin at voxel (0, 0, 0).
-        problem: what it is of; its grid and resolution are taken from the map.
+        problem: number and size of the atoms, inner box, noise; grid and resolution are taken from the map.
         settings: method, budget, and what is known.
         separation: how sets are taken from maps.
         seed: fixes the starts.
-        network: for the methods `network` and `auto`; for another grid or atom than its own `auto` goes without.
+        network: for the methods `network` and `auto`; `auto` does not use it for a grid or atoms unlike its own.
 
     Raises:
-        InputError: it is no Patterson map that can be solved, or not by the network; the message says what to mend.
+        InputError: the map is no Patterson map, or the method cannot solve it; the message says what to correct.
     """
     patterson = checked_patterson(patterson)
     expected = problem if settings.num_atoms_known else dataclasses.replace(problem, num_atoms=1)
@@ -85,7 +85,7 @@ def solve_map(
 
 
 def _unfit(network, problem):
-    """What the network was trained on and the problem is not, in words; None: nothing."""
+    """In words, how the problem differs from the one that the network was trained on; None if it does not."""
     trained = network.trained_on
     if trained is None:
         return None
@@ -107,13 +107,13 @@ def solve_unknown_number(
 ) -> Solution:
     """Solves a map `(grid, grid, grid)` whose number of atoms is not known: tries numbers and chooses one.
 
-    The first is what the ratio of the map's sum to its origin peak says, which is enough if it explains the map
-    exactly; then its neighbours, and the one with the lowest R1 is chosen. Each may have as many attempts as the search
-    says, and an equal part of the seconds that are left. One set of programs serves them all. The problem's own number
-    is not looked at.
+    The first number follows from the ratio of the map's sum to its origin peak. If it explains the map exactly, it is
+    taken; otherwise its neighbours are tried too, and the number with the lowest R1 is chosen. Each number has all the
+    attempts of the search, and an equal part of the seconds that are left. One set of programs serves all numbers. The
+    number in `problem` is not used.
 
     Raises:
-        InputError: so many atoms do not fit in the inner box, or no attempt gave positions that are numbers.
+        InputError: no likely number of atoms fits in the inner box, or no attempt gave finite positions.
     """
     trials = _likely_problems(patterson, problem)
     places = max(trial.num_atoms for trial in trials)
@@ -126,7 +126,7 @@ def solve_unknown_number(
         budget = dataclasses.replace(search, max_seconds=max(share, 0.0))
         try:
             solutions += solve_maps(key[None], patterson[None], trial, budget, enough, network, places=places)
-        except InputError as error:  # no attempt at this number gave numbers; another number may
+        except InputError as error:  # no attempt gave finite positions; with another number of atoms one may
             failures.append(error)
             continue
         seconds += solutions[-1].seconds
@@ -143,7 +143,7 @@ def _is_exact(solution):
 
 
 def _likely_problems(patterson, problem):
-    """The problem with each number of atoms that is likely, fits in the box, and has reflections enough."""
+    """The problem with each likely number of atoms that fits in the box and has enough reflections."""
     numbers = likely_numbers(patterson, problem)
     trials = [trial for number in numbers if (trial := _with_atoms(problem, number))]
     if not trials:
@@ -155,10 +155,10 @@ def _likely_problems(patterson, problem):
 
 
 def likely_numbers(patterson: np.ndarray, problem: Problem) -> list[int]:
-    """Numbers of atoms that a map may be of, the likeliest first.
+    """Numbers of atoms that a map may have, the likeliest first.
 
-    F(000)² is the square of the total density; the origin peak, without what is not measured, is the sum of squares
-    of the density, in proportion to the number of atoms.
+    F(000)² is the square of the total density. The origin peak, limited to the measured frequencies, is the sum of the
+    squared density, which is proportional to the number of atoms.
 
     Raises:
         InputError: one of the two is not positive.
@@ -182,7 +182,7 @@ def likely_numbers(patterson: np.ndarray, problem: Problem) -> list[int]:
 
 
 def _with_atoms(problem, number):
-    """The problem with another number of atoms, None where so many do not fit or there are too few reflections."""
+    """The problem with another number of atoms; None if they do not fit or there are too few reflections."""
     try:
         trial = dataclasses.replace(problem, num_atoms=number)
         check_enough(trial)

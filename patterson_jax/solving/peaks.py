@@ -1,8 +1,8 @@
 """Peaks of a density map: candidate positions of atoms (paper, 2.4.4).
 
-The map holds two sets of atoms that may overlap, and of two overlapping atoms only one is a local maximum. So peaks
-are taken one at a time, highest first, and before the next is looked for the atom just found is taken out of the map.
-That is CLEAN (Högbom, Astron. Astrophys. Suppl. 15, 417, 1974) with an atom for a beam.
+The map holds two sets of atoms that may overlap, and of two overlapping atoms only one may be a local maximum. So
+peaks are taken one at a time, highest first, and each atom is subtracted from the map before the next peak is searched
+for. This is CLEAN (Högbom, Astron. Astrophys. Suppl. 15, 417, 1974) with an atom as the beam.
 """
 
 import jax
@@ -23,7 +23,7 @@ def find_peaks(density: Array, num_peaks: int, problem: Problem) -> tuple[Array,
 
     Returns:
         positions: `(num_peaks, 3)`, voxels from the box centre, in the order in which they were found.
-        heights: `(num_peaks,)`, what was left of the density at each peak when it was found.
+        heights: `(num_peaks,)`, the density at each peak, without the atoms found before it.
     """
 
     def take_peak(residual, _):
@@ -50,5 +50,5 @@ def highest_peak(density: Array) -> tuple[Array, Array]:
 
 
 def with_inverses(positions: Array) -> Array:
-    """Doubles candidates `(n, 3)` by their inverses through the box centre, `(2n, 3)` (paper, 2.4.4)."""
+    """Positions `(n, 3)`, then their inverses through the box centre, `(2n, 3)` in all (paper, 2.4.4)."""
     return jnp.concatenate([positions, -positions])

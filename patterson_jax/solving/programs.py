@@ -1,4 +1,4 @@
-"""Programs: functions compiled ahead, so that no use of one takes longer, once for each set of choices and shapes."""
+"""Programs: functions that are compiled before their first use, once for each set of choices and shapes."""
 
 import dataclasses
 import functools
@@ -10,23 +10,23 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled function of arrays; `shapes` are those of what it gives."""
+    """A compiled function of arrays; `shapes` are the shapes of its results."""
 
     run: Callable
     shapes: Any
 
     def __call__(self, *arguments: Any) -> Any:
-        """What the function gives for arguments of the shapes that it was compiled for."""
+        """Calls the function with arguments of the shapes for which it was compiled."""
         return self.run(*arguments)
 
 
 def program(function: Callable, *arguments: Any, **choices: Hashable) -> Program:
-    """A function compiled for arguments of these shapes; with the same choices and shapes it is the same program.
+    """Compiles a function for arguments of these shapes; the same choices and shapes give the same program.
 
     Args:
-        function: of a module, and so the same one every time; pure.
-        arguments: arrays, or what has their `shape` and `dtype`, in any structure.
-        choices: further arguments, by name: values on which the program depends.
+        function: a pure function of a module, so that it is the same object in every call.
+        arguments: arrays, or other objects with their `shape` and `dtype`, in any structure.
+        choices: further arguments, by name; the program depends on their values.
     """
     leaves, structure = jax.tree.flatten(arguments)
     shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)

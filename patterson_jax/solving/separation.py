@@ -1,9 +1,8 @@
-"""Separation: of the candidates, the set of atoms whose Patterson map is the measured one (paper, 2.4.4).
+"""Separation: chooses, from candidates, the set of atoms whose Patterson map is the measured one (paper, 2.4.4).
 
-The structure factors of a set are the sum of its atoms' own, so to swap two atoms is one subtraction and one addition,
-and by Parseval's theorem the squared difference of two Patterson maps is that of their intensities |F|². No map is
-made inside the loop. Only low frequencies are compared: they cost less, and at the precision of peaks in a map they
-are the ones that tell a right set from a wrong one.
+The structure factors of a set are the sum over its atoms, so a swap of two atoms costs one subtraction and one
+addition. By Parseval's theorem the squared difference of two Patterson maps is that of their intensities |F|², so no
+map is computed. Only low frequencies are compared: they cost less, and peaks of a map are too imprecise for high ones.
 """
 
 import dataclasses
@@ -25,13 +24,14 @@ class SeparationSettings:
     """How to separate. Raises InputError.
 
     Attributes:
-        num_peaks: taken from a map, "20 or so"; their inverses double them.
-        method: 'annealed', or 'greedy'.
-        num_swaps: in each chain.
-        num_chains: from different random sets; the best is kept.
-        resolution: frequencies |h| up to this are compared.
-        first_threshold: a swap may raise the relative misfit by less than this,
-        last_threshold: falling to this at the last swap.
+        num_peaks: number of peaks taken from a map ("20 or so" in the paper); with their inverses they are candidates.
+        method: 'annealed' or 'greedy'.
+        num_swaps: number of swaps tried in each chain.
+        num_chains: number of chains, from different random sets; the best is kept.
+        resolution: highest |h| of the frequencies that are compared.
+        first_threshold: the annealed method keeps a swap that raises the relative misfit by less than a threshold; this
+            is the threshold of the first swap.
+        last_threshold: of the last swap; it changes linearly between the two.
     """
 
     num_peaks: int = 24
@@ -54,11 +54,11 @@ class SeparationSettings:
 
 
 class Separation(NamedTuple):
-    """What a separation found.
+    """The result of a separation.
 
     Attributes:
-        order: `(num_candidates,)`, the candidates' indices; the first `num_atoms` are the best set that was met.
-        misfit: squared difference of intensities relative to the squared measured ones, of the chosen set.
+        order: `(num_candidates,)`, the candidates' indices; the first `num_atoms` are the best set that was found.
+        misfit: of that set, Σ(|F|² − measured)² / Σ(measured)².
         history: `(num_swaps,)`, the best chain's misfit after each swap tried.
     """
 
@@ -97,7 +97,7 @@ def separate(
 
 
 def _swap_chain(key, factors, intensities, num_atoms, thresholds):
-    """One chain. The candidates' order is the state: the first `num_atoms` of it are the set."""
+    """Runs one chain. Its state is the order of the candidates, of which the first `num_atoms` are the set."""
     num_candidates, num_swaps = factors.shape[0], thresholds.shape[0]
     order_key, member_key, other_key = jax.random.split(key, 3)
     order = jax.random.permutation(order_key, num_candidates)

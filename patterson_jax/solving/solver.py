@@ -1,7 +1,7 @@
-"""Patterson maps to atoms, by any method, with a verdict.
+"""Solves Patterson maps: atoms by any method, with a verdict.
 
-Methods propose sets of atoms in attempts (`methods`); from there one path serves them all (`attempt`). Attempts go on
-until the verdict on what they have found (`cases`) is `solved` or the budget is spent.
+In each attempt a method (`methods`) proposes sets of atoms; what follows is the same for all methods (`attempt`).
+Attempts go on until the verdict (`cases`) is `solved` or the budget is spent.
 
 The answer is one of two enantiomorphs: a set of atoms and its inverse have the same Patterson map.
 """
@@ -32,11 +32,12 @@ class Search:
     """By which method to search, and for how long. Raises InputError.
 
     Attributes:
-        method: 'network', 'least_squares', 'phase_retrieval', 'minimum_function', or 'auto', all in turn.
-        max_attempts: at a map, each begins differently; they end when the verdict is `solved`.
-        max_seconds: for a map, compilation apart; no attempt begins that might end later. 0: no limit, and results do
-            not vary.
-        orientations: of the cell in which the network is shown a map; its maps are averaged; 24 is all.
+        method: 'network', 'least_squares', 'phase_retrieval', 'minimum_function', or 'auto', which uses all in turn.
+        max_attempts: highest number of attempts for each map; each begins differently.
+        max_seconds: for each map, without compilation; no attempt begins that is expected to end later. 0: no limit,
+            and results do not depend on the machine's speed.
+        orientations: number of orientations of the cell in which the network sees a map; its results are averaged. At
+            most 24.
     """
 
     method: str = AUTO
@@ -72,14 +73,14 @@ def solve_maps(
     Args:
         keys: `(count,)`, one key for each map; a map's solution depends on its own key alone.
         pattersons: the maps, on the host.
-        problem: what they are of; its noise and resolution are those of the maps.
+        problem: number and size of the atoms, inner box; noise and resolution of the maps.
         search: method and budget.
         separation: how sets are taken from the maps of the network and of the minimum function.
-        network: for the methods `network` and `auto`; without it `auto` has the classical methods.
-        progress: is told how many maps are done.
-        at_once: how many maps the device has at once, at most; None: one on CPU, where more are no faster.
-        places: atoms that the programs have room for, so that other numbers of atoms need no other programs; None: as
-            many as the problem has.
+        network: for the methods `network` and `auto`; without it `auto` uses the classical methods.
+        progress: is called with the number of maps that are done.
+        at_once: highest number of maps that are solved together; None: one on a CPU, where more are no faster.
+        places: highest number of atoms for which the programs are compiled, so that they serve smaller numbers too;
+            None: the problem's number.
 
     Raises:
         InputError: no attempt at a map gave positions that are numbers.
@@ -115,5 +116,5 @@ def cases_at_once() -> int:
 
 
 def _program_size(count, at_once):
-    """Maps of the program that takes so many: a power of two, so that the last survivors have a small one."""
+    """Number of maps of the program for `count` maps: a power of two, so that few maps use a small program."""
     return min(at_once, 1 << (count - 1).bit_length())

@@ -1,11 +1,11 @@
-"""The space group of a crystal, read from phases that were found without it.
+"""Finds the space group of a crystal from phases that were found without symmetry.
 
 An operation x' = R x + t of the structure means F(h) = F(hR) exp(2πi h·t). So for each rotation that the intensities
-allow, the transform of F(h) F*(hR) is a map over translations with its peak at t, as high as the phases agree: 1 for
-perfect phases, 0.56 to 0.97 in practice, while false operations come up to 0.6. No threshold separates them in
-every crystal; the operations kept are the closed set above the widest gap (compare Palatinus and van der Lee, J. Appl.
-Cryst. 41, 975, 2008). Their number, standard axes and origin are the work of moyopy; the answer is in the cell as
-given.
+allow, the transform of F(h) F*(hR) is a map over translations with its peak at t. The height of the peak, the
+*agreement*, is 1 for perfect phases. In practice it is 0.56 to 0.97 for true operations and up to 0.6 for false ones,
+so that no threshold separates them in every crystal. The operations above the widest gap in agreement are kept, if
+their rotations form a group (compare Palatinus and van der Lee, J. Appl. Cryst. 41, 975, 2008). moyopy gives the number
+of the group, its standard axes and its origin. The answer is in the given cell.
 """
 
 import dataclasses
@@ -23,23 +23,23 @@ from patterson_jax.crystal.expansion import GEMMI_DENOMINATOR
 from patterson_jax.crystal.structure import SpaceGroup
 
 CHANCE = 0.3  # agreement that false operations reach easily
-TYPICAL = 0.8  # agreement of true operations, and so what the identity is counted for
-CLEAR_GAP = 0.2  # between operations kept and others, where nothing else is likely
-CLEARLY_RIGHT, CLEARLY_WRONG = 0.75, 0.5  # agreement of operations
-CHANCE_AT_MOST = 0.35  # agreement of operations in a crystal that has none
+TYPICAL = 0.8  # agreement of true operations; the identity counts as one of these
+CLEAR_GAP = 0.2  # between the operations kept and the others, where the group may be certain
+CLEARLY_RIGHT, CLEARLY_WRONG = 0.75, 0.5  # least agreement of true operations, highest of false ones
+CHANCE_AT_MOST = 0.35  # highest agreement of operations in a crystal without symmetry
 MOST_HALVES = 2  # subgroups that are tried in place of a group that is not certain
-LEAST_GAP = 0.1  # below a set of operations that is worth naming
-BARELY_OBEYED = 0.25  # agreement of operations that averaging over them may show to be true
-MOST_LARGER = 2  # groups of such operations that are tried
+LEAST_GAP = 0.1  # below a set of operations that is considered
+BARELY_OBEYED = 0.25  # least agreement of operations of the larger groups that are considered
+MOST_LARGER = 2  # larger groups that are tried
 TOLERANCES = (0.01, 0.02, 0.04, 0.06, 0.1, 0.15)  # of translations, tried in turn
-ALMOST = 0.85  # of the best agreement is reached by translations that may be the right ones
+ALMOST = 0.85  # least agreement of other translations that may be right, relative to the best
 MOST_PEAKS = 4
 MOST_COMBINATIONS = 64
-ORIGIN_STEPS = 24  # in an edge: all origins of tabulated settings are there
+ORIGIN_STEPS = 24  # along an edge; the origins of all tabulated settings are among these
 NEWTON_STEPS = 10
 LONGEST_STEP = 0.02  # of an edge
 CONVERGED = 1e-5
-FLAT = 1e-6  # of the largest curvature
+FLAT = 1e-6  # part of the largest curvature below which a direction has none
 
 
 class Operation(NamedTuple):
@@ -47,8 +47,8 @@ class Operation(NamedTuple):
 
     Attributes:
         rotation: `(3, 3)` int.
-        translations: `(k, 3)`, where phases agree best, the best first; others where a structure almost repeats itself.
-        agreements: `(k,)`, at most 1.
+        translations: `(k, 3)`, the best first; there are several if the structure almost repeats itself.
+        agreements: `(k,)`, with each translation, at most 1.
     """
 
     rotation: np.ndarray
@@ -57,21 +57,20 @@ class Operation(NamedTuple):
 
     @property
     def agreement(self) -> float:
-        """With the best translation."""
+        """The agreement with the best translation."""
         return float(self.agreements[0])
 
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """A space group in the cell as given, and how phases found in the primitive cell come into it.
+    """A space group in the given cell, and its origin in phases that were found without it.
 
     Attributes:
         number: of International Tables.
-        hm: Hermann-Mauguin symbol of the setting, or the standard one.
-        rotations: `(n, 3, 3)` int, all operations in the cell as given, centring included.
-        translations: `(n, 3)`.
-        origin: `(3,)`, the origin of the group in the frame in which the phases were found, in fractions of the cell
-            as given.
+        hm: Hermann-Mauguin symbol of the setting, or the standard one if the setting has none.
+        rotations: `(n, 3, 3)` int, of all operations, centring included.
+        translations: `(n, 3)`, of the same operations.
+        origin: `(3,)`, where the origin of the group lies in the map of the phases, in fractions of the given edges.
         agreements: `(n,)`, of the phases with each operation at that origin.
     """
 
@@ -84,7 +83,7 @@ class Frame:
 
     @property
     def symops(self) -> tuple[str, ...]:
-        """The operations as 'x,y,z'."""
+        """The operations, written like 'x,y,z'."""
         return tuple(
             _operator(rotation, translation).triplet()
             for rotation, translation in zip(self.rotations, self.translations, strict=True)
@@ -92,16 +91,16 @@ class Frame:
 
 
 class FoundGroup(NamedTuple):
-    """The answer: the group, its frame, and the operations that were tried, those of the group first.
+    """The space group that was found, and the operations that were tried.
 
     Attributes:
         frame: of the best set of operations.
-        space_group: the same for others to read.
-        number_kept: how many of the rotations tried are those of the group.
+        space_group: the same group, as it is reported.
+        number_kept: number of the operations tried that belong to the group.
         kept: lowest agreement of an operation of the group.
-        rejected: highest of the others; None where there are no others.
-        operations: agreements of all rotations that were tried, the kept ones first.
-        alternatives: frames of other groups, where the space group is not certain.
+        rejected: highest agreement of another operation; None if there is no other.
+        operations: all operations that were tried, one for each rotation, those of the group first.
+        alternatives: frames of other groups that may be right, if the space group is not certain.
     """
 
     frame: Frame
@@ -114,10 +113,10 @@ class FoundGroup(NamedTuple):
 
 
 class PhasedReflections:
-    """Structure factors of one of each Friedel pair, at hand by their indices.
+    """Structure factors that are looked up by their indices.
 
     Args:
-        hkl: `(n, 3)`.
+        hkl: `(n, 3)`, one of each Friedel pair.
         factors: `(n,)` complex.
     """
 
@@ -131,17 +130,20 @@ class PhasedReflections:
         self.total = float(np.sum(np.abs(self.factors) ** 2))
 
     def at(self, hkl: np.ndarray) -> np.ndarray:
-        """Structure factors of indices `(n, 3)`, zero where there are none."""
+        """Structure factors `(n,)` of indices `(n, 3)`; 0 where there are none."""
         inside = np.all(np.abs(hkl) <= self.reach, axis=1)
         return np.where(inside, self.box[tuple(np.where(inside[:, None], hkl, 0).T)], 0)
 
 
 def find_operations(phased: PhasedReflections, rotations: np.ndarray) -> list[Operation]:
-    """For each rotation the translation with which the phases agree best, in the order of agreement.
+    """Finds for each rotation the translations with which the phases agree best.
 
     Args:
         phased: E values with phases.
-        rotations: `(m, 3, 3)` int, those of the lattice that the intensities obey; the identity is among them.
+        rotations: `(m, 3, 3)` int, those that the intensities allow; the identity is among them.
+
+    Returns:
+        The identity, then the other operations, best agreement first.
     """
     hkl, factors = phased.hkl, phased.factors
     shape = fine_shape(phased.hkl)
@@ -160,12 +162,12 @@ def find_operations(phased: PhasedReflections, rotations: np.ndarray) -> list[Op
 
 
 def fine_shape(hkl: np.ndarray) -> tuple[int, int, int]:
-    """Of a grid for maps with frequencies `(n, 3)`, fine enough to find peaks, with a point at half of every edge."""
+    """The shape of a grid for maps with frequencies `(n, 3)`: fine enough to find peaks, and even along each edge."""
     return tuple(2 * scipy.fft.next_fast_len(int(2 * reach) + 1) for reach in np.abs(hkl).max(axis=0))
 
 
 def closed_sets(operations: list[Operation]) -> list[tuple[int, float]]:
-    """How many of the first operations make a group, and the gap in agreement below them, widest gap first."""
+    """Sets of the first operations whose rotations form a group: their number and the gap below, widest gap first."""
     levels = [TYPICAL, *(operation.agreement for operation in operations[1:]), CHANCE]
     products = _products([operation.rotation for operation in operations])
     sets = []
@@ -176,7 +178,7 @@ def closed_sets(operations: list[Operation]) -> list[tuple[int, float]]:
 
 
 def generators(operations: list[Operation]) -> list[Operation]:
-    """Those of the operations, best first, from which all others follow."""
+    """The first operations from which all others follow."""
     chosen, group = [], {_as_key(np.eye(3, dtype=int)): np.eye(3, dtype=int)}
     for operation in operations:
         if _as_key(operation.rotation) not in group:
@@ -186,7 +188,7 @@ def generators(operations: list[Operation]) -> list[Operation]:
 
 
 def generated_group(rotations: list[np.ndarray], translations: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """All rotations and translations, `(n, 3, 3)` and `(n, 3)`, that follow from those of generators."""
+    """All rotations and translations, `(n, 3, 3)` and `(n, 3)`, of the group that generators generate."""
     matrices = [
         np.block([[r, np.reshape(t, (3, 1))], [np.zeros((1, 3)), np.ones((1, 1))]])
         for r, t in zip(rotations, translations, strict=True)
@@ -203,9 +205,9 @@ def find_space_group(
     Args:
         hkl: `(n, 3)`, one of each Friedel pair, in the primitive cell.
         factors: `(n,)` complex, E values with phases.
-        rotations: `(m, 3, 3)` int, of the Laue class, in the cell as given.
+        rotations: `(m, 3, 3)` int, of the Laue class, in the given cell.
         cell: the primitive cell.
-        basis: `(3, 3)`, its edges as columns in fractions of the edges as given.
+        basis: `(3, 3)`, its edges as columns, in fractions of the given edges.
     """
     phased = PhasedReflections(hkl, factors)
     primitive = np.linalg.inv(basis) @ rotations @ basis
@@ -234,10 +236,11 @@ def find_space_group(
 def larger_groups(
     found: FoundGroup, hkl: np.ndarray, factors: np.ndarray, cell: UnitCell, basis: np.ndarray
 ) -> list[FoundGroup]:
-    """Groups with more operations than the one that was found, down to those that phases barely obey, likeliest first.
+    """Groups with more operations than the one that was found, which the phases obey weakly, likeliest first.
 
-    The phases of a poor map of a crystal with an inversion may obey it no better than by 0.4, where false operations
-    reach 0.25: the widest gap is then above the inversion. None of these groups is certain. Arguments as above.
+    In a poor map of a centrosymmetric crystal the agreement of the inversion may be 0.4 only, and that of false
+    operations 0.25. The widest gap is then above the inversion, so that `find_space_group` misses it. None of these
+    groups is certain. `found` is the result of `find_space_group`; the other arguments are as there.
     """
     phased = PhasedReflections(hkl, factors)
     larger = []
@@ -250,7 +253,7 @@ def larger_groups(
 
 
 def _found(operations, number, frames, certain):
-    """The answer, its group the first of the frames."""
+    """A `FoundGroup` whose group is the first of the frames."""
     best = frames[0]
     kept = min(operations[number - 1].agreement, float(best.agreements.min()))
     rejected = operations[number].agreement if number < len(operations) else None
@@ -266,16 +269,16 @@ def half_frames(
 ) -> list[Frame]:
     """The space groups, up to `MOST_HALVES`, of subgroups with half of the operations, best agreement first.
 
-    Where a structure nearly has more symmetry than it has, its group is among them.
+    If a structure only comes near to the symmetry of the whole group, its true group is likely to be among them.
     """
     frames = [place_group(phased, part, cell, basis) for part in halves(operations)[:MOST_HALVES]]
     return [frame for frame in frames if frame is not None]
 
 
 def halves(operations: list[Operation]) -> list[list[Operation]]:
-    """The subgroups that hold half of a group's operations, those that agree best first.
+    """The subgroups with half of a group's operations, best agreement first.
 
-    Each is what a homomorphism to {1, −1} sends to 1.
+    Each is the kernel of a homomorphism of the group onto {1, −1}.
     """
     chosen = generators(operations)
     products = _products([operation.rotation for operation in operations])
@@ -304,10 +307,10 @@ def halves(operations: list[Operation]) -> list[list[Operation]]:
 def place_group(
     phased: PhasedReflections, operations: list[Operation], cell: UnitCell, basis: np.ndarray
 ) -> Frame | None:
-    """The space group of operations in the primitive cell, in the cell as given, its origin where phases agree best.
+    """Finds the space group of operations in the primitive cell, and the origin at which the phases agree best.
 
-    Where generators have several translations, the combination that makes a group with which phases agree best. None
-    where no space group has translations like these.
+    If generators have several translations, all combinations up to `MOST_COMBINATIONS` are tried, and the group with
+    the best mean agreement is taken. None if no space group has such operations.
     """
     chosen = generators(operations)
     if not chosen:
@@ -357,7 +360,7 @@ def averaged(hkl: np.ndarray, factors: np.ndarray, rotations: np.ndarray, transl
     """Structure factors `(n,)` of the density averaged over the operations of a group.
 
     Args:
-        hkl: `(n, 3)`, one of each Friedel pair, with all their equivalents.
+        hkl: `(n, 3)`, one of each Friedel pair; all equivalents are among them.
         factors: `(n,)` complex.
         rotations: `(m, 3, 3)` int.
         translations: `(m, 3)`.
@@ -371,18 +374,18 @@ def averaged(hkl: np.ndarray, factors: np.ndarray, rotations: np.ndarray, transl
 
 
 def agreements_with(hkl: np.ndarray, factors: np.ndarray, frame: Frame) -> np.ndarray:
-    """How well structure factors `(n,)` in a frame agree with each operation of its group, at most 1.
+    """The agreement of structure factors with each operation of a group, `(operations,)`, at most 1.
 
     Args:
-        hkl: `(n, 3)`, one of each Friedel pair, in the cell as given.
-        factors: `(n,)` complex, with the origin of the frame.
+        hkl: `(n, 3)`, one of each Friedel pair, in the given cell.
+        factors: `(n,)` complex, with the origin of the group.
         frame: of the group.
     """
     return _agreements(PhasedReflections(hkl, factors), frame.rotations, frame.translations)
 
 
 def absent_reflections(hkl: np.ndarray, rotations: np.ndarray, translations: np.ndarray) -> np.ndarray:
-    """Which reflections `(n, 3)` the operations of a group extinguish, `(n,)`."""
+    """Whether the operations of a group make reflections `(n, 3)` absent, `(n,)` bool."""
     absent = np.zeros(len(hkl), bool)
     for rotation, translation in zip(rotations, translations, strict=True):
         phases = hkl @ translation
@@ -391,13 +394,13 @@ def absent_reflections(hkl: np.ndarray, rotations: np.ndarray, translations: np.
 
 
 def enantiomorph(number: int) -> int | None:
-    """The number of the group that is the mirror image of one of the 22 that differ from theirs, otherwise None."""
+    """The number of the group's mirror image if that is another group, as for 22 of the 230; otherwise None."""
     pairs = {76: 78, 91: 95, 92: 96, 144: 145, 151: 153, 152: 154, 169: 170, 171: 172, 178: 179, 180: 181, 212: 213}
     return pairs.get(number) or {second: first for first, second in pairs.items()}.get(number)
 
 
 def _generated(matrices):
-    """All matrices that are products of these, the identity first; translations in their last column modulo 1."""
+    """Products of these matrices, one for each rotation, the identity first."""
     size = len(matrices[0])
     group = {_as_key(np.eye(3, dtype=int)): np.eye(size)}
     latest = list(group.values())
@@ -413,7 +416,7 @@ def _generated(matrices):
 
 
 def _products(rotations):
-    """Which of the rotations each product of two of them is, `(n, n)`; n where it is none."""
+    """The index of the product of each two rotations, `(n, n)`; n if the product is not among them."""
     numbers = {_as_key(rotation): index for index, rotation in enumerate(rotations)}
     products = np.einsum('aij,bjk->abik', rotations, rotations).reshape(len(rotations) ** 2, 9)
     found = [numbers.get(tuple(product), len(rotations)) for product in products.tolist()]
@@ -432,7 +435,7 @@ def _operator(rotation, translation):
 
 
 def _real_transform(hkl, values, shape):
-    """Σ values exp(−2πi h·r) over Friedel pairs on a grid: real, as the value of −h is the conjugate."""
+    """Σ values exp(−2πi h·r) over Friedel pairs, on a grid. It is real, because the value of −h is the conjugate."""
     coefficients = np.zeros((*shape[:2], shape[2] // 2 + 1), np.complex64)
     for sign, placed in ((1, np.conj(values)), (-1, values)):  # irfftn has exp(+2πi h·r)
         inside = sign * hkl[:, 2] >= 0
@@ -452,11 +455,11 @@ def _peaks(values):
 
 
 def _climb(vectors, products, place):
-    """From `place` to the maximum of Σ products exp(−2πi vectors·place) nearby, by Newton's method.
+    """Climbs from `place` to the nearest maximum of Σ products exp(−2πi vectors·place), by Newton's method.
 
-    Directions without curvature, such as those of a polar axis, are left alone.
+    It does not move along directions without curvature, such as a polar axis.
     """
-    vectors = vectors.astype(float)  # else every product below is one of integers or complex numbers, many times slower
+    vectors = vectors.astype(float)  # with integers the products below are many times slower
     for _ in range(NEWTON_STEPS):
         angles = 2 * np.pi * (vectors @ place)
         cosines, sines = np.cos(angles), np.sin(angles)
@@ -479,7 +482,7 @@ def _snapped(translations):
 
 
 def _with_lattice(matrices, shifts, basis):
-    """All operations modulo the edges as given: those of the group times the lattice points within the cell."""
+    """All operations modulo the given edges: those of the group times the lattice points in the given cell."""
     steps = np.stack(np.meshgrid(*[np.arange(-3, 4)] * 3, indexing='ij'), axis=-1).reshape(-1, 3)
     lattice = np.unique(_snapped(steps @ basis.T), axis=0)
     found: dict[tuple, tuple] = {}
@@ -492,10 +495,11 @@ def _with_lattice(matrices, shifts, basis):
 
 
 def _tabulated(number, matrices, shifts):
-    """The setting of gemmi's table that has these rotations and centring: symbol, operations and its origin.
+    """Finds the setting with these rotations and this centring in gemmi's table: symbol, operations and its origin.
 
-    Origin choice 2 where there are two; the nearest origin. Without such a setting the operations stay as they are.
-    The same groups come again from start to start, and a look into the table takes 40 ms of a cubic one.
+    Of two origin choices the second is taken, and of several origins the nearest. If the table has no such setting,
+    the operations stay as they are. Results are kept, because starts find the same groups again and again, and a search
+    in the table takes 40 ms for a cubic group.
     """
     shifts = np.rint(shifts * GEMMI_DENOMINATOR).astype(int)
     return _look_up(number, np.asarray(matrices, int).tobytes(), shifts.tobytes())
@@ -503,7 +507,7 @@ def _tabulated(number, matrices, shifts):
 
 @functools.lru_cache(maxsize=256)
 def _look_up(number, matrices, shifts):
-    """`_tabulated` of the bytes of arrays."""
+    """`_tabulated`, with arrays as bytes, which can be keys of a cache."""
     matrices = np.frombuffer(matrices, int).reshape(-1, 3, 3)
     shifts = np.frombuffer(shifts, int).reshape(-1, 3) / GEMMI_DENOMINATOR
     ours = _by_rotation(matrices, shifts)

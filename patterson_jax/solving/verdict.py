@@ -1,10 +1,11 @@
-"""The verdict on a set of atoms: solved, not solved, or uncertain. It never looks at the truth.
+"""The verdict on a set of atoms: solved, not solved, or uncertain. It never uses the truth.
 
-A right set leaves the R1 that the noise of the data explains. One wrong atom of N adds, in squares, about
-`ONE_WRONG_ATOM`² / N to that, less where few reflections let the others hide it. A set is solved if its R1 is nearer
-to the first than to the second, and that of the free reflections no higher than the second; and if it explains the
-data exactly or several starts have come to it, both where reflections are few for the positions. The noise is what the
-problem says that it is. The constants are from cases of the stream `calibration` (`benchmarks/verdicts.py`).
+A right set has the R1 that the noise of the data explains. One wrong atom of N adds about `ONE_WRONG_ATOM`² / N to the
+square of that, and less if there are few reflections, because the other atoms can then hide it. A solved set must meet
+three conditions. Its R1 is nearer to that of a right set than to that of a set with one wrong atom. R1 of the free
+reflections is not above the latter. It explains the data exactly, or several starts have led to it; both are required
+if there are few reflections for each coordinate. The problem tells the noise. The constants are from cases of the
+stream `calibration` (`benchmarks/verdicts.py`).
 """
 
 import math
@@ -17,23 +18,23 @@ from patterson_jax.solving.reflections import reflections
 VERDICTS = ('solved', 'uncertain', 'not solved')
 MEAN_DEVIATION = 0.8  # of a normal error, in standard deviations
 ONE_WRONG_ATOM = 0.85
-AMPLE, HIDING = 100, 0.3  # reflections for each coordinate, below which wrong atoms hide, with this power
-ENOUGH, LEAST = 15, 3  # reflections for each coordinate
-HIGHEST = 0.45  # R1 of no set that can be called solved; atoms at random have 0.59
-EXACT = 0.002  # R1 of data that are explained exactly, but for rounding
+AMPLE, HIDING = 100, 0.3  # wrong atoms are hidden below so many reflections for each coordinate; exponent of that
+ENOUGH, LEAST = 15, 3  # reflections for each coordinate, with one kind of evidence and with both
+HIGHEST = 0.45  # R1 above which no set is called solved; random atoms have 0.59
+EXACT = 0.002  # R1 up to which data are explained exactly, apart from rounding
 AGREEING = 2  # starts
-FREE_SPREAD = 3.0  # standard deviations, about, that R_free may lie above its limit
+FREE_SPREAD = 3.0  # about so many standard deviations R_free may be above its limit
 
 
 def judge(r_factor: float, r_free: float, agreeing: int, rivalled: bool, problem: Problem) -> str:
     """The verdict on the best set of atoms that was found.
 
     Args:
-        r_factor: R1 over the reflections that the set was refined against.
-        r_free: R1 over the free ones.
-        agreeing: how many starts came to this set.
-        rivalled: whether another set explains the data as well, or might, because not all were looked for.
-        problem: what the map is of; its noise says what R1 a right set has.
+        r_factor: R1 over the reflections that were used in refinement.
+        r_free: R1 over the free reflections.
+        agreeing: number of starts that led to this set.
+        rivalled: whether another set explains the data as well, or may do so because not all sets were searched for.
+        problem: of the map; its noise tells the R1 of a right set.
     """
     right, one_wrong = expected_r_factors(problem)
     free_limit = math.hypot(right, one_wrong) * (1 + FREE_SPREAD / math.sqrt(max(_counts(problem)[1], 1)))
@@ -48,13 +49,13 @@ def judge(r_factor: float, r_free: float, agreeing: int, rivalled: bool, problem
 
 
 def highest_solved(problem: Problem) -> float:
-    """The highest R1 of a set that can be called solved: with a quarter of what one wrong atom adds, in squares."""
+    """The highest R1 of a solved set: its square exceeds that of a right set by a quarter of what a wrong atom adds."""
     right, one_wrong = expected_r_factors(problem)
     return min(math.hypot(right, one_wrong / 2), HIGHEST)
 
 
 def expected_r_factors(problem: Problem) -> tuple[float, float]:
-    """R1 of a right set, by noise alone; and what one wrong atom adds to it, in squares."""
+    """R1 of a right set, from noise alone, and the R1 whose square one wrong atom adds to the square of that."""
     ratio = reflections_per_coordinate(problem)
     right = MEAN_DEVIATION * problem.measurement.noise * math.sqrt(max(1 - 1 / ratio, 0))
     one_wrong = ONE_WRONG_ATOM / math.sqrt(problem.num_atoms) * min(1, ratio / AMPLE) ** HIDING
@@ -62,12 +63,12 @@ def expected_r_factors(problem: Problem) -> tuple[float, float]:
 
 
 def reflections_per_coordinate(problem: Problem) -> float:
-    """How many reflections each coordinate is refined against."""
+    """The number of reflections used in refinement for each coordinate."""
     return _counts(problem)[0] / (3 * problem.num_atoms)
 
 
 def _counts(problem):
-    """Numbers of reflections that are refined against, and of free ones."""
+    """Number of reflections used in refinement, and of free ones."""
     held = reflections(problem)
     free = int(np.sum(held.free))
     return int(held.number) - free, free
