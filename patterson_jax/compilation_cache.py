@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from patterson_jax.writing import user_cache_directory
+
 LARGEST = 2**30  # bytes of all entries together; the oldest above that are removed
 SHORTEST_COMPILATION = 0.2  # seconds; faster compilations are not kept
 
@@ -33,7 +35,7 @@ def enable_compilation_cache(directory: str | Path | None = None) -> Path | None
     if directory is None and options.jax_compilation_cache_dir:
         return Path(options.jax_compilation_cache_dir)
     try:
-        place = (_default_directory() if directory is None else Path(directory).expanduser().absolute()) / _machine()
+        place = (user_cache_directory() if directory is None else Path(directory).expanduser().absolute()) / _machine()
         place.mkdir(parents=True, exist_ok=True)
         _remove_oldest(place)
     except (OSError, RuntimeError):  # the latter without a home directory
@@ -43,13 +45,6 @@ def enable_compilation_cache(directory: str | Path | None = None) -> Path | None
     options.update('jax_compilation_cache_dir', str(place))
     options.update('jax_persistent_cache_min_compile_time_secs', SHORTEST_COMPILATION)
     return place
-
-
-def _default_directory():
-    caches = Path(os.environ.get('XDG_CACHE_HOME', ''))
-    if not caches.is_absolute():  # the XDG base directory specification says to ignore it then
-        caches = Path.home() / '.cache'
-    return caches / 'patterson_jax'
 
 
 def _machine():

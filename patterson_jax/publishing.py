@@ -25,6 +25,7 @@ from patterson_jax.learning.checkpoints import (
     has_checkpoint,
 )
 from patterson_jax.learning.metrics import LearningCurve, fit_learning_curve, read_metrics
+from patterson_jax.releases import update_manifest
 from patterson_jax.runs import RECORD, check_record, evaluation_settings, read_record
 from patterson_jax.shipped import find_network
 from patterson_jax.simulation.encoding import Encoding
@@ -33,6 +34,7 @@ from patterson_jax.weights import weight_fields
 from patterson_jax.writing import markdown_table, write_json
 
 LARGEST_CHECKPOINT = 16 * 2**20  # bytes without the state of the optimiser; more is too much for a repository
+ROOT = Path(__file__).resolve().parents[1]  # of a clone
 SLICES = 'slices.json'
 LOG = 'metrics.jsonl'
 FIGURES = ('maps.png', 'separation.png', 'errors.png')
@@ -44,6 +46,8 @@ MOST_CASES = 1e9  # a curve is not extrapolated further
 
 def publish(experiment: Experiment, config: ConfigDict, workdir: Path, output: Path | None) -> None:
     """Writes a run's best checkpoint, its evaluation and log, and a card, `README.md`, to `output`.
+
+    In `pretrained/` of a clone, the description of the networks' release file is updated too.
 
     Args:
         experiment: the validated config.
@@ -93,6 +97,8 @@ def publish(experiment: Experiment, config: ConfigDict, workdir: Path, output: P
     seal = hashlib.sha256((part / 'checkpoints' / str(step) / CHECKSUMS).read_bytes()).hexdigest()
     (part / 'README.md').write_text(model_card(experiment, slices, report, step, seal, curve), encoding='utf-8')
     _replace(part, output)
+    if output.resolve().parent == ROOT / 'pretrained':
+        update_manifest(ROOT)
     print(f'{output}: slice {len(slices)}, step {step}, {counters["examples"]:,} examples')
 
 

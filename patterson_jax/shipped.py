@@ -1,6 +1,7 @@
 """Finds the configs and the trained networks that come with the code.
 
-They are inside an installed package, and beside the package in a clone of the repository (setup.py copies them).
+They are inside an installed package, and beside the package in a clone of the repository (setup.py copies them). A
+package may be without networks; then they are fetched (`releases`).
 """
 
 import importlib.machinery
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 from patterson_jax.errors import InputError, require
+from patterson_jax.releases import fetched_network, read_release
 
 PACKAGE = Path(__file__).parent
 
@@ -47,15 +49,20 @@ def find_config(name: str) -> Path:
 def find_network(name: str | Path) -> Path:
     """The directory of a run with a path or, if there is none, of the shipped network with that name.
 
+    A network that this version has, but that is not installed, is fetched once and kept in the user's cache.
+
     Raises:
-        InputError: there is neither.
+        InputError: there is neither, or the network cannot be fetched.
     """
     require(isinstance(name, (str, Path)), 'the network', name, 'the name of a network, or the directory of a run')
     if Path(name).is_dir():
         return Path(name)
     if str(name) in network_names():
         return shipped_directory('pretrained') / name
-    names = ', '.join(network_names())
+    release = read_release()
+    if str(name) in release.networks:
+        return fetched_network(str(name), release)
+    names = ', '.join(sorted({*network_names(), *release.networks}))
     raise InputError(f'{name}: no such directory, nor a network that comes with the code: {names}')
 
 

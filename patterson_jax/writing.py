@@ -1,6 +1,7 @@
-"""Writes files whole or not at all, and makes tables in Markdown."""
+"""Writes files whole or not at all, makes tables in Markdown, and names the user's cache directory."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -31,6 +32,18 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def user_cache_directory() -> Path:
+    """The directory for what this program keeps between runs: `patterson_jax` in $XDG_CACHE_HOME or ~/.cache.
+
+    Raises:
+        RuntimeError: there is no home directory.
+    """
+    caches = Path(os.environ.get('XDG_CACHE_HOME', ''))
+    if not caches.is_absolute():  # the XDG base directory specification says to ignore it then
+        caches = Path.home() / '.cache'
+    return caches / 'patterson_jax'
 
 
 def markdown_table(head: Sequence[object], rows: Iterable[Sequence[object]], aligned: bool = False) -> str:

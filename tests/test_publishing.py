@@ -17,6 +17,7 @@ from patterson_jax.experiment import run
 from patterson_jax.inspection import training_operations
 from patterson_jax.learning.metrics import LearningCurve, read_metrics
 from patterson_jax.publishing import model_card
+from patterson_jax.releases import describe, make_archive, read_release
 from patterson_jax.weights import load_network, load_weights
 
 pytestmark = pytest.mark.usefixtures('optax_promotes_types')
@@ -36,9 +37,20 @@ def workdir(tmp_path_factory, config):
 
 @pytest.fixture(scope='module')
 def published(workdir, config):
-    output = workdir.parent / 'published'
-    run('publish', config, workdir, output=output)
-    return output
+    """In `pretrained/` of what publishing takes for a clone."""
+    root = workdir.parent
+    (root / 'patterson_jax').mkdir()
+    shutil.copy(Path(__file__).parents[1] / 'setup.cfg', root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publishing, 'ROOT', root)
+        run('publish', config, workdir, output=root / 'pretrained' / 'published')
+    return root / 'pretrained' / 'published'
+
+
+def test_the_release_file_of_a_clone_is_described_anew(published):
+    root = published.parents[1]
+    release = read_release(root / 'patterson_jax')
+    assert release == describe(make_archive(root)) and release.networks == ('published',)
 
 
 def card_of(directory):
@@ -50,8 +62,8 @@ def test_the_best_weights_alone_are_published_and_can_be_used_as_a_run(workdir, 
     ours, theirs = (load_weights(validate(config), config, each) for each in (published, workdir))
     assert_same_trees(ours.params, theirs.params)
     assert_same_trees(load_network(published, PROBLEM).params, theirs.params)
-    run('evaluate', config, published.parent / 'again', checkpoint=published)
-    places = published.parent / 'again', published
+    run('evaluate', config, workdir.parent / 'again', checkpoint=published)
+    places = workdir.parent / 'again', published
     again, before = (json.loads((place / 'evaluation.json').read_text()) for place in places)
     assert again['separated']['histogram'] == before['separated']['histogram']
     assert not [path for path in published.rglob('*') if path.name == 'optimizer']
