@@ -141,8 +141,8 @@ def solve_files(
 ) -> None:
     """Solves Patterson maps in files: `NAME.html`, `.json`, `.xyz`, `.pdb`, `.res`, `.cxc`, `.png`, `_density.ccp4`.
 
-    The network needs the weights of a run and maps on the grid that it was trained on. `auto` works without the network
-    on another grid, or without weights unless a checkpoint was named.
+    The network needs the weights of a run and, unless it suits any grid, maps on the grid that it was trained on.
+    `auto` works without the network on a grid that it does not suit, or without weights unless a checkpoint was named.
     """
     output = _prepare_output(inputs, output)
     network = None

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from patterson_jax.config import Experiment, differences, network_of
 from patterson_jax.errors import InputError
 from patterson_jax.learning.checkpoints import Checkpoints, find_checkpoints
+from patterson_jax.networks.density_network import DensityNetwork
 from patterson_jax.shipped import find_network
 from patterson_jax.simulation.problem import Problem, problem_field_types
 from patterson_jax.solving.attempt import Network
@@ -45,16 +46,18 @@ def load_network(name: str | Path, problem: Problem | None = None) -> Network:
         problem: that the network must fit; None: any.
 
     Raises:
-        InputError: no checkpoint there, only damaged ones, or one for another grid, atom or input than the problem's.
+        InputError: no checkpoint there, only damaged ones, one for another atom or input than the problem's or for
+            another grid that the network does not suit, or a problem that the network cannot solve.
     """
     directory = find_network(name)
     with Checkpoints(find_checkpoints(directory), read_only=True) as checkpoints:
         step = checkpoints.best_step
         trained = checkpoints.restore(step, config=None)['config']
+        network = network_of(trained['model'])
         if problem is not None:
             now = {'model': trained['model'], 'problem': problem.fields}
-            _require_same_weights(directory, trained, now)
-        network = network_of(trained['model'])
+            _require_same_weights(directory, trained, now, network)
+            network.check_problem(problem)
         template = _shapes(network, trained['problem']['grid_size'])
         params = jax.device_get(checkpoints.restore(step, params=template)['params'])
         known = problem_field_types()
@@ -62,9 +65,9 @@ def load_network(name: str | Path, problem: Problem | None = None) -> Network:
         return network_with(network, params, Problem.of(**fields))
 
 
-def network_with(model: nn.Module, params: Any, trained_on: Problem) -> Network:
+def network_with(model: DensityNetwork, params: Any, trained_on: Problem) -> Network:
     """A model with weights, as the solver takes it."""
-    return Network(_Apply(model), params, trained_on)
+    return Network(_Apply(model), params, trained_on, model.check_problem if model.any_grid else None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,13 +84,14 @@ def load_weights(experiment: Experiment, config: ConfigDict, directory: Path) ->
     """The weights of a run with the lowest validation loss.
 
     Raises:
-        InputError: no checkpoint there, only damaged ones, or one of another network, grid, atom or input than the
-            config's. The number of atoms, where they are, and the target may differ.
+        InputError: no checkpoint there, only damaged ones, or one of another network, atom or input than the config's,
+            or of another grid, unless the network suits any. The number of atoms, where they are, and the target may
+            differ.
     """
     with Checkpoints(find_checkpoints(directory), read_only=True) as checkpoints:
         step = checkpoints.best_step
         trained = checkpoints.restore(step, config=None)['config']
-        _require_same_weights(directory, trained, config.to_dict())
+        _require_same_weights(directory, trained, config.to_dict(), experiment.model)
         template = _shapes(experiment.model, experiment.problem.grid_size)
         counters = checkpoints.restore(checkpoints.latest_step, counters=None)['counters']
         params = jax.device_get(checkpoints.restore(step, params=template)['params'])
@@ -99,8 +103,11 @@ def _shapes(network, grid_size):
     return jax.eval_shape(network.init, jax.random.key(0), maps)
 
 
-def _require_same_weights(directory, trained, now):
-    differing = differences(weight_fields(trained), weight_fields(now), ('model', 'problem'))
+def _require_same_weights(directory, trained, now, network):
+    before, after = weight_fields(trained), weight_fields(now)
+    if network.any_grid:
+        before['problem']['grid_size'] = after['problem']['grid_size']
+    differing = differences(before, after, ('model', 'problem'))
     if differing:
         raise InputError(f'{directory}: these weights are for another config: {"; ".join(differing)}')
 

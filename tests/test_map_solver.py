@@ -77,6 +77,22 @@ def test_a_network_of_another_grid_or_atom_is_refused_or_gone_without(change, fa
     assert solved.solution.method == 'least_squares'
 
 
+def test_a_network_for_any_grid_is_used_where_it_suits_the_problem():
+    example = jax.jit(make_batch, static_argnums=3)(stream_key(0, 'calibration'), 0, np.arange(1), SMALL)
+
+    def too_narrow(problem):
+        raise InputError('model.output_size is 4')
+
+    for check, method in ((lambda problem: None, 'network'), (too_narrow, 'least_squares')):
+        trained = dataclasses.replace(SMALL, grid_size=20)
+        network = Network(lambda params, inputs: params + 0 * inputs, np.asarray(example.target), trained, check)
+        settings, separation = SolveSettings('auto', 1), SeparationSettings(num_peaks=8)
+        solution = solve_map(np.asarray(example.patterson[0]), SMALL, settings, separation, 0, network).solution
+        assert (solution.method, solution.verdict) == (method, 'solved')
+    with pytest.raises(InputError, match=r'^model\.output_size is 4$'):
+        solve_map(np.asarray(example.patterson[0]), SMALL, SolveSettings('network', 1), separation, 0, network)
+
+
 @pytest.mark.parametrize('failing', [{3}, set(range(10))])
 def test_numbers_of_atoms_that_give_nothing_do_not_stop_the_others(monkeypatch, failing):
     """The neighbours are asked, what is left of the seconds is shared by those left, and what all took is told."""

@@ -8,12 +8,17 @@ from pathlib import Path
 
 import jax
 import pytest
+from tiny import assert_same_trees
 
 from patterson_jax.config import validate
+from patterson_jax.errors import InputError
 from patterson_jax.evaluation import EvaluationSettings, evaluate
 from patterson_jax.learning.checkpoints import CHECKSUMS
 from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.publishing import LARGEST_CHECKPOINT
+from patterson_jax.simulation.encoding import network_input
+from patterson_jax.simulation.examples import example_key, make_example, stream_key
+from patterson_jax.simulation.maps import map_correlation
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.attempt import Network
 from patterson_jax.weights import load_network, load_weights
@@ -72,6 +77,25 @@ def test_the_network_does_on_unseen_cases_what_its_card_says(name):
     # The mean of six has two thirds of the error of one: 1.06e-5 and 1.62e-5 measured.
     assert found['map']['mse'] < 0.8 * alone['map']['mse']
     assert found['separated_in_place']['mean_error'] < alone['separated_in_place']['mean_error']
+
+
+def test_the_unrolled_network_works_on_another_grid_and_the_papers_is_refused():
+    """In docs/results.md the map correlation on this grid is 0.92."""
+    config = importlib.import_module('configs.unrolled').get_config()
+    config.problem.grid_size = 32
+    experiment = validate(config)
+    weights = load_weights(experiment, config, PRETRAINED / 'unrolled')
+    network = load_network('unrolled', experiment.problem)
+    assert_same_trees(weights.params, network.params)
+    make = jax.jit(make_example, static_argnums=1)
+    example = make(example_key(stream_key(1, 'evaluation'), 0, 0), experiment.problem)
+    inputs = network_input(example.patterson[None], 10, experiment.problem.encoding)
+    (density,) = jax.jit(network.apply)(network.params, inputs)
+    assert map_correlation(density, example.target) > 0.85
+    with pytest.raises(InputError, match=r'model\.output_size is 20; it must be problem\.box_edge and an atom, 22,'):
+        network.check_problem(experiment.problem.changed(box_edge=20.0))
+    with pytest.raises(InputError, match=r'problem\.grid_size was 40 and is 32'):
+        load_network('paper', experiment.problem.changed(input_scale=0.07))
 
 
 def test_no_shipped_network_tells_where_it_was_trained():

@@ -61,6 +61,7 @@ class UnrolledNet(DensityNetwork):
     """
 
     is_local: ClassVar[bool] = False  # its estimates are transformed
+    any_grid: ClassVar[bool] = True  # it sees the middle of a map alone, in blocks about the centre of any grid
 
     features: int = 48
     kernel_size: int = 5

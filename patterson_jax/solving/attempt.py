@@ -36,12 +36,14 @@ SEVERAL: Any = Measured(*AXES)  # axes of what several maps have of their own, f
 class Network(NamedTuple):
     """A trained network: `apply(params, inputs)` gives density maps `(batch, grid, grid, grid)`.
 
-    `trained_on` tells the grid and the input that it knows; None: those of the problem that is solved.
+    `trained_on` tells the grid and the input that it knows; None: those of the problem that is solved. On another grid
+    `check_problem` raises InputError if the network cannot solve a problem; None: it can solve none there.
     """
 
     apply: Callable[[Any, Array], Array]
     params: Any
     trained_on: Problem | None = None
+    check_problem: Callable[[Problem], None] | None = None
 
 
 class Attempt(NamedTuple):

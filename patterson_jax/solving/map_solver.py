@@ -63,7 +63,7 @@ def solve_map(
         settings: method, budget, and what is known.
         separation: how sets are taken from maps.
         seed: fixes the starts.
-        network: for the methods `network` and `auto`; `auto` does not use it for a grid or atoms unlike its own.
+        network: for the methods `network` and `auto`; `auto` does not use it for a grid or atoms that it does not suit.
 
     Raises:
         InputError: the map is no Patterson map, or the method cannot solve it; the message says what to correct.
@@ -90,7 +90,12 @@ def _unfit(network, problem):
     if trained is None:
         return None
     if trained.grid_size != problem.grid_size:
-        return f'{problem.grid_size} voxels along each edge, and the network was trained on {trained.grid_size}'
+        if network.check_problem is None:
+            return f'{problem.grid_size} voxels along each edge, and the network was trained on {trained.grid_size}'
+        try:
+            network.check_problem(problem)
+        except InputError as error:
+            return str(error)
     if trained.atom_radius != problem.atom_radius:
         radii = f'{problem.atom_radius:g} voxels, and the network was trained on {trained.atom_radius:g}'
         return f'atom_radius is {radii}'
