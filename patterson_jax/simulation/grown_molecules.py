@@ -42,26 +42,34 @@ DIRECTIONS = np.array(
 )
 CHOICES = np.any(DIRECTIONS, axis=2).sum(axis=1)  # directions of each kind
 
-SINGLE, SIX_RING, FIVE_RING, CHAIR = range(4)
+SINGLE, SIX_RING, FIVE_RING, CHAIR, FUSED = range(5)  # the last: a flat ring that shares a bond with another one
 RING_SLOTS = 6
-SLOTS = np.array([1, 6, 5, 6], np.int32)  # atoms of each fragment
+SLOTS = np.array([1, 6, 5, 6, 4], np.int32)  # atoms of each fragment
 RING_BOND, CHAIR_BOND = 1.395, 1.525  # Å
-FRAGMENT_SHARES = (0.70, 0.17, 0.06, 0.07)
-FLAT_SHARE = 0.5  # of single C and N
+FRAGMENT_SHARES = (0.64, 0.11, 0.06, 0.07, 0.12)
+BRANCHING = 3.0  # how much more often atoms grow that are not at an end
+NITROGEN_SHARE = 0.38  # of N and O
+HEAVIER = (FLUORINE, SULFUR, SULFUR, CHLORINE, CHLORINE, BROMINE)  # in these proportions
+FLAT_SHARE = 0.45  # of single C and N
 CARBONYL_SHARE = 0.6  # of the oxygen atoms at a trigonal carbon
-COPLANAR_SHARE = 0.7  # of flat fragments at flat atoms
-RING_NITROGEN_SHARE = 0.12  # of the atoms of flat rings
+ORDERED_SHARE = 0.8  # of flat fragments at flat atoms, in their plane, and of tetrahedral ones, staggered
+RING_NITROGEN_SHARE = 0.1  # of the atoms of flat rings
+RING_OXYGEN_SHARE = 0.3  # of chairs
 
-TRIALS = 12
-FAILURES = 10  # in succession, after which the cell is full
-TWO_BONDS_APART, MORE_BONDS_APART = 2.2, 2.7  # Å, least distances in a molecule
+TRIALS = 8
+DRAWS = 25  # random numbers for each
+FAILURES = 12  # in succession, after which the cell is full
+APART = np.array(
+    [0.0, 2.2, 2.7, 2.95], np.float32
+)  # Å, least distances in a molecule: one, two, three, more bonds apart
 CONTACT, POLAR_CONTACT = 2.4, 2.4  # Å, least distances of molecules; the second for two of N and O
 RIGID = 2.85  # Å: distances in a molecule that are held while molecules are moved apart
 REACHES = np.array([1.72, 1.62, 1.56, 1.46, 1.80, 1.76, 1.84], np.float32)  # Å, of elements, half of a usual contact
 HYDROGEN_BRIDGE = 0.42  # Å by which N and O come nearer to each other
-RELAXATIONS, RELAXED, WHOLE = 30, 0.2, 1.0
-BONDED = 2.0  # Å, above all bonds and below all other distances
-HYDROGEN_BOND = 0.96  # Å, of X–H, as X-rays see it
+RELAXATIONS, RELAXED = 40, 0.22  # steps, and the part of a deviation that each takes back
+SHORTEST = 1e-3  # Å, so that coinciding atoms do no harm
+BONDED, NEXT_BONDED = 2.0, 2.65  # Å, above distances of neighbours, and of their neighbours
+HYDROGEN_BOND, HYDROGEN_APART = 0.96, 1.6  # Å: of X–H, as X-rays see it; least distance from other atoms
 
 
 class Molecules(NamedTuple):
@@ -98,6 +106,7 @@ class Surroundings(NamedTuple):
         translations: `(operations, 3)`.
         operations: number of them that count.
         wanted: number of atoms for the asymmetric unit.
+        hetero: share of N and O among single atoms.
         heavier: share of elements beyond oxygen among single atoms.
     """
 
@@ -107,6 +116,7 @@ class Surroundings(NamedTuple):
     translations: Array
     operations: Array
     wanted: Array
+    hetero: Array
     heavier: Array
 
 
@@ -120,13 +130,14 @@ class _Progress(NamedTuple):
 
 
 def _templates():
-    """Local coordinates, inward and across vectors of all fragments, `(4, 6, 3)` each.
+    """Local coordinates, inward and across vectors of all fragments, `(5, 6, 3)` each.
 
     The first atom is the origin; the bond to the parent comes along +x; flat fragments lie in the plane of x and y.
     """
     single = np.zeros((RING_SLOTS, 3)), np.tile([-1.0, 0, 0], (RING_SLOTS, 1)), np.tile([0, 1.0, 0], (RING_SLOTS, 1))
     return tuple(
-        np.stack(each).astype(np.float32) for each in zip(single, _flat_ring(6), _flat_ring(5), _chair(), strict=True)
+        np.stack(each).astype(np.float32)
+        for each in zip(single, _flat_ring(6), _flat_ring(5), _chair(), _fused_ring(), strict=True)
     )
 
 
@@ -157,9 +168,20 @@ def _chair():
     return CHAIR_BOND * (places - places[0]) @ frame, inward @ frame, np.cross(normal, inward) @ frame
 
 
+def _fused_ring():
+    """Four atoms of a hexagon whose other two are the parent, at the origin, and its neighbour along +y."""
+    centre = RING_BOND * np.array([np.sqrt(3) / 2, 1 / 2, 0])
+    angles = np.radians([-90, -30, 30, 90, 0, 0])
+    outward = np.stack([np.cos(angles), np.sin(angles), 0 * angles], axis=1)
+    across = np.stack([-np.sin(angles), np.cos(angles), 0 * angles], axis=1)
+    return centre + RING_BOND * outward, -outward, across
+
+
 TEMPLATES = _templates()
-# Number of bonds from the first atom of a fragment to the others.
-DEPTHS = np.array([[min(slot, abs(int(size) - slot)) for slot in range(RING_SLOTS)] for size in SLOTS], np.int32)
+# Number of bonds from the atoms that are bonded to the first and the second parent to all atoms of a fragment.
+_AROUND = [[min(slot, abs(int(size) - slot)) for slot in range(RING_SLOTS)] for size in SLOTS[:FUSED]]
+_ALONG = [[0, 1, 2, 3, 0, 0], [3, 2, 1, 0, 0, 0]]
+DEPTHS = np.array([*([each, each] for each in _AROUND), _ALONG], np.int32)
 
 
 def grow(key: Array, surroundings: Surroundings, most: int, capacity: int, sizes: tuple[int, int]) -> Molecules:
@@ -173,7 +195,7 @@ def grow(key: Array, surroundings: Surroundings, most: int, capacity: int, sizes
         sizes: least and most atoms of a molecule; a rest may be smaller.
 
     Returns:
-        Arrays of `most + 6` atoms.
+        Arrays of `most + 6` atoms. Atoms that stayed alone are the oxygen of water.
     """
     room = most + RING_SLOTS
     vectors, numbers = jnp.zeros((room, 3), jnp.float32), jnp.zeros(room, jnp.int32)
@@ -189,27 +211,32 @@ def grow(key: Array, surroundings: Surroundings, most: int, capacity: int, sizes
     def extend(progress):
         return _extend(jax.random.fold_in(key, progress.step), progress, surroundings, images, sizes)
 
-    return jax.lax.while_loop(unfinished, extend, start).atoms
+    atoms = jax.lax.while_loop(unfinished, extend, start).atoms
+    present = (jnp.arange(room) < atoms.number).astype(jnp.int32)
+    sizes = jax.ops.segment_sum(present, atoms.molecules, room)
+    lone = sizes[atoms.molecules] == 1
+    return atoms._replace(elements=jnp.where(lone, OXYGEN, atoms.elements), free=jnp.where(lone, 2, atoms.free))
 
 
 def _extend(key, progress, surroundings, images, sizes):
     """Adds the best valid one of several trials, if there is one."""
     atoms = progress.atoms
-    seeding = (progress.size >= progress.full_size) | (progress.failures % 4 == 3)
-    new, parents, fragments = _propose(key, progress, surroundings, seeding)
-    valid, crowding = _judge(new, parents, fragments, progress, surroundings, images, seeding)
+    seeding = (progress.size >= progress.full_size) | (progress.failures % 6 == 5)
+    draws = jax.random.uniform(key, (DRAWS, TRIALS))
+    new, fragments, parents = _propose(draws, progress, surroundings, seeding)
+    valid, crowding = _judge(new, fragments, parents, progress, surroundings, images, seeding)
     best = jnp.argmax(jnp.where(valid, crowding, -1.0))
     found = valid[best]
     chosen = jax.tree.map(lambda each: each[best], new)
-    count = jnp.asarray(SLOTS)[fragments[best]]
-    parent = parents[best]
+    count, fused = chosen.number, fragments[best] == FUSED
+    used = jnp.where(seeding, 0, jnp.stack([1, fused.astype(jnp.int32)]))
     molecule = jnp.where(seeding, progress.molecule + 1, progress.molecule)
 
     def put(array, values):
         added = jax.lax.dynamic_update_slice_in_dim(array, values, atoms.number, axis=0)
         return jnp.where(found, added, array)
 
-    free = atoms.free.at[parent].add(jnp.where(seeding, 0, -1))
+    free = atoms.free.at[parents[best]].add(-used)
     grown = Molecules(
         atoms.number + jnp.where(found, count, 0),
         put(atoms.positions, chosen.positions),
@@ -220,7 +247,7 @@ def _extend(key, progress, surroundings, images, sizes):
         put(atoms.inward, chosen.inward),
         put(atoms.across, chosen.across),
     )
-    drawn = jax.random.randint(jax.random.fold_in(key, 1), (), sizes[0], sizes[1] + 1)
+    drawn = sizes[0] + (draws[24, 0] * (sizes[1] + 1 - sizes[0])).astype(jnp.int32)
     rest = surroundings.wanted - atoms.number
     full = jnp.where(rest - drawn < sizes[0], rest, drawn)
     begun = found & seeding
@@ -234,95 +261,132 @@ def _extend(key, progress, surroundings, images, sizes):
     )
 
 
-def _propose(key, progress, surroundings, seeding):
-    """Trials of one step: the new atoms `(trials, 6, ...)`, their parents and the fragments, `(trials,)`."""
-    atoms = progress.atoms
-    first, second = jax.random.split(jax.random.fold_in(key, 0))
-    vectors = _unit(jax.random.normal(first, (TRIALS, 2, 3)))
-    draws = jax.random.uniform(second, (RING_SLOTS + 10, TRIALS))
-    room = surroundings.wanted - atoms.number
-    within = jnp.arange(len(atoms.free)) < atoms.number
-    open_atoms = within & (atoms.free > 0) & (atoms.molecules == progress.molecule)
-    chances = jnp.cumsum(open_atoms.astype(jnp.float32))
-    parents = jnp.searchsorted(chances, draws[0] * chances[-1], side='right')
-    parents = jnp.minimum(parents, len(atoms.free) - 1)
-    elements, kinds = atoms.elements[parents], atoms.kinds[parents]
-    flat_parent = ((kinds == TRIGONAL) | (kinds == IN_FLAT_RING)) & ~seeding
+def _propose(draws, progress, surroundings, seeding):
+    """Trials of one step.
 
+    Returns:
+        The new atoms `(trials, 6, ...)`, the fragments `(trials,)`, and the two atoms to which their first and last
+        atoms are bonded, `(trials, 2)`: the same one twice except for fused rings.
+    """
+    atoms = progress.atoms
+    parents = _choose_parents(draws[0], progress)
+    room = surroundings.wanted - atoms.number
     limits = jnp.cumsum(jnp.asarray(FRAGMENT_SHARES, jnp.float32))[:-1]
     fragments = jnp.sum(draws[1][:, None] > limits[None], axis=1)
+    fused = (fragments == FUSED) & _can_be_fused(parents, atoms) & ~seeding
+    fragments = jnp.where((fragments == FUSED) & ~fused, SIX_RING, fragments)
     fragments = jnp.where(jnp.asarray(SLOTS)[fragments] <= room, fragments, SINGLE)
+    fused = fragments == FUSED
     single = fragments == SINGLE
+    parent_element, parent_kind = atoms.elements[parents], atoms.kinds[parents]
 
-    hetero = jnp.where(draws[2] < 0.4, NITROGEN, OXYGEN)
-    light = jnp.where(draws[3] < 0.70, CARBON, hetero)
-    heavy = jnp.asarray([FLUORINE, SULFUR, SULFUR, CHLORINE, CHLORINE, BROMINE])[(draws[2] * 6).astype(jnp.int32)]
-    element = jnp.where(draws[4] < surroundings.heavier, heavy, light)
-    lone = (elements != CARBON) & ~seeding
-    element = jnp.where(lone, CARBON, element)
-    element = jnp.where(seeding & (element > OXYGEN), CARBON, element)
-    flat = (draws[5] < FLAT_SHARE) & ((element == CARBON) | (element == NITROGEN))
-    carbonyl = single & (element == OXYGEN) & (kinds == TRIGONAL) & (draws[6] < CARBONYL_SHARE) & ~seeding
-    valence = jnp.asarray(VALENCES)[element]
-    kind = jnp.where(flat, TRIGONAL, TETRAHEDRAL)
-    kind = jnp.where(carbonyl | (valence == 0), CLOSED, kind)
-    kind = jnp.where(seeding & (kind == CLOSED), TETRAHEDRAL, kind)
-    in_ring = draws[10 : 10 + RING_SLOTS].T < RING_NITROGEN_SHARE
-    in_ring = in_ring & ((fragments == SIX_RING) | (fragments == FIVE_RING))[:, None]
-    in_ring = in_ring & (jnp.arange(RING_SLOTS) > 0)[None]
-    ring_elements = jnp.where(in_ring, NITROGEN, CARBON)
-    ring_elements = jnp.where(
-        ((fragments == CHAIR) & (draws[7] < 0.3))[:, None] & (jnp.arange(RING_SLOTS) == 1)[None],
-        OXYGEN,
-        ring_elements,
-    )
-    new_elements = jnp.where(single[:, None], element[:, None], ring_elements)
-    ring_kind = jnp.where(fragments == CHAIR, IN_CHAIR, IN_FLAT_RING)
-    new_kinds = jnp.where(single[:, None], kind[:, None], ring_kind[:, None])
-    ring_free = jnp.where(ring_elements == CARBON, jnp.where(fragments == CHAIR, 2, 1)[:, None], 0)
-    ring_free = jnp.where((jnp.arange(RING_SLOTS) == 0)[None], ring_free - 1, ring_free)
-    single_free = jnp.where(kind == CLOSED, 0, jnp.where(flat, valence - 1, valence))
-    new_free = jnp.maximum(jnp.where(single[:, None], single_free[:, None], ring_free), 0)
+    element, kind, free = _single_atoms(draws[2:7], parent_element, parent_kind, surroundings, seeding)
+    elements, kinds, frees = _ring_atoms(draws[7:14], fragments)
+    elements = jnp.where(single[:, None], element[:, None], elements)
+    kinds = jnp.where(single[:, None], kind[:, None], kinds)
+    frees = jnp.where(single[:, None], free[:, None], frees)
+    flat = (kinds[:, 0] == TRIGONAL) | (kinds[:, 0] == IN_FLAT_RING)
+    flat_parent = ((parent_kind == TRIGONAL) | (parent_kind == IN_FLAT_RING)) & ~seeding
 
-    choice = (draws[8] * jnp.asarray(CHOICES)[kinds].astype(jnp.float32)).astype(jnp.int32)
-    coefficients = jnp.asarray(DIRECTIONS)[kinds, choice]
-    inward, across = atoms.inward[parents], atoms.across[parents]
-    normal = jnp.cross(inward, across)
-    direction = jnp.einsum('tc,tcx->tx', coefficients, jnp.stack([inward, across, normal], axis=1))
-    direction = jnp.where(seeding, vectors[:, 0], direction)
-    new_flat = jnp.where(single, flat, fragments != CHAIR)
-    coplanar = flat_parent & new_flat & (draws[9] < COPLANAR_SHARE)
-    side = jnp.where(coplanar[:, None], normal, vectors[:, 1])
-    side = _unit(jnp.cross(side, direction))
-    frame = jnp.stack([direction, side, jnp.cross(direction, side)], axis=1)
-
-    radii = jnp.asarray(RADII)
-    length = radii[elements] + radii[new_elements[:, 0]]
-    length = length - FLAT_BOND * (flat_parent.astype(jnp.float32) + new_flat.astype(jnp.float32))
-    conjugated = flat_parent & ((element == NITROGEN) | (element == OXYGEN)) & single
-    length = jnp.where(carbonyl, DOUBLE_BOND, jnp.where(conjugated, length - CONJUGATED, length))
-    length = length + LENGTH_SPREAD * (2 * draws[6] - 1)
-    random_start = draws[7:10].T @ surroundings.axes
-    start = jnp.where(seeding, random_start, atoms.positions[parents] + length[:, None] * direction)
-
-    places, inwards, acrosses = (jnp.einsum('tsc,tcx->tsx', jnp.asarray(each)[fragments], frame) for each in TEMPLATES)
+    partners = jnp.where(fused, jnp.minimum(parents + 1, len(atoms.free) - 1), parents)
+    staggered = single & (kind == TETRAHEDRAL) & ((parent_kind == TETRAHEDRAL) | (parent_kind == IN_CHAIR)) & ~seeding
+    frame = _frames(draws[14:20], parents, partners, atoms, flat & flat_parent, staggered, fused, seeding)
+    length = jnp.asarray(RADII)[parent_element] + jnp.asarray(RADII)[elements[:, 0]]
+    length = length - FLAT_BOND * (flat.astype(length.dtype) + flat_parent.astype(length.dtype))
+    conjugated = flat_parent & single & ((element == NITROGEN) | (element == OXYGEN))
+    length = jnp.where(conjugated, length - CONJUGATED, length)
+    double = single & (kind == CLOSED) & (element == OXYGEN)
+    length = jnp.where(double, DOUBLE_BOND, length) + LENGTH_SPREAD * (2 * draws[20] - 1)
+    length = jnp.where(fused, 0, length)  # its template begins at the parent
+    start = atoms.positions[parents] + length[:, None] * frame[:, 0]
+    start = jnp.where(seeding, draws[21:24].T @ surroundings.axes, start)
+    places, inward, across = (jnp.einsum('tsc,tcx->tsx', jnp.asarray(each)[fragments], frame) for each in TEMPLATES)
     new = Molecules(
         jnp.asarray(SLOTS)[fragments],
         start[:, None] + places,
-        new_elements.astype(jnp.int32),
-        jnp.zeros_like(new_elements, jnp.int32),
-        new_kinds.astype(jnp.int32),
-        new_free.astype(jnp.int32),
-        inwards,
-        acrosses,
+        elements,
+        jnp.zeros_like(elements),
+        kinds,
+        frees,
+        inward,
+        across,
     )
-    return new, parents, fragments
+    return new, fragments, jnp.stack([parents, partners], axis=1)
 
 
-def _judge(new, parents, fragments, progress, surroundings, images, seeding):
+def _choose_parents(draws, progress):
+    """Atoms of the growing molecule with free valences; more often those that are not at an end."""
+    atoms = progress.atoms
+    open_atoms = (jnp.arange(len(atoms.free)) < atoms.number) & (atoms.free > 0)
+    open_atoms &= atoms.molecules == progress.molecule
+    flat = (atoms.kinds == TRIGONAL).astype(jnp.int32)
+    at_end = ((atoms.kinds == TETRAHEDRAL) | (atoms.kinds == TRIGONAL)) & (
+        atoms.free >= jnp.asarray(VALENCES)[atoms.elements] - flat
+    )
+    chances = jnp.cumsum(jnp.where(open_atoms, jnp.where(at_end, 1.0, BRANCHING), 0))
+    parents = jnp.searchsorted(chances, draws * chances[-1], side='right')
+    return jnp.minimum(parents, len(atoms.free) - 1)
+
+
+def _can_be_fused(parents, atoms):
+    """Whether a ring can share the bond from each atom to the one after it."""
+    others = jnp.minimum(parents + 1, len(atoms.free) - 1)
+    flat = (atoms.kinds[parents] == IN_FLAT_RING) & (atoms.kinds[others] == IN_FLAT_RING)
+    free = (atoms.free[parents] > 0) & (atoms.free[others] > 0) & (others < atoms.number)
+    distances = jnp.linalg.norm(atoms.positions[parents] - atoms.positions[others], axis=1)
+    return flat & free & (distances < RING_BOND + 0.02) & (atoms.molecules[parents] == atoms.molecules[others])
+
+
+def _single_atoms(draws, parent_element, parent_kind, surroundings, seeding):
+    """Element, kind and free valences of single atoms, `(trials,)` each."""
+    which, light, rare, flat, double = draws
+    element = jnp.where(light < surroundings.hetero, jnp.where(which < NITROGEN_SHARE, NITROGEN, OXYGEN), CARBON)
+    others = jnp.asarray(HEAVIER)
+    element = jnp.where(rare < surroundings.heavier, others[(which * len(others)).astype(jnp.int32)], element)
+    element = jnp.where(seeding | (parent_element != CARBON), CARBON, element)
+    flat = (flat < FLAT_SHARE) & ((element == CARBON) | (element == NITROGEN))
+    double = (element == OXYGEN) & (parent_kind == TRIGONAL) & (double < CARBONYL_SHARE)
+    valence = jnp.asarray(VALENCES)[element]
+    kind = jnp.where(double | (valence == 0), CLOSED, jnp.where(flat, TRIGONAL, TETRAHEDRAL))
+    return element, kind, jnp.where(double, 0, jnp.where(flat, valence - 1, valence))
+
+
+def _ring_atoms(draws, fragments):
+    """Elements, kinds and free valences of the atoms of rings, `(trials, 6)` each."""
+    slots, chair = jnp.arange(RING_SLOTS)[None], (fragments == CHAIR)[:, None]
+    nitrogen = (draws[:RING_SLOTS].T < RING_NITROGEN_SHARE) & ~chair & (slots > 0)
+    oxygen = chair & (slots == 1) & (draws[RING_SLOTS] < RING_OXYGEN_SHARE)[:, None]
+    elements = jnp.where(nitrogen, NITROGEN, jnp.where(oxygen, OXYGEN, CARBON))
+    free = jnp.where(elements == CARBON, jnp.where(chair, 2, 1), 0)
+    bonded = (slots == 0) & (fragments != FUSED)[:, None]
+    return elements, jnp.where(chair, IN_CHAIR, jnp.full_like(elements, IN_FLAT_RING)), free - bonded.astype(free.dtype)
+
+
+def _frames(draws, parents, partners, atoms, flat, staggered, fused, seeding):
+    """Axes of the fragments, `(trials, 3, 3)`: along the bond from the parent, to a side, and the normal of both."""
+    which, together, *sphere = draws
+    choices = jnp.asarray(CHOICES)[atoms.kinds[parents]]
+    choice = (which * choices.astype(which.dtype)).astype(jnp.int32)
+    inward, across = atoms.inward[parents], atoms.across[parents]
+    normal = jnp.cross(inward, across)
+    coefficients = jnp.asarray(DIRECTIONS)[atoms.kinds[parents], choice]
+    along = jnp.einsum('tc,tcx->tx', coefficients, jnp.stack([inward, across, normal], axis=1))
+    along = jnp.where(seeding, _direction(*sphere[:2]), along)
+    kinds = atoms.kinds[parents]
+    around = jnp.where((kinds == IN_CHAIR)[:, None], inward, -inward)  # a bond from the new atom here is staggered
+    ordered = jnp.where(flat[:, None], jnp.cross(normal, along), around)
+    ordered = jnp.where((together < ORDERED_SHARE)[:, None], ordered, _direction(*sphere[2:]))
+    ordered = jnp.where((flat | staggered)[:, None], ordered, _direction(*sphere[2:]))
+    side = ordered - jnp.sum(ordered * along, axis=1, keepdims=True) * along
+    side = jnp.where(fused[:, None], atoms.positions[partners] - atoms.positions[parents], side)
+    along, side = _unit(along), _unit(side)
+    return jnp.stack([along, side, jnp.cross(along, side)], axis=1)
+
+
+def _judge(new, fragments, parents, progress, surroundings, images, seeding):
     """Whether trials keep all distances, and how near their surroundings are, `(trials,)` each."""
     atoms = progress.atoms
-    axes, inverse = surroundings.axes, surroundings.inverse
+    metric, inverse = surroundings.axes @ surroundings.axes.T, surroundings.inverse
     present = jnp.arange(RING_SLOTS)[None] < new.number[:, None]
     fractional = new.positions @ inverse
     polar = (new.elements == NITROGEN) | (new.elements == OXYGEN)
@@ -331,13 +395,16 @@ def _judge(new, parents, fragments, progress, surroundings, images, seeding):
     counted = (atom < atoms.number) & (operation < surroundings.operations)
     turned = jnp.einsum('mij,mj->mi', surroundings.rotations[operation], (atoms.positions @ inverse)[atom])
     others = turned + surroundings.translations[operation]
-    distances, unmoved = nearest_distances(fractional[:, :, None], others[None, None], axes)
+    _, distances, unmoved = nearest_steps(fractional[:, :, None], others[None, None], metric)
     same = (operation == 0) & (atoms.molecules[atom] == progress.molecule) & ~seeding
     inside = same[None, None] & unmoved
-    to_parent = jnp.linalg.norm(atoms.positions[parents][:, None] - atoms.positions[None], axis=-1)[:, atom]
-    bonds = 1 + jnp.where(atom[None] == parents[:, None], 0, jnp.where(to_parent < BONDED, 1, 2))
-    bonds = bonds[:, None] + jnp.asarray(DEPTHS)[fragments][:, :, None]
-    within = jnp.where(bonds == 1, 0.0, jnp.where(bonds == 2, TWO_BONDS_APART, MORE_BONDS_APART))
+    ends = atoms.positions[parents]
+    to_ends = jnp.linalg.norm(ends[:, :, None] - atoms.positions[None, None], axis=-1)
+    number = jnp.arange(len(atoms.free))[None, None]
+    away = jnp.where(to_ends < BONDED, 1, jnp.where(to_ends < NEXT_BONDED, 2, 3))
+    away = jnp.where(number == parents[:, :, None], 0, away)[:, :, atom]
+    bonds = jnp.min(1 + away[:, :, None] + jnp.asarray(DEPTHS)[fragments][..., None], axis=1)
+    within = jnp.asarray(APART)[jnp.minimum(bonds, len(APART)) - 1]
     other_polar = (atoms.elements[atom] == NITROGEN) | (atoms.elements[atom] == OXYGEN)
     between = jnp.where(polar[:, :, None] & other_polar[None, None], POLAR_CONTACT, CONTACT)
     least = jnp.where(inside, within, between)
@@ -346,14 +413,12 @@ def _judge(new, parents, fragments, progress, surroundings, images, seeding):
     near = jnp.sum(jnp.where(pairs & ~inside, jnp.exp(-((distances / 4.5) ** 2)), 0.0), axis=(1, 2))
 
     own = jnp.einsum('oij,tsj->tosi', surroundings.rotations, fractional) + surroundings.translations[None, :, None]
-    own_distances, _ = nearest_distances(fractional[:, None, :, None], own[:, :, None], axes)
+    _, own_distances, _ = nearest_steps(fractional[:, None, :, None], own[:, :, None], metric)
     number = jnp.arange(len(surroundings.rotations))
     counted = (number > 0) & (number < surroundings.operations)
     pairs = counted[None, :, None, None] & present[:, None, :, None] & present[:, None, None]
     kept &= jnp.all(~pairs | (own_distances >= CONTACT), axis=(1, 2, 3))
-    can_grow = jnp.any(
-        (jnp.arange(len(atoms.free)) < atoms.number) & (atoms.free > 0) & (atoms.molecules == progress.molecule)
-    )
+    can_grow = atoms.free[parents[:, 0]] > 0
     return kept & (seeding | can_grow), 1 + near / jnp.sum(present, axis=1, dtype=jnp.float32)
 
 
@@ -375,34 +440,26 @@ def relax(atoms: Molecules, surroundings: Surroundings, capacity: int) -> Molecu
     members = jax.nn.one_hot(atoms.molecules, len(number), dtype=jnp.float32) * present[:, None].astype(jnp.float32)
     members = members / jnp.maximum(jnp.sum(members, axis=0), 1)[None]
 
-    def steps_between(positions):
+    def measure(positions):
         fractional = positions @ surroundings.inverse
         turned = jnp.einsum('mij,mj->mi', surroundings.rotations[operation], fractional[atom])
-        others = turned + surroundings.translations[operation]
-        steps = [fractional[:, None, axis] - others[None, :, axis] for axis in range(3)]
-        shifts = [jnp.round(each) for each in steps]
-        unmoved = (shifts[0] == 0) & (shifts[1] == 0) & (shifts[2] == 0)
-        steps = [each - shift for each, shift in zip(steps, shifts, strict=True)]
-        axes = surroundings.axes
-        cartesian = [sum(steps[row] * axes[row, column] for row in range(3)) for column in range(3)]
-        return cartesian, jnp.sqrt(sum(each * each for each in cartesian) + 1e-6), same & unmoved
+        return nearest_steps(fractional[:, None], (turned + surroundings.translations[operation])[None], metric)
 
-    _, distances, inside = steps_between(atoms.positions)
-    held = pairs & inside & (distances < RIGID)
-    lengths = distances
+    metric = surroundings.axes @ surroundings.axes.T
+    _, lengths, unmoved = measure(atoms.positions)
+    held = pairs & same & unmoved & (lengths < RIGID)
 
     def move(positions, strength):
-        cartesian, distances, inside = steps_between(positions)
-        wanted = jnp.where(inside, MORE_BONDS_APART, least)
-        apart = jnp.where(pairs & ~held, strength * jnp.maximum(wanted - distances, 0), 0.0)
-        change = jnp.where(held, lengths - distances, apart) / distances
-        moves = RELAXED * jnp.stack([jnp.sum(each * change, axis=1) for each in cartesian], axis=1)
-        pushed = jnp.where(held, 0.0, change)
-        pushes = RELAXED * jnp.stack([jnp.sum(each * pushed, axis=1) for each in cartesian], axis=1)
-        whole = members @ jnp.einsum('nm,nx->mx', jnp.sign(members), pushes)
-        return positions + moves + WHOLE * whole, None
+        steps, distances, unmoved = measure(positions)
+        wanted = jnp.where(same & unmoved, APART[-1], least)
+        missing = jnp.where(held, lengths - distances, strength * jnp.maximum(wanted - distances, 0))
+        shares = jax.lax.optimization_barrier(jnp.where(pairs, missing / (distances + SHORTEST), 0))
+        moves = jnp.stack([jnp.sum(shares * each, axis=1) for each in steps], axis=1) @ surroundings.axes
+        moves = RELAXED * moves
+        whole = members @ (jnp.sign(members).T @ moves)  # what acts between atoms of one molecule cancels
+        return positions + moves + whole, None
 
-    strengths = jnp.minimum(1.0, jnp.linspace(3.0, 0.0, RELAXATIONS))  # in the end bonds alone
+    strengths = jnp.clip(jnp.linspace(3.0, -0.8, RELAXATIONS), 0, 1)  # in the end bonds alone
     positions, _ = jax.lax.scan(move, atoms.positions, strengths)
     return atoms._replace(positions=positions)
 
@@ -414,24 +471,26 @@ def _images(surroundings, capacity):
     return slots % wanted, slots // wanted
 
 
-def nearest_distances(first: Array, second: Array, axes: Array) -> tuple[Array, Array]:
-    """Distances, Å, of points from the nearest lattice images of others, and whether these are the points given.
+def nearest_steps(first: Array, second: Array, metric: Array) -> tuple[list[Array], Array, Array]:
+    """From the nearest lattice images of points to other points.
 
     The nearest image is found by rounding, which is right for distances below half of the cell's least width.
 
     Args:
         first: `(..., 3)`, fractional.
         second: `(..., 3)`, fractional; of a shape that broadcasts with the first.
-        axes: `(3, 3)`, rows are the edges of the cell.
+        metric: `(3, 3)`, scalar products of the edges of the cell, Å².
+
+    Returns:
+        Three fractional components, distances in Å, and whether the nearest image is the point itself.
     """
-    metric = axes @ axes.T
     steps = [first[..., axis] - second[..., axis] for axis in range(3)]  # one loop over pairs, without small products
     shifts = [jnp.round(each) for each in steps]
-    x, y, z = (step - shift for step, shift in zip(steps, shifts, strict=True))
+    x, y, z = steps = [step - shift for step, shift in zip(steps, shifts, strict=True)]
     squares = x * (metric[0, 0] * x + 2 * (metric[0, 1] * y + metric[0, 2] * z))
     squares += y * (metric[1, 1] * y + 2 * metric[1, 2] * z) + metric[2, 2] * z * z
     unmoved = (shifts[0] == 0) & (shifts[1] == 0) & (shifts[2] == 0)
-    return jnp.sqrt(jnp.maximum(squares, 0)), unmoved
+    return steps, jnp.sqrt(jnp.maximum(squares, 0)), unmoved
 
 
 def hydrogens(atoms: Molecules) -> tuple[Array, Array]:
@@ -444,13 +503,20 @@ def hydrogens(atoms: Molecules) -> tuple[Array, Array]:
     frame = jnp.stack([atoms.inward, atoms.across, jnp.cross(atoms.inward, atoms.across)], axis=1)
     directions = jnp.einsum('ndc,ncx->ndx', jnp.asarray(DIRECTIONS)[atoms.kinds], frame)
     exists = jnp.arange(3)[None] < jnp.asarray(CHOICES)[atoms.kinds][:, None]
-    ahead = atoms.positions[:, None] + 1.45 * directions
-    distances = jnp.linalg.norm(ahead[:, :, None] - atoms.positions[None, None], axis=-1)
-    distances = jnp.where((number < atoms.number)[None, None], distances, jnp.inf)
-    taken = jnp.min(distances, axis=-1) < 0.9
+    places = atoms.positions[:, None] + HYDROGEN_BOND * directions
+    distances = jnp.linalg.norm(places[:, :, None] - atoms.positions[None, None], axis=-1)
+    others = (number < atoms.number)[None, None] & (number[:, None] != number[None])[:, None]
+    taken = jnp.any(others & (distances < HYDROGEN_APART), axis=-1)
     free = exists & ~taken & (number < atoms.number)[:, None]
     free &= jnp.cumsum(free, axis=1) <= atoms.free[:, None]
-    return atoms.positions[:, None] + HYDROGEN_BOND * directions, free
+    return places, free
+
+
+def _direction(height, turn):
+    """Unit vectors `(n, 3)`, uniform over the sphere, of numbers from 0 to 1."""
+    height, angle = 2 * height - 1, 2 * np.pi * turn
+    radius = jnp.sqrt(1 - height**2)
+    return jnp.stack([radius * jnp.cos(angle), radius * jnp.sin(angle), height], axis=-1)
 
 
 def _unit(vectors):

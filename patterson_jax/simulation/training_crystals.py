@@ -44,6 +44,10 @@ PRIMITIVE = np.array([[0.5, 0.5, 0], [-0.5, 0.5, 0], [0, 0, 1]])  # its edges as
 SHEARS = (0, 1)  # how often a is added to c: P21/c and P21/n
 LARGEST_COSINE = math.sin(math.radians(20))  # of the angles of the cell
 
+SOLVENT = 6  # atoms
+FAR = 5.0  # Å from the middle of a molecule
+MOBILE_DISPLACEMENT, LEAST_OCCUPANCY = 5.0, 0.4  # Å², how much larger B of mobile molecules is
+HYDROGEN_DISPLACEMENT = 1.3  # B of hydrogen, relative to that of the other atoms
 CARBON_NUMBER = 6
 TARGET_WIDTH = 0.40  # Å, standard deviation of an atom of the target
 DISPLACEMENTS = np.arange(0.5, 16.01, 0.5)  # Å², B for which form factors are fitted
@@ -111,9 +115,11 @@ class TrainingRecipe:
         d_min: Å; never less than the grid allows.
         volume_per_atom: Å³, the volume of the cell for each atom that is not hydrogen.
         molecule: least and most atoms of a molecule.
-        heavier: most share of F, S, Cl and Br among single atoms.
+        hetero: share of N and O among the atoms that are not in rings.
+        heavier: most share of F, S, Cl and Br among these; half of the crystals have less than a quarter of it.
         displacement: Å², B of the atoms at the middle of a molecule.
         swing: Å², by how much B grows to the end of a molecule.
+        mobile: share of the molecules of up to `SOLVENT` atoms that are mobile and not in all cells.
         error: relative error of intensities.
         background: error of all intensities, relative to their mean.
         lost: share of the reflections that are not measured.
@@ -123,11 +129,13 @@ class TrainingRecipe:
     shape: tuple[int, int, int] = (24, 24, 24)
     spacing: tuple[float, float] = (0.40, 0.55)
     d_min: tuple[float, float] = (1.0, 1.6)
-    volume_per_atom: tuple[float, float] = (16.0, 22.0)
+    volume_per_atom: tuple[float, float] = (15.5, 20.5)
     molecule: tuple[int, int] = (8, 40)
+    hetero: tuple[float, float] = (0.2, 0.65)
     heavier: float = 0.12
-    displacement: tuple[float, float] = (1.2, 3.5)
-    swing: tuple[float, float] = (0.0, 4.0)
+    displacement: tuple[float, float] = (0.8, 2.8)
+    swing: tuple[float, float] = (0.0, 2.5)
+    mobile: float = 0.3
     error: tuple[float, float] = (0.01, 0.06)
     background: tuple[float, float] = (0.002, 0.05)
     lost: tuple[float, float] = (0.0, 0.05)
@@ -307,7 +315,7 @@ def _draw_surroundings(key, recipe):
     metric = jnp.einsum('o,oji,jk,okl->il', counted, rotations, metric, rotations) / operations.astype(metric.dtype)
     axes = jnp.linalg.cholesky(metric)
     volume = jnp.linalg.det(axes)
-    draws = jax.random.uniform(other_key, (6,))
+    draws = jax.random.uniform(other_key, (7,))
     low, high = recipe.volume_per_atom
     wanted = volume / (low + (high - low) * draws[0]) / operations.astype(metric.dtype)
     wanted = jnp.clip(
@@ -317,16 +325,20 @@ def _draw_surroundings(key, recipe):
     low, high = recipe.d_min
     finest = jnp.maximum(low, limit)
     d_min = finest + jnp.maximum(high - finest, 0) * draws[1]
-    heavier = recipe.heavier * draws[2] ** 2
-    surroundings = Surroundings(axes, jnp.linalg.inv(axes), rotations, translations, operations, wanted, heavier)
-    return surroundings, setting, d_min, draws[3:]
+    hetero = recipe.hetero[0] + (recipe.hetero[1] - recipe.hetero[0]) * draws[2]
+    heavier = recipe.heavier * draws[3] ** 2
+    surroundings = Surroundings(
+        axes, jnp.linalg.inv(axes), rotations, translations, operations, wanted, hetero, heavier
+    )
+    return surroundings, setting, d_min, draws[4:]
 
 
 def _all_atoms(key, molecules: Molecules, surroundings, origin, recipe):
     most = recipe.most_atoms
     number = jnp.arange(len(molecules.free))
     present = number < molecules.number
-    draws = jax.random.uniform(key, (3,))
+    draw_key, mobile_key, occupancy_key = jax.random.split(key, 3)
+    draws = jax.random.uniform(draw_key, (2,))
     low, high = recipe.displacement
     base = low + (high - low) * draws[0]
     low, high = recipe.swing
@@ -336,7 +348,11 @@ def _all_atoms(key, molecules: Molecules, surroundings, origin, recipe):
     counts = jnp.maximum(jnp.sum(members, axis=0), 1)
     centres = jnp.einsum('nm,nx->mx', members, molecules.positions) / counts[:, None]
     distances = jnp.linalg.norm(molecules.positions - centres[molecules.molecules], axis=1)
-    displacements = base + swing * (distances / 5.0) ** 1.5
+    mobile = (counts <= SOLVENT) & (jax.random.uniform(mobile_key, number.shape) < recipe.mobile)
+    occupancies = jax.random.uniform(occupancy_key, number.shape, minval=LEAST_OCCUPANCY)
+    occupancies = jnp.where(mobile, occupancies, 1.0)[molecules.molecules]
+    displacements = base + swing * (distances / FAR) ** 1.5
+    displacements = displacements + jnp.where(mobile, MOBILE_DISPLACEMENT, 0.0)[molecules.molecules]
     displacements = jnp.clip(displacements, DISPLACEMENTS[0], DISPLACEMENTS[-1])
 
     slots = jnp.arange(most)
@@ -358,10 +374,10 @@ def _all_atoms(key, molecules: Molecules, surroundings, origin, recipe):
         positions,
         molecules.elements[atom],
         displacements[atom],
-        taken.astype(jnp.float32),
+        jnp.where(taken, occupancies[atom], 0),
         hydrogens,
-        exists.astype(jnp.float32),
-        1.3 * (base + 0.5 * swing),
+        jnp.where(exists, occupancies[order[kept] // 3], 0),
+        HYDROGEN_DISPLACEMENT * (base + 0.5 * swing),
     )
 
 
@@ -445,9 +461,8 @@ def _transform(positions, weights, frequencies):
         waves.append(jax.lax.complex(jnp.cos(angles), jnp.sin(angles)))
     first = weights[:, :, None].astype(jnp.complex64) * waves[0][:, None]
     others = waves[1][:, :, None] * waves[2][:, None]
-    columns, sizes = weights.shape[1], [len(each) for each in frequencies]
     flat = first.reshape(len(positions), -1).T @ others.reshape(len(positions), -1)
-    return flat.reshape(columns, *sizes)
+    return flat.reshape(weights.shape[1], *(len(each) for each in frequencies))
 
 
 def equivalent_indices(surroundings: Surroundings, shape: tuple[int, int, int]) -> Array:
@@ -458,14 +473,14 @@ def equivalent_indices(surroundings: Surroundings, shape: tuple[int, int, int]) 
     indices = jnp.stack(
         jnp.meshgrid(*(jnp.asarray(each) for each in half_grid_frequencies(shape)), indexing='ij'), axis=-1
     )
-    sizes = jnp.array(shape, jnp.int32)
+    sizes = jnp.array(shape, jnp.int32)[None, None, None]
 
     def smallest(number, best):
         turned = jnp.round(indices @ surroundings.rotations[number]).astype(jnp.int32)
         for sign in (1, -1):
-            wrapped = jnp.mod(sign * turned, sizes[None, None, None])
+            wrapped = jnp.where(sign * turned < 0, sign * turned + sizes, sign * turned)
             flat = (wrapped[..., 0] * shape[1] + wrapped[..., 1]) * shape[2] + wrapped[..., 2]
-            best = jnp.minimum(best, flat)
+            best = jnp.minimum(best, jnp.maximum(flat, 0))
         return best
 
     start = jnp.full(indices.shape[:3], math.prod(shape) - 1, jnp.int32)
