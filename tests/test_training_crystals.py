@@ -216,7 +216,6 @@ def test_intensities_have_the_distribution_of_crystals_with_and_without_a_centre
 def test_e_values_are_those_of_the_host(background):
     crystal, _, factors = case(first_of('P1'))
     squares, inside = inverse_squares(crystal), one_of_each_pair(crystal)
-    measured = np.where(np.isin(squares, squares[inside]), True, False) & (squares > 0)
     measured = (squares > 0) & (squares <= (1 - 1e-5) / crystal.d_min**2)
     true = np.abs(factors) ** 2
     sigmas = np.hypot(0.03 * true, background * true[inside].mean())
@@ -250,7 +249,16 @@ def test_a_key_gives_the_same_crystal_alone_and_among_others():
 
 
 @pytest.mark.parametrize(
-    ('field', 'value'), [('shape', (15, 16, 16)), ('d_min', (0.8, 1.2)), ('groups', (1.0, 2.0)), ('groups', (0.0,) * 8)]
+    ('field', 'value'),
+    [
+        ('shape', (15, 16, 16)),
+        ('d_min', (0.8, 1.2)),
+        ('spacing', (0.5, 0.4)),
+        ('lost', (0.0, 0.95)),
+        ('mobile', 1.5),
+        ('groups', (1.0, 2.0)),
+        ('groups', (0.0,) * 8),
+    ],
 )
 def test_a_recipe_is_checked(field, value):
     with pytest.raises(InputError, match=field):

@@ -1,12 +1,13 @@
-"""Grows molecules among their images in the cell of a crystal, by compiled code, to train networks on.
+"""Grows molecules among their images in the cell of a crystal, by compiled code: the content of training crystals.
 
-Atoms and rings are bonded one after another to atoms with free valences, with usual lengths and angles. Several trials
-are made each time. A trial is valid if all its atoms keep their distances: from atoms of the same molecule by the
-number of bonds between them, from all images under the space group as molecules in crystals do. When a molecule has
-its size, or no trial is valid, the next molecule is begun where there is room. So no packing has to be searched
-for. All shapes are fixed; `growth_limits` has their sizes.
+Atoms and rings are bonded one after another to atoms with free valences, with usual lengths, angles and torsions. A few
+trials are made each time. A trial is valid if its atoms keep their distances: from atoms of the same molecule by the
+number of bonds between them, from the images of all atoms under the space group by less than molecules in crystals do.
+When a molecule has its size, or no trial is valid, the next one is begun where there is room. So the cell is filled
+without a search for a packing. Then atoms that are too near are moved apart, while molecules keep their shape.
 
-Nothing here is shared with `invented_crystals`, on which verdicts are calibrated.
+Shapes are fixed: arrays have room for the most atoms, of which `number` count. Nothing is shared with
+`invented_crystals`, on which verdicts are calibrated.
 """
 
 from typing import NamedTuple
@@ -46,7 +47,7 @@ SINGLE, SIX_RING, FIVE_RING, CHAIR, FUSED = range(5)  # the last: a flat ring th
 RING_SLOTS = 6
 SLOTS = np.array([1, 6, 5, 6, 4], np.int32)  # atoms of each fragment
 RING_BOND, CHAIR_BOND = 1.395, 1.525  # Å
-FRAGMENT_SHARES = (0.64, 0.11, 0.06, 0.07, 0.12)
+FRAGMENT_SHARES = (0.64, 0.11, 0.06, 0.07, 0.12)  # where a ring cannot be fused, it is a six-ring
 BRANCHING = 3.0  # how much more often atoms grow that are not at an end
 NITROGEN_SHARE = 0.38  # of N and O
 HEAVIER = (FLUORINE, SULFUR, SULFUR, CHLORINE, CHLORINE, BROMINE)  # in these proportions
@@ -59,12 +60,15 @@ RING_OXYGEN_SHARE = 0.3  # of chairs
 TRIALS = 8
 DRAWS = 25  # random numbers for each
 FAILURES = 12  # in succession, after which the cell is full
-APART = np.array(
-    [0.0, 2.2, 2.7, 2.95], np.float32
-)  # Å, least distances in a molecule: one, two, three, more bonds apart
-CONTACT, POLAR_CONTACT = 2.4, 2.4  # Å, least distances of molecules; the second for two of N and O
+NEXT_MOLECULE = 6  # every so many of them another molecule is tried
+CROWDED = 4.5  # Å, how far the neighbourhood of atoms reaches; a trial in a crowded one is preferred
+# Least distances, Å: in a molecule, of atoms one, two, three and more bonds apart; and of molecules before they are
+# moved apart. The usual density would not be reached with those of crystals.
+APART = np.array([0.0, 2.2, 2.7, 2.95], np.float32)
+CONTACT = 2.4
 RIGID = 2.85  # Å: distances in a molecule that are held while molecules are moved apart
 REACHES = np.array([1.72, 1.62, 1.56, 1.46, 1.80, 1.76, 1.84], np.float32)  # Å, of elements, half of a usual contact
+HYDROGEN_REACH = 0.08  # Å, that each hydrogen adds to the reach of carbon
 HYDROGEN_BRIDGE = 0.42  # Å by which N and O come nearer to each other
 RELAXATIONS, RELAXED = 40, 0.22  # steps, and the part of a deviation that each takes back
 SHORTEST = 1e-3  # Å, so that coinciding atoms do no harm
@@ -221,7 +225,7 @@ def grow(key: Array, surroundings: Surroundings, most: int, capacity: int, sizes
 def _extend(key, progress, surroundings, images, sizes):
     """Adds the best valid one of several trials, if there is one."""
     atoms = progress.atoms
-    seeding = (progress.size >= progress.full_size) | (progress.failures % 6 == 5)
+    seeding = (progress.size >= progress.full_size) | (progress.failures % NEXT_MOLECULE == NEXT_MOLECULE - 1)
     draws = jax.random.uniform(key, (DRAWS, TRIALS))
     new, fragments, parents = _propose(draws, progress, surroundings, seeding)
     valid, crowding = _judge(new, fragments, parents, progress, surroundings, images, seeding)
@@ -236,6 +240,7 @@ def _extend(key, progress, surroundings, images, sizes):
         added = jax.lax.dynamic_update_slice_in_dim(array, values, atoms.number, axis=0)
         return jnp.where(found, added, array)
 
+    used = jnp.where(found, used, 0)
     free = atoms.free.at[parents[best]].add(-used)
     grown = Molecules(
         atoms.number + jnp.where(found, count, 0),
@@ -243,7 +248,7 @@ def _extend(key, progress, surroundings, images, sizes):
         put(atoms.elements, chosen.elements),
         put(atoms.molecules, jnp.full(RING_SLOTS, molecule)),
         put(atoms.kinds, chosen.kinds),
-        jnp.where(found, put(free, chosen.free), atoms.free),
+        put(free, chosen.free),
         put(atoms.inward, chosen.inward),
         put(atoms.across, chosen.across),
     )
@@ -389,8 +394,6 @@ def _judge(new, fragments, parents, progress, surroundings, images, seeding):
     metric, inverse = surroundings.axes @ surroundings.axes.T, surroundings.inverse
     present = jnp.arange(RING_SLOTS)[None] < new.number[:, None]
     fractional = new.positions @ inverse
-    polar = (new.elements == NITROGEN) | (new.elements == OXYGEN)
-
     atom, operation = images
     counted = (atom < atoms.number) & (operation < surroundings.operations)
     turned = jnp.einsum('mij,mj->mi', surroundings.rotations[operation], (atoms.positions @ inverse)[atom])
@@ -405,12 +408,10 @@ def _judge(new, fragments, parents, progress, surroundings, images, seeding):
     away = jnp.where(number == parents[:, :, None], 0, away)[:, :, atom]
     bonds = jnp.min(1 + away[:, :, None] + jnp.asarray(DEPTHS)[fragments][..., None], axis=1)
     within = jnp.asarray(APART)[jnp.minimum(bonds, len(APART)) - 1]
-    other_polar = (atoms.elements[atom] == NITROGEN) | (atoms.elements[atom] == OXYGEN)
-    between = jnp.where(polar[:, :, None] & other_polar[None, None], POLAR_CONTACT, CONTACT)
-    least = jnp.where(inside, within, between)
+    least = jnp.where(inside, within, CONTACT)
     pairs = present[:, :, None] & counted[None, None]
     kept = jnp.all(~pairs | (distances >= least), axis=(1, 2))
-    near = jnp.sum(jnp.where(pairs & ~inside, jnp.exp(-((distances / 4.5) ** 2)), 0.0), axis=(1, 2))
+    near = jnp.sum(jnp.where(pairs & ~inside, jnp.exp(-((distances / CROWDED) ** 2)), 0.0), axis=(1, 2))
 
     own = jnp.einsum('oij,tsj->tosi', surroundings.rotations, fractional) + surroundings.translations[None, :, None]
     _, own_distances, _ = nearest_steps(fractional[:, None, :, None], own[:, :, None], metric)
@@ -434,7 +435,8 @@ def relax(atoms: Molecules, surroundings: Surroundings, capacity: int) -> Molecu
     counted = (atom < atoms.number) & (operation < surroundings.operations)
     pairs = present[:, None] & counted[None] & ((operation > 0)[None] | (number[:, None] != atom[None]))
     same = (operation == 0)[None] & (atoms.molecules[:, None] == atoms.molecules[atom][None])
-    reaches = jnp.asarray(REACHES)[atoms.elements]
+    attached = jnp.where(atoms.elements == CARBON, atoms.free, 0).astype(jnp.float32)
+    reaches = jnp.asarray(REACHES)[atoms.elements] + HYDROGEN_REACH * attached
     polar = (atoms.elements == NITROGEN) | (atoms.elements == OXYGEN)
     least = reaches[:, None] + reaches[atom][None] - jnp.where(polar[:, None] & polar[atom][None], HYDROGEN_BRIDGE, 0.0)
     members = jax.nn.one_hot(atoms.molecules, len(number), dtype=jnp.float32) * present[:, None].astype(jnp.float32)

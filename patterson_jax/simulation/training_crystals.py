@@ -59,6 +59,23 @@ SIGMAS_BEYOND = 5.0
 NEGLIGIBLE = 1e-6
 
 
+# Of the recipe: the least and the greatest value allowed.
+RANGES = (
+    ('spacing', 0.2, 1.0),
+    ('d_min', FINEST, 5.0),
+    ('volume_per_atom', 10.0, 100.0),
+    ('molecule', 1, 200),
+    ('hetero', 0.0, 1.0),
+    ('displacement', DISPLACEMENTS[0], DISPLACEMENTS[-1]),
+    ('swing', 0.0, DISPLACEMENTS[-1]),
+    ('error', 0.0, 1.0),
+    ('background', 1e-4, 10.0),
+    ('lost', 0.0, 0.9),
+)
+# Numbers, because they are folded into keys.
+CELL, GROWTH, DISPLACEMENT, QUALITY, NOISE, LOSS = range(6)
+
+
 class TrainingCrystal(NamedTuple):
     """A crystal on a grid.
 
@@ -119,7 +136,7 @@ class TrainingRecipe:
         heavier: most share of F, S, Cl and Br among these; half of the crystals have less than a quarter of it.
         displacement: Å², B of the atoms at the middle of a molecule.
         swing: Å², by how much B grows to the end of a molecule.
-        mobile: share of the molecules of up to `SOLVENT` atoms that are mobile and not in all cells.
+        mobile: share of the molecules of up to `SOLVENT` atoms, except the first, that are mobile and not in all cells.
         error: relative error of intensities.
         background: error of all intensities, relative to their mean.
         lost: share of the reflections that are not measured.
@@ -144,9 +161,14 @@ class TrainingRecipe:
     def __post_init__(self):
         even = len(self.shape) == 3 and all(size % 2 == 0 and size >= 12 for size in self.shape)
         require(even, 'shape', self.shape, 'three even numbers, 12 or more')
+        for name, least, most in RANGES:
+            values = getattr(self, name)
+            ascending = len(values) == 2 and least <= values[0] <= values[1] <= most
+            require(ascending, name, values, f'two numbers from {least:g} to {most:g}, the smaller one first')
+        for name in ('heavier', 'mobile'):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), 'from 0 to 1')
         shares = len(self.groups) == len(GROUPS) and min(self.groups) >= 0 and sum(self.groups) > 0
-        require(shares, 'groups', self.groups, f'a share for each of {", ".join(GROUPS)}')
-        require(self.d_min[0] >= FINEST, 'd_min', self.d_min, f'{FINEST} Å or more')
+        require(shares, 'groups', self.groups, f'shares, not all zero, of {", ".join(GROUPS)}')
 
     @property
     def half_shape(self) -> tuple[int, int, int]:
@@ -252,41 +274,47 @@ def draw_crystal(key: Array, recipe: TrainingRecipe) -> TrainingCrystal:
     surroundings, setting, atoms, d_min = draw_structure(key, recipe)
     frequencies = half_grid_frequencies(recipe.shape)
     squared = squared_spacings(surroundings.axes, frequencies)
-    factors, sharp = structure_factors(atoms, frequencies, squared)
-    volume = jnp.abs(jnp.linalg.det(surroundings.axes))
-    scale = math.prod(recipe.shape) / volume * (2 * math.pi * TARGET_WIDTH**2) ** 1.5
-    blurred = sharp * (scale * jnp.exp(-2 * math.pi**2 * TARGET_WIDTH**2 * squared)).astype(sharp.dtype)
+    factors, points = structure_factors(atoms, frequencies, squared)
     inside = (squared > 0) & (squared <= 1 / d_min**2)
-    noise_key, lost_key, error_key = (jax.random.fold_in(key, each) for each in (101, 102, 103))
-    errors = jax.random.uniform(error_key, (3,))
-    error, background, lost = (
-        low + (high - low) * errors[index]
-        for index, (low, high) in enumerate((recipe.error, recipe.background, recipe.lost))
-    )
-    representatives = equivalent_indices(surroundings, recipe.shape)
-    size = math.prod(recipe.shape)
-    noise = jax.random.normal(noise_key, (size,))[representatives]
-    measured = inside & (jax.random.uniform(lost_key, (size,)) >= lost)[representatives]
-    intensities = factors.real**2 + factors.imag**2
-    mean = jnp.sum(jnp.where(inside, intensities, 0)) / jnp.sum(inside, dtype=jnp.float32)
-    sigmas = jnp.sqrt((error * intensities) ** 2 + (background * mean) ** 2)
-    values = normalised_amplitudes(intensities + sigmas * noise, sigmas, squared, measured)
-    true_means = shell_means(intensities, squared, inside)
+    means = shell_means(factors.real**2 + factors.imag**2, squared, inside)
+    scale = math.prod(recipe.shape) / jnp.linalg.det(surroundings.axes) * (2 * math.pi * TARGET_WIDTH**2) ** 1.5
+    blur = scale * jnp.exp(-2 * math.pi**2 * TARGET_WIDTH**2 * squared)
+    settings = group_settings(recipe)
     return TrainingCrystal(
         surroundings.axes,
-        values,
-        jnp.where(inside, factors * jax.lax.rsqrt(true_means).astype(factors.dtype), 0),
-        jnp.fft.irfftn(blurred, s=recipe.shape),
+        _measure(key, factors, squared, inside, surroundings, recipe),
+        jnp.where(inside, factors * jax.lax.rsqrt(means).astype(factors.dtype), 0),
+        jnp.fft.irfftn(points * blur.astype(points.dtype), s=recipe.shape),
         d_min,
-        jnp.asarray(group_settings(recipe).centrosymmetric)[setting],
-        jnp.asarray(group_settings(recipe).group)[setting],
+        jnp.asarray(settings.centrosymmetric)[setting],
+        jnp.asarray(settings.group)[setting],
     )
+
+
+def _measure(key, factors, squared, inside, surroundings, recipe):
+    """E values of intensities with errors, some of them lost; all the same for equivalent reflections."""
+    quality_key, noise_key, loss_key = (jax.random.fold_in(key, each) for each in (QUALITY, NOISE, LOSS))
+    draws = jax.random.uniform(quality_key, (3,))
+    ranges = (recipe.error, recipe.background, recipe.lost)
+    error, background, lost = (_between(each, draw) for each, draw in zip(ranges, draws, strict=True))
+    equivalents, size = equivalent_indices(surroundings, recipe.shape), math.prod(recipe.shape)
+    measured = inside & (jax.random.uniform(loss_key, (size,)) >= lost)[equivalents]
+    intensities = factors.real**2 + factors.imag**2
+    mean = jnp.sum(jnp.where(inside, intensities, 0)) / jnp.sum(inside, dtype=intensities.dtype)
+    sigmas = jnp.hypot(error * intensities, background * mean)
+    noise = jax.random.normal(noise_key, (size,))[equivalents]
+    return normalised_amplitudes(intensities + sigmas * noise, sigmas, squared, measured)
+
+
+def _between(limits, draw):
+    """The number of a range that belongs to one from 0 to 1."""
+    return limits[0] + (limits[1] - limits[0]) * draw
 
 
 @exact_products
 def draw_structure(key: Array, recipe: TrainingRecipe) -> tuple[Surroundings, Array, Atoms, Array]:
     """The cell with its operations, the index of the setting, the atoms, and d_min in Å."""
-    cell_key, growth_key, atom_key = (jax.random.fold_in(key, each) for each in range(3))
+    cell_key, growth_key, atom_key = (jax.random.fold_in(key, each) for each in (CELL, GROWTH, DISPLACEMENT))
     surroundings, setting, d_min, origin = _draw_surroundings(cell_key, recipe)
     molecules = grown_molecules.grow(growth_key, surroundings, recipe.most_in_unit, recipe.most_atoms, recipe.molecule)
     molecules = grown_molecules.relax(molecules, surroundings, recipe.most_atoms)
@@ -297,15 +325,9 @@ def _draw_surroundings(key, recipe):
     settings = group_settings(recipe)
     setting_key, edge_key, angle_key, other_key = jax.random.split(key, 4)
     setting = jax.random.categorical(setting_key, jnp.log(settings.shares))
-    rotations, translations, operations, shortest, longest = (
-        jnp.asarray(each)[setting]
-        for each in (
-            settings.rotations,
-            settings.translations,
-            settings.operations,
-            settings.shortest,
-            settings.longest,
-        )
+    (rotations, translations, operations, shortest, longest) = (
+        jnp.asarray(getattr(settings, name))[setting]
+        for name in ('rotations', 'translations', 'operations', 'shortest', 'longest')
     )
     edges = shortest + (longest - shortest) * jax.random.uniform(edge_key, (3,))
     cosines = jax.random.uniform(angle_key, (3,), minval=-LARGEST_COSINE, maxval=LARGEST_COSINE)
@@ -314,19 +336,14 @@ def _draw_surroundings(key, recipe):
     counted = (jnp.arange(MOST_OPERATIONS) < operations).astype(metric.dtype)
     metric = jnp.einsum('o,oji,jk,okl->il', counted, rotations, metric, rotations) / operations.astype(metric.dtype)
     axes = jnp.linalg.cholesky(metric)
-    volume = jnp.linalg.det(axes)
     draws = jax.random.uniform(other_key, (7,))
-    low, high = recipe.volume_per_atom
-    wanted = volume / (low + (high - low) * draws[0]) / operations.astype(metric.dtype)
-    wanted = jnp.clip(
-        jnp.round(wanted).astype(jnp.int32), 1, jnp.minimum(recipe.most_in_unit, recipe.most_atoms // operations)
-    )
-    limit = jnp.max(2 * jnp.sqrt(jnp.diagonal(metric)) / (jnp.array(recipe.shape, metric.dtype) - 2))
-    low, high = recipe.d_min
-    finest = jnp.maximum(low, limit)
-    d_min = finest + jnp.maximum(high - finest, 0) * draws[1]
-    hetero = recipe.hetero[0] + (recipe.hetero[1] - recipe.hetero[0]) * draws[2]
-    heavier = recipe.heavier * draws[3] ** 2
+    wanted = jnp.linalg.det(axes) / _between(recipe.volume_per_atom, draws[0]) / operations.astype(axes.dtype)
+    most = jnp.minimum(recipe.most_in_unit, recipe.most_atoms // operations)
+    wanted = jnp.clip(jnp.round(wanted).astype(jnp.int32), 1, most)
+    lengths = jnp.sqrt(jnp.diagonal(metric))
+    finest = jnp.maximum(recipe.d_min[0], jnp.max(2 * lengths / (jnp.array(recipe.shape, axes.dtype) - 2)))
+    d_min = finest + jnp.maximum(recipe.d_min[1] - finest, 0) * draws[1]
+    hetero, heavier = _between(recipe.hetero, draws[2]), recipe.heavier * draws[3] ** 2
     surroundings = Surroundings(
         axes, jnp.linalg.inv(axes), rotations, translations, operations, wanted, hetero, heavier
     )
@@ -334,21 +351,20 @@ def _draw_surroundings(key, recipe):
 
 
 def _all_atoms(key, molecules: Molecules, surroundings, origin, recipe):
+    """The atoms of the cell, of molecules in the asymmetric unit, with displacements and hydrogen."""
     most = recipe.most_atoms
     number = jnp.arange(len(molecules.free))
     present = number < molecules.number
     draw_key, mobile_key, occupancy_key = jax.random.split(key, 3)
     draws = jax.random.uniform(draw_key, (2,))
-    low, high = recipe.displacement
-    base = low + (high - low) * draws[0]
-    low, high = recipe.swing
-    swing = low + (high - low) * draws[1]
+    base, swing = _between(recipe.displacement, draws[0]), _between(recipe.swing, draws[1])
     members = jax.nn.one_hot(molecules.molecules, len(number), dtype=jnp.float32)
     members = members * present[:, None].astype(jnp.float32)
     counts = jnp.maximum(jnp.sum(members, axis=0), 1)
     centres = jnp.einsum('nm,nx->mx', members, molecules.positions) / counts[:, None]
     distances = jnp.linalg.norm(molecules.positions - centres[molecules.molecules], axis=1)
-    mobile = (counts <= SOLVENT) & (jax.random.uniform(mobile_key, number.shape) < recipe.mobile)
+    mobile = (number > 1) & (counts <= SOLVENT)  # the first molecule is never the solvent
+    mobile &= jax.random.uniform(mobile_key, number.shape) < recipe.mobile
     occupancies = jax.random.uniform(occupancy_key, number.shape, minval=LEAST_OCCUPANCY)
     occupancies = jnp.where(mobile, occupancies, 1.0)[molecules.molecules]
     displacements = base + swing * (distances / FAR) ** 1.5
