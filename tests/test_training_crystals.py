@@ -162,15 +162,17 @@ def test_settings_are_those_of_the_groups():
 def test_atoms_have_the_distances_and_the_density_of_molecular_crystals():
     distances, neighbours, next_neighbours, volumes = [], [], [], []
     for index in range(CASES):
-        crystal, (_, _, atoms, _), _ = case(index)
+        crystal, (surroundings, _, atoms, _), _ = case(index)
         positions = atoms.positions[atoms.occupancies > 0].astype(float)
         steps = positions[:, None] - positions[None]
         between = np.linalg.norm((steps - np.round(steps)) @ crystal.axes, axis=-1)
         assert np.all(np.diag(between) == 0)
         distances.append(between[np.triu_indices(len(positions), 1)])
+        volumes.append(np.linalg.det(crystal.axes) / len(positions))
+        if surroundings.wanted < 12:  # no room for usual molecules
+            continue
         neighbours.append(np.sum((between > 0) & (between < 1.95)) / len(positions))
         next_neighbours.append(np.sum((between > 2.1) & (between < 2.62)) / len(positions))
-        volumes.append(np.linalg.det(crystal.axes) / len(positions))
     every = np.concatenate(distances)
     assert every.min() > 1.1
     bonds = every[every < 1.95]
@@ -179,6 +181,7 @@ def test_atoms_have_the_distances_and_the_density_of_molecular_crystals():
     assert np.sum((every > 1.95) & (every < 2.15)) < 0.002 * len(bonds)
     assert np.sum((every > 2.15) & (every < 2.7)) < 1.5 * len(bonds)  # hardly more than angles make
     assert np.mean(every[every < 4] > 3.1) > 0.5
+    assert len(neighbours) > CASES / 8
     assert np.mean(neighbours) == pytest.approx(2.0, abs=0.2)
     assert np.mean(next_neighbours) == pytest.approx(2.5, abs=0.5)
     assert np.median(volumes) == pytest.approx(np.mean(RECIPE.volume_per_atom), abs=1.5)
@@ -246,6 +249,11 @@ def test_a_key_gives_the_same_crystal_alone_and_among_others():
     for one, many in zip(alone, case(3)[0], strict=True):
         np.testing.assert_allclose(one, many, atol=2e-3)
     assert len({float(each) for each in drawn()[0].d_min}) == CASES
+
+
+def test_all_resolutions_are_met():
+    thirds = np.histogram(drawn()[0].d_min, 3, RECIPE.d_min)[0]
+    assert thirds.sum() == CASES and thirds.min() > CASES / 6
 
 
 @pytest.mark.parametrize(

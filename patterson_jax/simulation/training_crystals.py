@@ -329,6 +329,10 @@ def _draw_surroundings(key, recipe):
         jnp.asarray(getattr(settings, name))[setting]
         for name in ('rotations', 'translations', 'operations', 'shortest', 'longest')
     )
+    draws = jax.random.uniform(other_key, (7,))
+    d_min = _between(recipe.d_min, draws[0])
+    reach = (jnp.array(recipe.shape, shortest.dtype) - 2) / 2  # most indices of a reflection
+    longest = jnp.clip(longest, shortest, jnp.maximum(d_min * reach, shortest))
     edges = shortest + (longest - shortest) * jax.random.uniform(edge_key, (3,))
     cosines = jax.random.uniform(angle_key, (3,), minval=-LARGEST_COSINE, maxval=LARGEST_COSINE)
     off = jnp.zeros((3, 3)).at[jnp.array([1, 0, 0]), jnp.array([2, 2, 1])].set(cosines)
@@ -336,13 +340,10 @@ def _draw_surroundings(key, recipe):
     counted = (jnp.arange(MOST_OPERATIONS) < operations).astype(metric.dtype)
     metric = jnp.einsum('o,oji,jk,okl->il', counted, rotations, metric, rotations) / operations.astype(metric.dtype)
     axes = jnp.linalg.cholesky(metric)
-    draws = jax.random.uniform(other_key, (7,))
-    wanted = jnp.linalg.det(axes) / _between(recipe.volume_per_atom, draws[0]) / operations.astype(axes.dtype)
+    wanted = jnp.linalg.det(axes) / _between(recipe.volume_per_atom, draws[1]) / operations.astype(axes.dtype)
     most = jnp.minimum(recipe.most_in_unit, recipe.most_atoms // operations)
     wanted = jnp.clip(jnp.round(wanted).astype(jnp.int32), 1, most)
-    lengths = jnp.sqrt(jnp.diagonal(metric))
-    finest = jnp.maximum(recipe.d_min[0], jnp.max(2 * lengths / (jnp.array(recipe.shape, axes.dtype) - 2)))
-    d_min = finest + jnp.maximum(recipe.d_min[1] - finest, 0) * draws[1]
+    d_min = jnp.maximum(d_min, jnp.max(jnp.sqrt(jnp.diagonal(metric)) / reach))
     hetero, heavier = _between(recipe.hetero, draws[2]), recipe.heavier * draws[3] ** 2
     surroundings = Surroundings(
         axes, jnp.linalg.inv(axes), rotations, translations, operations, wanted, hetero, heavier
