@@ -95,6 +95,26 @@ def test_elements_that_cannot_explain_the_densities_are_doubted(organic):
         assert (max(confidences) < 0.1) if doubted else (np.median(confidences) > 0.8)
 
 
+def test_elements_that_u_hides_at_low_resolution_are_exchanged_back():
+    """At 1.2 Å, carbon and nitrogen in each other's place differ from the truth in U more than in R1."""
+    crystal = invent(Recipe('P21/c', num_atoms=10, d_min=1.2, background=0.003, error=0.02), seed=27)
+    kept = [index for index, element in enumerate(crystal.elements) if element != 'H']
+    elements = [crystal.elements[index] for index in kept]
+    nitrogen, carbon = elements.index('N'), elements.index('C')
+    elements[nitrogen], elements[carbon] = 'C', 'N'
+    result = judge_atoms(
+        crystal.data, crystal.space_group, crystal.positions[kept], tuple(elements), Evidence(agreeing=2)
+    )
+    found = np.array([atom.fract for atom in result.atoms])
+    for index in (kept[nitrogen], kept[carbon]):
+        distances, _ = nearest_images(
+            crystal.positions[index], found, crystal.data.cell, crystal.space_group.operations
+        )
+        assert result.atoms[int(np.argmin(distances))].element == crystal.elements[index]
+    assert min(atom.u_iso for atom in result.atoms) > 0.005
+    assert result.verdict == 'solved', result.reasons
+
+
 def test_a_group_with_too_few_operations_is_noticed(complex_on_a_centre):
     crystal = complex_on_a_centre
     group = SpaceGroup(1, 'P 1', ('x,y,z',), certain=True)

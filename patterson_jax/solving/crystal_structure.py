@@ -25,7 +25,14 @@ from patterson_jax.solving.crystal_elements import (
 )
 from patterson_jax.solving.crystal_molecule import assemble, bonds, within_valence
 from patterson_jax.solving.crystal_refinement import Fit, Freedom, Observations, observations, refine, up_to
-from patterson_jax.solving.crystal_verdict import MOST_WEAK, Evidence, Findings, expected_r_factor, judge_crystal
+from patterson_jax.solving.crystal_verdict import (
+    MOST_WEAK,
+    U_RANGE,
+    Evidence,
+    Findings,
+    expected_r_factor,
+    judge_crystal,
+)
 
 ROUNDS = 6
 SPACE_OF_AN_ATOM = 11.0  # Å³, the least volume of an atom other than hydrogen
@@ -36,11 +43,13 @@ HIGHEST_U = 0.2  # Å²; an atom with a higher U is dropped
 WEAKEST = 0.45  # an atom is dropped if its power is below this part of the lightest possible element's
 NEW_PEAK = 0.35  # a difference peak is tried as an atom above this part of the lightest element's height
 NEW_PEAK_IF_WANTING = 0.2  # the same while there are fewer atoms than the formula says
-GIVEN_UP_R = 0.45  # above this R1 after a round of revision, no more rounds are made
+GIVEN_UP_R = 0.45  # above this R1 after a round of revision, or of elements, no more rounds are made
 MUCH_BETTER = 0.75  # other elements than the formula's are preferred if their R1 is below this part of R1
 ELEMENT_ROUNDS, TRIAL_CYCLES = 3, 6
 UNCOUNTED = 1.06  # factor by which elements with other numbers than the formula's must have a lower R1
 OTHER_ANCHOR = 1.18  # the same for another element of the lightest sites than the likeliest
+MOST_EXCHANGES, EXCHANGES_TRIED, EXCHANGED_U = 8, 4, 3.0  # of elements of two atoms; least ratio of their U
+UNLIKELY_U = 1.1  # factor by which elements that leave an atom without vibration must have a lower R1
 AS_GOOD = 1.05  # ratio of R1 up to which other elements explain the data as well
 UNFORESEEN = 0.93  # ratio of R1 below which elements outside of the formula make its elements doubtful
 UNFORESEEN_ANCHORS = ('C', 'O', 'Na', 'Si', 'Ca', 'Fe')  # elements of the lightest sites that are tried for that
@@ -386,7 +395,7 @@ def _finished(crystal, model, evidence):
     multiplicities = _multiplicities(crystal, model.positions)
     findings = _examined(crystal, model, fit, density, multiplicities)
     verdict, reasons = judge_crystal(findings, evidence)
-    if crystal.data.formula:
+    if crystal.data.formula and verdict != 'not solved':
         others, r_factor = _unforeseen_elements(crystal, model, multiplicities)
         if r_factor < UNFORESEEN * findings.r_factor:
             sureness = np.where([a == b for a, b in zip(others, model.elements, strict=True)], sureness, 0.0)
@@ -407,13 +416,18 @@ def _with_best_elements(crystal, model):
 
     handicaps = {model.elements: 1.0}
 
-    def best():
-        return min(fits, key=lambda each: handicaps[each] * _fitted_r_factor(crystal, fits[each]))
+    def rank(elements):
+        unlikely = UNLIKELY_U if fits[elements].unit.u_iso.min() < U_RANGE[0] else 1.0
+        return handicaps[elements] * unlikely * _fitted_r_factor(crystal, fits[elements])
 
-    def try_elements(elements, handicap):
+    def best():
+        return min(fits, key=rank)
+
+    def try_elements(elements, handicap, u_iso=None, cycles=TRIAL_CYCLES):
         if elements not in fits:
             other = dataclasses.replace(model.after(fits[best()]), elements=elements, scale=0.0)
-            fits[elements] = _refined(crystal, other, _observations(crystal, other), Freedom(cycles=TRIAL_CYCLES))
+            other = other if u_iso is None else dataclasses.replace(other, u_iso=u_iso)
+            fits[elements] = _refined(crystal, other, _observations(crystal, other), Freedom(cycles=cycles))
             handicaps[elements] = handicap
 
     def powers_of(elements):
@@ -430,11 +444,25 @@ def _with_best_elements(crystal, model):
         if data.formula:
             uncounted = assign_elements(powers, multiplicities, None, data.cell.volume, tuple(data.formula))
             try_elements(uncounted.elements, UNCOUNTED)
-        if best() == before:
+        hopeless = _fitted_r_factor(crystal, fits[best()]) > GIVEN_UP_R
+        if best() == before or hopeless:
             break
     if not data.formula:
         bonded = bonds(model.positions, best(), data.cell, crystal.operations)
         try_elements(within_valence(best(), bonded, possible_elements(None, data.elements)), handicaps[best()])
+    for _ in range(0 if hopeless else MOST_EXCHANGES):
+        before = best()
+        u_iso = fits[before].unit.u_iso
+        for light, heavy in _exchanges(before, u_iso, multiplicities):
+            order = np.arange(len(before))
+            order[[light, heavy]] = heavy, light
+            exchanged = tuple(before[index] for index in order)
+            usual = np.where(order == np.arange(len(order)), u_iso, np.median(u_iso))
+            try_elements(exchanged, handicaps[before], usual, FINAL_CYCLES)
+            if best() != before:
+                break
+        else:
+            break
     chosen = best()
     r_factors = {each: _fitted_r_factor(crystal, fit) for each, fit in fits.items()}
     rivals = [each for each in fits if r_factors[each] < AS_GOOD * r_factors[chosen]]
@@ -443,6 +471,20 @@ def _with_best_elements(crystal, model):
     possible = possible_elements(data.formula, data.elements)
     sureness = confidences(powers, uncertainties, chosen, possible) * agreeing
     return dataclasses.replace(model, elements=chosen).after(fits[chosen]), fits[chosen], sureness
+
+
+def _exchanges(elements, u_iso, multiplicities):
+    """Pairs of a lighter atom and one of a heavier element with a much higher U, the widest apart first.
+
+    Where data are poor, U makes up for an element that is wrong by one or two: of nitrogen and carbon that are taken
+    for one another the first has U near zero and the second twice what others have.
+    """
+    numbers = np.array([atomic_number(each) for each in elements])
+    heavier = numbers[None] - numbers[:, None]
+    possible = (heavier > 0) & (heavier <= ALIKE) & (multiplicities[:, None] == multiplicities[None])
+    ratios = np.where(possible, u_iso[None] / u_iso[:, None], 0)
+    order = np.argsort(-ratios, axis=None, kind='stable')[:EXCHANGES_TRIED]
+    return [divmod(int(each), len(elements)) for each in order if ratios.flat[each] > EXCHANGED_U]
 
 
 def _unforeseen_elements(crystal, model, multiplicities):
