@@ -2,6 +2,7 @@
 
     python -m benchmarks.crystals DIRECTORY…                      # one folder for each crystal
     python -m benchmarks.crystals DIRECTORY… --resolution=1.0     # without reflections finer than 1 Å
+    python -m benchmarks.crystals DIRECTORY… --truth              # what remains of the known structures
 
 A folder has two files. `norm.json` has `name`, `cell`, `wavelength`, `symops`, `spacegroup` and the known `atoms`, each
 with `el`, `xyz` and `occ`; without atoms only the group is compared. `merged.hkl` has h k l F² σ with blanks between,
@@ -20,6 +21,14 @@ claimed, as an .ins would. Otherwise the truth is used only for the scores:
 `--peer=PYTHON` names a Python that has cctbx. Its charge flipping is run on the same data with the true space group for
 at most `--peer-seconds`. Its map is right if the map correlation is above 0.8; else accepting it is wrong.
 
+`--truth` makes no search. It shows the most that a better search could bring: what is refined, found and judged like
+any other answer where the phases, or the atoms, of the known structure are its start. Crystals without known atoms have
+no part in that. Two starts are counted as agreed. The three starts are
+
+- atoms: the known atoms in the known group; none is dropped or added.
+- group: the map of the known phases in the known group.
+- map: the map of the known phases in P1, finished like that of any start; its space group is found as usual.
+
 Printed as Markdown and written to `crystals-DEVICE.json` beside this file, or to `--json`.
 """
 
@@ -36,13 +45,17 @@ import jax
 import numpy as np
 import scipy.fft
 
+from patterson_jax.compilation_cache import enable_compilation_cache
 from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.crystal.preparation import prepare
 from patterson_jax.crystal.reflections import Measurements
-from patterson_jax.crystal.structure import CrystalData, CrystalSolution
+from patterson_jax.crystal.structure import CrystalData, CrystalSolution, SpaceGroup
 from patterson_jax.errors import InputError, exit_on_errors
 from patterson_jax.files.crystals import read_crystal
-from patterson_jax.solving.crystal_solver import MAX_STARTS, solve_crystal
+from patterson_jax.solving.crystal_phasing import Slot, finish, prepare_crystal
+from patterson_jax.solving.crystal_solver import AGREEING, MAX_STARTS, answer_of_maps, solve_crystal
+from patterson_jax.solving.crystal_structure import interpret_phases, judge_atoms
+from patterson_jax.solving.crystal_verdict import Evidence
 from patterson_jax.solving.spacegroup import enantiomorph, fine_shape
 from patterson_jax.writing import markdown_table, write_json
 
@@ -70,6 +83,9 @@ COLUMNS = (
     's',
 )
 PEER_COLUMNS = ('cctbx: map', 'accepted', 's')
+TRUTHS = ('atoms', 'group', 'map')
+TRUTH_SHARES = (('map', '.2f'), ('sites', '.0%'), ('extra', '.0%'))
+TRUTH_COLUMNS = ('crystal', 'known group', *TRUTHS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +192,13 @@ def _occupied(content, cell, atom):
     return images, np.full(len(images), occupancy)
 
 
+def fullness(known: Known, atom: dict) -> float:
+    """The occupancy of an atom's site, 1 for a full one, on special positions too."""
+    images, occupancies = _occupied(known.content, known.data.cell, atom)
+    same = _distances(known.data.cell, images, images[:1])[:, 0] < SAME_SITE
+    return float(occupancies[same].sum())
+
+
 @dataclasses.dataclass(frozen=True)
 class Placement:
     """How an answer fits the truth: map correlation, hand (1 or −1), and shift, with x_known = hand · x + shift."""
@@ -242,8 +265,7 @@ def _compare_atoms(known, solution, placement):
     near = _distances(cell, images, found) < NEAR if len(found) else np.zeros((len(images), 0), bool)
     matched = np.zeros((len(known.atoms), len(solution.atoms)), bool)
     np.logical_or.at(matched, (known_owners[:, None], owners[None, :]), near)
-    wanted = [atom['el'] not in ('H', 'D') and atom['occ'] >= FULL for atom in known.atoms]
-    wanted = np.array(wanted) | ~np.any(wanted)
+    wanted = np.array([_counts(known, atom) for atom in known.atoms])
     compared, right, telling = 0, 0, 0
     for index in np.flatnonzero(wanted & matched.any(axis=1)):
         site = solution.atoms[int(np.argmax(matched[index]))]
@@ -257,6 +279,11 @@ def _compare_atoms(known, solution, placement):
         'elements': right / max(compared, 1),
         'telling_elements': telling / max(compared, 1),
     }
+
+
+def _counts(known, atom):
+    """Whether an atom must be found."""
+    return atom['el'] not in ('H', 'D') and fullness(known, atom) >= FULL
 
 
 def _half_sphere(data):
@@ -302,6 +329,42 @@ def measure(folder: Path, options: argparse.Namespace) -> dict:
         'seconds': solution.seconds,
         'seconds_with_compilation': wall,
         **({'peer': ask_peer(known, options)} if options.peer else {}),
+    }
+
+
+def measure_truth(folder: Path, options: argparse.Namespace) -> dict | None:
+    """What remains of a known structure; the entry of the JSON file. None without known atoms."""
+    known = read_folder(folder, options.resolution, options.raw)
+    if not known.atoms:
+        return None
+    data, hkl = known.data, _half_sphere(known.data)
+    phases = np.angle(known_structure_factors(known, hkl))
+    setting = gemmi.find_spacegroup_by_ops(gemmi.GroupOps(known.operators))
+    symops = tuple(each.triplet() for each in known.operators)
+    group = SpaceGroup(known.number, setting.xhm() if setting else known.content['spacegroup'], symops, certain=True)
+    crystal = prepare_crystal(data)
+    began = time.process_time()
+
+    def interpreted(found):
+        solution = CrystalSolution(
+            found.verdict, found.reasons, group, found.atoms, found.r_factor, options.resolution, 0, 0.0, found.density
+        )
+        return answer(known, solution)
+
+    sites = [each for each in known.atoms if _counts(known, each)]
+    places, elements = np.array([each['xyz'] for each in sites]), tuple(each['el'] for each in sites)
+    evidence = Evidence(agreeing=AGREEING)
+    known_factors = known_structure_factors(known, crystal.expanded.in_given_cell(crystal.expanded.hkl))
+    factors = crystal.normalised * np.exp(-1j * np.angle(known_factors))
+    density = scipy.fft.irfftn(crystal.grid.place(crystal.expanded.hkl, factors), crystal.grid.shape)
+    reached = finish(crystal, density, Slot(0), noise=1.0)
+    return {
+        'name': known.content['name'],
+        'known_group': known.content['spacegroup'],
+        'atoms': interpreted(judge_atoms(data, group, places, elements, evidence)),
+        'group': interpreted(interpret_phases(data, group, hkl, np.exp(1j * phases), evidence)),
+        'map': answer(known, answer_of_maps(crystal, [reached] * AGREEING)),
+        'cpu_seconds': round(time.process_time() - began, 2),
     }
 
 
@@ -364,6 +427,29 @@ def table(results: list[dict]) -> str:
     return '\n'.join(lines)
 
 
+def truth_table(results: list[dict]) -> str:
+    """What remains of the known structures as Markdown."""
+    counts = []
+    for kind in TRUTHS:
+        right = [each[kind] for each in results if each[kind]['right']]
+        solved = [each['name'] for each in results if each[kind]['verdict'] == 'solved' and not each[kind]['right']]
+        counts.append(
+            f'{kind}: {len(right)} of {len(results)} right, {sum(each["verdict"] == "solved" for each in right)} of '
+            f'these called solved; {len(solved)} wrong ones are{": " + ", ".join(solved) if solved else ""}'
+        )
+    rows = [(each['name'], each['known_group'], *(_truth_cell(each[kind]) for kind in TRUTHS)) for each in results]
+    return '\n\n'.join((markdown_table(TRUTH_COLUMNS, rows), *counts))
+
+
+def _truth_cell(result):
+    """The verdict on an answer, and what is wrong with it."""
+    if result['right']:
+        return result['verdict']
+    group = '' if result['group_right'] else f'{result["group"]}, '
+    shares = ', '.join(f'{key} {_figure(result[key], form)}' for key, form in TRUTH_SHARES)
+    return f'✗ {group}{shares}: {result["verdict"]}'
+
+
 def _row(result):
     """What the table shows of a crystal, apart from cctbx's part."""
     group = f'{result["group"]}{"" if result["group_right"] else " ✗"}'
@@ -400,6 +486,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('folders', type=Path, nargs='+', help='one for each crystal')
     parser.add_argument('--resolution', type=float, default=0.0, help='Å; finer reflections are left out')
     parser.add_argument('--raw', action='store_true', help='read the published files, not merged.hkl')
+    parser.add_argument('--truth', action='store_true', help='start at the known structures, and make no search')
     parser.add_argument('--seed', type=int, default=0, help='of the starts')
     parser.add_argument('--starts', type=int, default=MAX_STARTS, help='for a crystal, at most')
     parser.add_argument('--seconds', type=float, default=0.0, help='for a crystal, at most; 0: no limit')
@@ -412,13 +499,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def run(options: argparse.Namespace, output: Path) -> list[dict]:
     """Measures every folder and writes after each; names on stderr the folders that cannot be read."""
     results = []
+    one, show = (measure_truth, truth_table) if options.truth else (measure, table)
     for folder in options.folders:
         try:
-            results.append(measure(folder, options))
+            result = one(folder, options)
         except InputError as error:
             print(f'error: {error}', file=sys.stderr)
             continue
-        print(table(results[-1:]).splitlines()[2], file=sys.stderr, flush=True)
+        if result is None:
+            continue
+        results.append(result)
+        print(show([result]).splitlines()[2], file=sys.stderr, flush=True)
         write_json(output, {**_conditions(options), 'crystals': results})
     return results
 
@@ -438,8 +529,9 @@ def main() -> None:
     options = parse_arguments()
     with exit_on_errors():
         output = options.json or Path(__file__).with_name(f'crystals-{jax.default_backend()}.json')
+        enable_compilation_cache()
         results = run(options, output)
-        print(table(results))
+        print(truth_table(results) if options.truth else table(results))
         print(f'\n{output}')
 
 

@@ -125,6 +125,31 @@ def test_the_table_names_wrong_verdicts(folder):
     assert lines[-1] == '1 of 2 right, 2 of 2 groups, 2 called solved, 1 of these wrong: invented'
 
 
+def test_the_truth_remains_of_good_data_and_of_its_map(folder):
+    options = crystals.parse_arguments([str(folder), '--truth'])
+    result = crystals.measure_truth(folder, options)
+    for kind in crystals.TRUTHS:
+        assert result[kind]['right'], kind
+        assert result[kind]['group'] == 'P 21 21 21'
+        assert result[kind]['r_factor'] < 0.02
+    lines = crystals.truth_table([result, result | {'map': result['map'] | {'right': False, 'map': None}}]).splitlines()
+    assert (
+        lines[2]
+        == f'| invented | P 21 21 21 (#19) | {" | ".join(result[kind]["verdict"] for kind in crystals.TRUTHS)} |'
+    )
+    assert '✗ map –, sites 100%, extra 0%' in lines[3]
+    assert lines[-1].startswith('map: 1 of 2 right')
+
+
+def test_an_atom_on_a_special_position_is_full_however_it_is_written(folder):
+    known = crystals.read_folder(folder)
+    content = known.content | {'symops': ['x,y,z', '-x,-y,-z']}
+    atom = {'el': 'C', 'xyz': [0.5, 0.0, 0.5], 'occ': 0.5, 'U': None}
+    for included, expected in ((True, 1.0), (False, 0.5)):
+        known = dataclasses.replace(known, content=content | {'occ_includes_site_multiplicity': included})
+        assert crystals.fullness(known, atom) == expected
+
+
 def test_phases_of_the_peer_are_scored_in_any_frame(folder):
     known = crystals.read_folder(folder)
     hkl = known.data.hkl[5:]

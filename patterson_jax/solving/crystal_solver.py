@@ -121,6 +121,19 @@ def solve_crystal(
     return _answer(crystal, clusters, ended, seconds)
 
 
+def answer_of_maps(crystal: Crystal, maps: list[PhasedMap]) -> CrystalSolution:
+    """The answer that the search would give if its starts had come to these maps, one or more, and to no others."""
+    clusters: list[Cluster] = []
+    for ended, reached in enumerate(maps, start=1):
+        if reached.promising:
+            _add_to_cluster(crystal, clusters, reached, ended)
+    if not clusters:
+        clusters.append(Cluster([max(maps, key=lambda each: each.rank)], len(maps)))
+    for cluster in clusters:
+        _interpret(crystal, cluster, len(maps))
+    return _answer(crystal, clusters, len(maps), 0.0)
+
+
 def _add_to_cluster(crystal, clusters, reached, ended):
     for cluster in clusters:
         if any(agreement(crystal, reached, other) > SAME_MAP for other in cluster.maps):
