@@ -3,14 +3,16 @@
     python -m benchmarks.crystal_verdicts --stream=calibration    # what the constants of crystal_verdict.py are from
     python -m benchmarks.crystal_verdicts --stream=evaluation     # the test, on crystals that those have not seen
     python -m benchmarks.crystal_verdicts --stream=evaluation --cases=500 --output=FILE     # goes on with what FILE has
+    python -m benchmarks.crystal_verdicts --stream=evaluation --whole-way --cases=500 --output=FILE   # intensities only
 
 Phases are those of the truth, spoilt, or wrong ones: of a molecule that is displaced, half wrong, or has its heavy atom
 alone; of the right structure in a group with too few or too many operations; with intensities permuted within shells,
 or another crystal's. A model is right if its group is, nine in ten true atoms (half full, at least) are within 0.5 Å
 and a tenth at most too many. Or the true atoms are judged as they are, but for one that is missing, displaced or too
 many; then every atom must be right. Or the whole way is gone from the intensities alone, at the crystal's resolution
-or at 1.2 Å, or with intensities permuted within shells. One line a case on stderr with all that the verdict is from,
-counts on stdout, and the cases without these findings in the JSON of --output.
+or at 1.2 Å, or with intensities permuted within shells; with --whole-way that is all that is done, at 1.4 Å too, with
+fewer atoms. One line a case on stderr with all that the verdict is from, counts on stdout, and the cases without these
+findings in the JSON of --output.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from pathlib import Path
 import gemmi
 import numpy as np
 
+from patterson_jax.compilation_cache import enable_compilation_cache
 from patterson_jax.crystal.structure import SpaceGroup
 from patterson_jax.errors import exit_on_errors, require
 from patterson_jax.simulation.invented_crystals import (
@@ -61,13 +64,23 @@ CASES = (
     'whole way, 1.2 Å',
     'whole way, permuted',
 )
-
+WHOLE_WAYS = (  # as many as have no factor in common with the number of groups, so that each kind has every group
+    'whole way',
+    'whole way, 1.2 Å',
+    'whole way, 1.4 Å',
+    'whole way, permuted',
+    'whole way, 1.2 Å',
+    'whole way, 1.4 Å',
+    'whole way, 1.2 Å, permuted',
+)
 VERDICTS = ('solved', 'uncertain', 'not solved')
 NEAR = 0.5  # Å
 ROOM = 1.3  # Å around an added atom
 HALF = 0.45  # least occupancy of an atom that counts as a site
-LOW_RESOLUTION = 1.2  # Å
+LOW_RESOLUTIONS = {'1.2 Å': 1.2, '1.4 Å': 1.4}
 STARTS = 16  # of a whole way
+MOST_IN_CELL = 64  # atoms of the primitive cell, where only whole ways are gone: wrong maps in P1 take long
+GROUP_ORDERS = {'P1': 1, 'P-1': 2, 'P21': 2, 'P21/c': 4, 'C2/c': 4, 'Pc': 2, 'P212121': 4, 'Pbca': 8}
 KEPT = ('kind', 'index', 'group', 'd_min', 'right', 'verdict', 'r_factor', 'expected_r_factor', 'reasons')
 
 
@@ -245,7 +258,8 @@ def _agree(sites, true, heavy, full, crystal, share):
 
 def _whole_way(kind, crystal, seed, generator):
     """The answer to a crystal's intensities, in the form of one to its phases; its group, and whether that is right."""
-    data = crystal.data if kind != 'whole way, permuted' else _with_permuted_intensities(crystal.data, generator)
+    permuted = kind.endswith('permuted')
+    data = _with_permuted_intensities(crystal.data, generator) if permuted else crystal.data
     solution = solve_crystal(data, seed=seed, max_starts=STARTS)
     group = solution.space_group
     found = Interpretation(
@@ -253,16 +267,21 @@ def _whole_way(kind, crystal, seed, generator):
     )
     known = gemmi.find_spacegroup_by_name(crystal.space_group.hm).number
     same = group is not None and known in (group.number, enantiomorph(group.number))
-    return found, group, same and kind != 'whole way, permuted'
+    return found, group, same and not permuted
 
 
-def measure(kind: str, index: int, stream: str) -> dict | None:
-    """Measures one case; None if there is no such case."""
+def measure(kind: str, index: int, stream: str, few: bool = False) -> dict | None:
+    """Measures one case, of a crystal with few atoms if wanted; None if there is no such case."""
     seed = STREAMS[stream] + index
     generator = np.random.default_rng([seed, 1])
     recipe = random_recipe(generator, index)
-    if kind == 'whole way, 1.2 Å':
-        recipe = dataclasses.replace(recipe, d_min=LOW_RESOLUTION)
+    for words, d_min in LOW_RESOLUTIONS.items():
+        if words in kind:
+            recipe = dataclasses.replace(recipe, d_min=d_min)
+    if few:
+        recipe = dataclasses.replace(
+            recipe, num_atoms=min(recipe.num_atoms, MOST_IN_CELL // GROUP_ORDERS[recipe.group])
+        )
     crystal = invent(recipe, seed)
     other = invent(random_recipe(generator, index + 1), seed + 50_000) if kind == 'another crystal' else crystal
     began = time.process_time()
@@ -294,12 +313,12 @@ def measure(kind: str, index: int, stream: str) -> dict | None:
     }
 
 
-def table(cases: list[dict]) -> str:
+def table(cases: list[dict], kinds: tuple[str, ...] = CASES) -> str:
     """Counts of verdicts against the truth as Markdown, and what is to be read from them."""
     counts = collections.Counter((case['kind'], case['verdict'], case['right']) for case in cases)
     pairs = [(verdict, right) for verdict in VERDICTS for right in (True, False)]
     heads = [f'{verdict}, {"right" if right else "wrong"}' for verdict, right in pairs]
-    rows = [(kind, *(counts[kind, verdict, right] for verdict, right in pairs)) for kind in dict.fromkeys(CASES)]
+    rows = [(kind, *(counts[kind, verdict, right] for verdict, right in pairs)) for kind in dict.fromkeys(kinds)]
     right = [case for case in cases if case['right']]
     solved = [case for case in cases if case['verdict'] == 'solved']
     wrong = [f'{case["kind"]} {case["index"]}' for case in solved if not case['right']]
@@ -310,13 +329,13 @@ def table(cases: list[dict]) -> str:
     )
 
 
-def run(stream: str, number: int, output: Path | None) -> list[dict]:
-    """Cases up to a number, those that a file has already apart; tells each on stderr, and writes after each."""
+def run(stream: str, number: int, output: Path | None, kinds: tuple[str, ...] = CASES) -> list[dict]:
+    """Cases of some kinds in turn up to a number, those that a file has apart; tells each, and writes after each."""
     done = json.loads(output.read_text(encoding='utf-8')) if output and output.exists() else {'cases': 0, 'results': []}
     require(done.get('stream', stream) == stream, '--stream', stream, f'that of {output}, {done.get("stream")}')
     results = done['results']
     for index in range(done['cases'], number):
-        case = measure(CASES[index % len(CASES)], index, stream)
+        case = measure(kinds[index % len(kinds)], index, stream, few=kinds is WHOLE_WAYS)
         if case:
             print(json.dumps(case, default=str), file=sys.stderr, flush=True)
             results.append({key: _rounded(case.get(key)) for key in KEPT})
@@ -342,11 +361,14 @@ def main() -> None:
         prog='python -m benchmarks.crystal_verdicts', description=__doc__.partition('\n')[0]
     )
     parser.add_argument('--stream', choices=tuple(STREAMS), default='calibration', help='of the crystals')
+    parser.add_argument('--whole-way', action='store_true', help='only from intensities')
     parser.add_argument('--cases', type=int, default=119, help='of all kinds together')
     parser.add_argument('--output', type=Path, help='JSON to write, or to go on with')
     options = parser.parse_args()
     with exit_on_errors():
-        print(table(run(options.stream, options.cases, options.output)))
+        enable_compilation_cache()  # most of the time would go there: the refinement alone has some hundred shapes
+        kinds = WHOLE_WAYS if options.whole_way else CASES
+        print(table(run(options.stream, options.cases, options.output, kinds), kinds))
 
 
 if __name__ == '__main__':
