@@ -192,6 +192,11 @@ def _occupied(content, cell, atom):
     return images, np.full(len(images), occupancy)
 
 
+def occupied_sites(known: Known, atom: dict) -> float:
+    """How many atoms of the cell an atom of the asymmetric unit stands for."""
+    return float(_occupied(known.content, known.data.cell, atom)[1].sum())
+
+
 def fullness(known: Known, atom: dict) -> float:
     """The occupancy of an atom's site, 1 for a full one, on special positions too."""
     images, occupancies = _occupied(known.content, known.data.cell, atom)

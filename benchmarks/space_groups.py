@@ -15,13 +15,12 @@ import argparse
 import json
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import gemmi
 import numpy as np
 
-from benchmarks.crystals import Known, answer, known_structure_factors
+from benchmarks.crystals import Known, answer, known_structure_factors, occupied_sites
 from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.crystal.preparation import prepare
 from patterson_jax.crystal.reflections import Measurements, sphere
@@ -45,32 +44,63 @@ def invent(number: int, seed: int, count: int = 0) -> Known:
     count = count or int(np.clip(ATOMS * len(operations.cen_ops) // order, FEWEST, MOST))
     while True:
         cell = random_cell(setting, SPACE * count * order, generator)
-        places = _random_places(list(operations), cell, count, generator)
+        places = random_places(list(operations), cell, count, generator)
         if places is not None:
             break
+    elements = [ELEMENTS[index % len(ELEMENTS)] for index in range(count)]
+    return measured_crystal(setting, cell, places, elements, generator)
+
+
+def measured_crystal(
+    setting: gemmi.SpaceGroup,
+    cell: UnitCell,
+    places: np.ndarray,
+    elements: list[str],
+    generator: np.random.Generator,
+    name: str = '',
+    claimed: bool = True,
+) -> Known:
+    """A crystal with its measured data.
+
+    Args:
+        setting: of its space group.
+        cell: of the crystal.
+        places: `(n, 3)`, fractional, of the atoms of the asymmetric unit.
+        elements: of these atoms.
+        generator: of the errors.
+        name: of the crystal; by default the number of its group.
+        claimed: whether the data are those of an asymmetric unit and the Laue class is claimed, as an .ins would. Else
+            they are a half sphere, and the class is to be found.
+    """
+    operations = setting.operations()
     atoms = [
-        {'el': ELEMENTS[index % len(ELEMENTS)], 'xyz': place.tolist(), 'occ': 1.0, 'U': ['iso', [U_ISO]]}
-        for index, place in enumerate(places)
+        {'el': element, 'xyz': place.tolist(), 'occ': 1.0, 'U': ['iso', [U_ISO]]}
+        for element, place in zip(elements, places, strict=True)
     ]
     content = {
-        'name': f'{number}',
-        'spacegroup': f'{setting.xhm()} (#{number})',
+        'name': name or f'{setting.number}',
+        'spacegroup': f'{setting.xhm()} (#{setting.number})',
         'symops': [each.triplet() for each in operations],
         'occ_includes_site_multiplicity': False,
         'atoms': atoms,
     }
-    half = sphere(cell, RESOLUTION)
-    unique = gemmi.ReciprocalAsu(setting)
-    hkl = np.array([each for each in np.concatenate([half, -half]).tolist() if unique.is_in(each)], np.int32)
+    hkl = sphere(cell, RESOLUTION)
+    if claimed:
+        unique = gemmi.ReciprocalAsu(setting)
+        hkl = np.array([each for each in np.concatenate([hkl, -hkl]).tolist() if unique.is_in(each)], np.int32)
     nothing = CrystalData(cell, hkl, np.ones(len(hkl)), np.ones(len(hkl)), '-1', np.eye(3)[None], 'P')
-    intensities = np.abs(known_structure_factors(Known(nothing, content), hkl)) ** 2
+    true = Known(nothing, content)
+    intensities = np.abs(known_structure_factors(true, hkl)) ** 2
     sigmas = np.hypot(ERROR * intensities, BACKGROUND * intensities.mean())
-    counts = Counter(atom['el'] for atom in atoms)
+    formula: dict[str, float] = {}
+    for atom in atoms:
+        formula[atom['el']] = formula.get(atom['el'], 0.0) + occupied_sites(true, atom)
+    rotations = np.unique([each.rot for each in operations], axis=0) // gemmi.Op.DEN
     prepared = prepare(
         Measurements(hkl, intensities + sigmas * generator.standard_normal(len(hkl)), sigmas),
         cell,
-        formula={element: float(number * order) for element, number in counts.items()},
-        claimed=np.unique([each.rot for each in operations], axis=0) // gemmi.Op.DEN,
+        formula=formula,
+        claimed=rotations if claimed else None,
     )
     return Known(prepared.data, content)
 
@@ -94,7 +124,9 @@ def random_cell(setting: gemmi.SpaceGroup, volume: float, generator: np.random.G
     return UnitCell(*edges.tolist(), *angles.tolist())
 
 
-def _random_places(operations, cell, count, generator):
+def random_places(
+    operations: list[gemmi.Op], cell: UnitCell, count: int, generator: np.random.Generator
+) -> np.ndarray | None:
     """General positions `(count, 3)` with all images apart; None if too few fit."""
     images = np.zeros((0, 3))
     chosen: list[np.ndarray] = []

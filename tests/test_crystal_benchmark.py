@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from invented import invent
 
-from benchmarks import crystals, space_groups
+from benchmarks import crystals, hard_crystals, space_groups
 from patterson_jax.crystal.structure import CrystalSolution, Site, SpaceGroup
 from patterson_jax.errors import InputError
+from patterson_jax.solving.crystal_maps import stabiliser_order
 
 SHAPE = (24, 24, 24)
 ELEMENTS = ('C', 'N', 'O')
@@ -184,6 +185,45 @@ def test_a_crystal_of_any_group_obeys_it_and_its_cell(number):
     assert data.cell.volume / len(images) == pytest.approx(18)
     found = operations.find_centering()
     assert data.centring == found
+
+
+@pytest.mark.parametrize(
+    ('kind', 'symbol'),
+    [
+        ('special positions', 'P 63/m m c'),
+        ('pseudo-translation', 'P 1 21 1'),
+        ('pseudo-inversion', 'P n a 21'),
+        ('long axis', 'P 1 21/c 1'),
+        ('square lattice', 'P 21 21 21'),
+        ('hexagonal lattice', 'C 2 2 21'),
+    ],
+)
+def test_a_hard_crystal_is_of_its_kind(kind, symbol):
+    known = hard_crystals.invent(kind, symbol, 1)
+    data, setting = known.data, gemmi.SpaceGroup(symbol)
+    assert data.laue_class == setting.laue_str()  # found from the data of lattices, claimed in others
+    positions = np.array([atom['xyz'] for atom in known.atoms])
+    amplitudes = np.abs(crystals.known_structure_factors(known, data.hkl))
+    if kind == 'special positions':
+        group = (
+            np.array([each.rot for each in known.operators]) // 24,
+            np.array([each.tran for each in known.operators]) / 24,
+        )
+        assert all(stabiliser_order(each, data.cell, group) > 1 for each in positions)
+    elif kind == 'pseudo-translation':
+        longest = int(np.argmax(data.cell.parameters[:3]))
+        odd = data.hkl[:, longest] % 2 == 1
+        assert np.mean(amplitudes[odd] ** 2) < 0.5 * np.mean(amplitudes[~odd] ** 2)
+    elif kind == 'pseudo-inversion':
+        centres = (positions[: len(positions) // 2] + positions[len(positions) // 2 :]) / 2
+        assert 0.01 < np.abs((centres - centres.mean(axis=0)) @ data.cell.orthogonalization.T).max() < 0.3
+    elif kind == 'long axis':
+        assert max(data.cell.parameters[:3]) == 51
+    else:
+        primitive = gemmi.GruberVector(data.cell.gemmi, setting.centring_type())
+        primitive.niggli_reduce()
+        edges = primitive.cell_parameters()[:3]
+        assert any(np.isclose(edges[i], edges[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
 def test_what_was_missed_in_a_group_is_said():

@@ -4,6 +4,7 @@ import gemmi
 import numpy as np
 import pytest
 
+from benchmarks import hard_crystals
 from patterson_jax.crystal.preparation import prepare
 from patterson_jax.crystal.reflections import Measurements
 from patterson_jax.crystal.structure import SpaceGroup
@@ -170,6 +171,21 @@ def test_further_symmetry_is_seen_though_elements_are_mistaken(organic):
     numbers = np.random.default_rng(0).integers(6, 9, len(positions))
     assert further_symmetry(positions, numbers, group, organic.data)
     assert not further_symmetry(halves[0], numbers[: len(halves[0])], organic.space_group, organic.data)
+
+
+def test_atoms_drawn_to_positions_of_more_symmetry_are_noticed():
+    """In this crystal half of an edge is nearly a translation, and atoms at 0.1 Å from the truth obey it exactly."""
+    known = hard_crystals.invent('special positions', 'C m c m', 0)
+    symops = tuple(each.wrap().triplet() for each in gemmi.SpaceGroup('C m c m').operations())
+    group = SpaceGroup(63, 'C m c m', symops, certain=True)
+    true = np.array([atom['xyz'] for atom in known.atoms])
+    elements = tuple(atom['el'] for atom in known.atoms)
+    assert judge_atoms(known.data, group, true, elements, Evidence(agreeing=2)).findings.parity == ''
+    drawn = np.array([[0.626, 0.0, 0.5], [0.5, 0.302, 0.25], [0.5, 0.25, 0.5], [0.5, 0.196, 0.75]])
+    result = judge_atoms(known.data, group, drawn, ('O', 'C', 'C', 'C'), Evidence(agreeing=2))
+    assert result.r_factor < 0.11
+    assert (result.verdict, len(result.reasons)) == ('uncertain', 1)
+    assert result.reasons[0].endswith('where k is odd, and less than half of that elsewhere')
 
 
 def test_a_formula_without_the_metal_is_not_believed(complex_on_a_centre):

@@ -18,6 +18,9 @@ GOOD = Findings(
     organic=True,
     absent_intensity=0.0,
     further_symmetry=False,
+    parity='h + k is odd',
+    parity_r_factor=0.12,
+    parity_noise=0.02,
     weak_intensity=0.12,
     group_certain=True,
     reflections_per_parameter=20.0,
@@ -47,6 +50,7 @@ def test_nothing_against_it_is_solved():
         ('absent_intensity', 0.3, 'forbids have 30%'),
         ('further_symmetry', True, 'symmetry that the space group lacks'),
         ('weak_intensity', 0.6, 'no other start'),
+        ('parity_r_factor', 0.2, 'R1 is 0.200 where h + k is odd'),
         ('group_certain', False, 'not certain'),
         ('reflections_per_parameter', 6.0, 'are few'),
         ('d_min', 1.2, 'are few'),
@@ -69,6 +73,8 @@ def test_a_model_that_explains_nothing_is_not_solved():
 def test_two_starts_make_up_for_few_data_if_the_chemistry_is_right():
     few = dataclasses.replace(GOOD, reflections_per_parameter=6.0, weak_intensity=0.6)
     assert judge_crystal(few, Evidence(agreeing=2))[0] == 'solved'
+    fewer = dataclasses.replace(few, reflections_per_parameter=4.9)
+    assert judge_crystal(fewer, Evidence(agreeing=2))[0] == 'uncertain'
     inorganic = dataclasses.replace(few, organic=False)
     assert judge_crystal(inorganic, Evidence(agreeing=2))[0] == 'uncertain'
 

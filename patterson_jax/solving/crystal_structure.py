@@ -7,6 +7,7 @@ twins are not refined, and the hand is not determined.
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -32,6 +33,7 @@ from patterson_jax.solving.crystal_verdict import (
     Findings,
     expected_r_factor,
     judge_crystal,
+    poor_data,
 )
 
 ROUNDS = 6
@@ -63,6 +65,7 @@ LONGEST_LIGHT = 1.75  # Å, of a bond between those
 SAME_TRANSLATION, SAME_PLACE = 0.5, 0.4  # Å
 OBEYING = 0.85  # part of the atoms that must obey a further operation
 ALIKE = 2  # difference of atomic numbers up to which elements can be confused
+TELLING_PARITY, LEAST_OF_PARITY = 2.0, 20  # ratio of R1 of a class to that of the others; reflections of each
 PROBES = 12  # atoms on which an operation is tested first
 STRONG = 4.0  # F/σ(F) above which reflections count in R1
 
@@ -175,7 +178,9 @@ def interpret_phases(
             other = _finished(free, model, evidence)
             if other.findings.r_factor < MUCH_BETTER * found.findings.r_factor:
                 reason = 'the elements of the formula do not explain the data; these do'
-                return dataclasses.replace(other, reasons=(*other.reasons, reason))
+                findings = dataclasses.replace(other.findings, follows_formula=False)
+                verdict, reasons = judge_crystal(findings, evidence)
+                return dataclasses.replace(other, findings=findings, verdict=verdict, reasons=(*reasons, reason))
     return found
 
 
@@ -540,7 +545,7 @@ def _powers(crystal, model, reflections):
 
 
 def _examined(crystal: _Crystal, model: _Model, fit: Fit, density: np.ndarray, multiplicities: np.ndarray) -> Findings:
-    """The grounds of the verdict."""
+    """The grounds of the verdict. Of poor data, elements do not tell sites apart."""
     data = crystal.data
     calculated = np.abs(_calculated(crystal, fit))
     peak, hole = _residues(crystal, model, density, crystal.map(_difference(crystal, fit)))
@@ -550,6 +555,9 @@ def _examined(crystal: _Crystal, model: _Model, fit: Fit, density: np.ndarray, m
         for each in model.positions
     )
     shares = multiplicities * model.numbers**2
+    ratio, d_min = len(crystal.hkl) / (parameters + 1), float(1 / crystal.spacings[-1])
+    numbers = np.zeros_like(model.numbers) if poor_data(ratio, d_min) else model.numbers
+    parity, parity_r_factor, parity_noise = _worst_parity(crystal, calculated)
     return Findings(
         r_factor=_fitted_r_factor(crystal, fit),
         noise_r_factor=_noise_r_factor(crystal),
@@ -563,11 +571,14 @@ def _examined(crystal: _Crystal, model: _Model, fit: Fit, density: np.ndarray, m
         volume_per_atom=float(data.cell.volume / multiplicities.sum()),
         organic='C' in model.elements and bool(np.mean(model.numbers <= 10) > 0.6),
         absent_intensity=_absent_intensity(crystal),
-        further_symmetry=further_symmetry(model.positions, model.numbers, crystal.space_group, data),
+        further_symmetry=further_symmetry(model.positions, numbers, crystal.space_group, data),
+        parity=parity,
+        parity_r_factor=parity_r_factor,
+        parity_noise=parity_noise,
         weak_intensity=_weak_intensity(crystal, calculated),
         group_certain=crystal.space_group.certain,
-        reflections_per_parameter=len(crystal.hkl) / (parameters + 1),
-        d_min=float(1 / crystal.spacings[-1]),
+        reflections_per_parameter=ratio,
+        d_min=d_min,
         follows_formula=_follows(model.elements, multiplicities, data.formula),
         missing_share=missing_share(float(multiplicities.sum()), data.formula, data.cell.volume),
     )
@@ -584,8 +595,12 @@ def _fitted_r_factor(crystal, fit):
     if not strong.any():
         return 1.0
     observed, calculated = crystal.amplitudes[strong], np.abs(_calculated(crystal, fit))[strong]
-    scale = observed @ calculated / max(calculated @ calculated, 1e-12)
-    return float(np.abs(observed - scale * calculated).sum() / observed.sum())
+    return float(np.abs(observed - _scaled(observed, calculated)).sum() / observed.sum())
+
+
+def _scaled(observed, calculated):
+    """Calculated amplitudes on the scale that fits them best."""
+    return observed @ calculated / max(calculated @ calculated, 1e-12) * calculated
 
 
 def _noise_r_factor(crystal):
@@ -646,6 +661,28 @@ def _absent_intensity(crystal):
     mean = float(np.mean(np.maximum(data.intensities, 0)))
     error = float(np.sqrt(np.sum(data.sigmas[absent] ** 2)) / absent.sum())
     return float((np.mean(data.intensities[absent]) - 4 * error) / mean)
+
+
+def _worst_parity(crystal, calculated):
+    """The class of parity in which R1 is highest compared with the others; its R1, and that which σ alone would cause.
+
+    Atoms that have been drawn to positions of more symmetry than is true leave one class unexplained: where half of a
+    translation nearly holds, the reflections that it would extinguish. '' where no class has twice the R1 of the rest.
+    """
+    strong = _strong(crystal)
+    observed, sigmas = crystal.amplitudes[strong], crystal.sigmas[strong]
+    deviations = np.abs(observed - _scaled(observed, calculated[strong]))
+    worst = TELLING_PARITY, '', 0.0, 0.0
+    for signs in itertools.product((0, 1), repeat=3):
+        odd = crystal.hkl[strong] @ np.array(signs) % 2 == 1
+        if min(odd.sum(), (~odd).sum()) < LEAST_OF_PARITY:
+            continue
+        name = ' + '.join(axis for axis, sign in zip('hkl', signs, strict=True) if sign)
+        for which, words in ((odd, 'odd'), (~odd, 'even')):
+            r_factor, rest = (float(deviations[some].sum() / observed[some].sum()) for some in (which, ~which))
+            noise = np.sqrt(2 / np.pi) * (sigmas[which] / (2 * observed[which])).sum() / observed[which].sum()
+            worst = max(worst, (r_factor / max(rest, 1e-6), f'{name} is {words}', r_factor, float(noise)))
+    return worst[1:]
 
 
 def _weak_intensity(crystal, calculated):

@@ -23,6 +23,7 @@ MOST_ABSENT = 0.02  # mean intensity of reflections that the group forbids, rela
 MOST_WEAK = 0.45  # mean intensity of reflections that are weak in the model, relative to the mean
 MOST_MISSING = 0.1  # share of the formula's atoms
 AMPLE_DATA, FINE = 10.0, 1.1  # reflections for each parameter; d_min in Å
+LEAST_DATA = 5.0  # reflections for each parameter, fewer than which no chemistry makes up for
 AGREEING = 2  # starts
 LEAST_AGREEMENT = 0.5  # of the phases with an operation of the group
 
@@ -66,6 +67,9 @@ class Findings:
         absent_intensity: mean intensity of the reflections that the group forbids, less its error, relative to that of
             all.
         further_symmetry: whether the atoms obey an operation that the group lacks.
+        parity: a class of reflections, such as 'h + k is odd', with at least twice the R1 of the others; '' without one.
+        parity_r_factor: R1 of that class.
+        parity_noise: the R1 that the σ alone would cause in it.
         weak_intensity: mean measured intensity of the third of the reflections that are weakest in the model, each
             relative to the mean of its shell.
         group_certain: whether phases and data left no other group.
@@ -88,6 +92,9 @@ class Findings:
     organic: bool
     absent_intensity: float
     further_symmetry: bool
+    parity: str
+    parity_r_factor: float
+    parity_noise: float
     weak_intensity: float
     group_certain: bool
     reflections_per_parameter: float
@@ -99,6 +106,11 @@ class Findings:
 def expected_r_factor(findings: Findings) -> float:
     """The highest expected R1 of a right isotropic model without hydrogen, for this crystal's elements and σ."""
     return math.hypot(findings.noise_r_factor, HEAVY_R + LIGHT_R * findings.light_share)
+
+
+def poor_data(reflections_per_parameter: float, d_min: float) -> bool:
+    """Whether the data are too few to tell elements from U."""
+    return reflections_per_parameter < AMPLE_DATA or d_min > FINE
 
 
 def judge_crystal(findings: Findings, evidence: Evidence) -> tuple[str, tuple[str, ...]]:
@@ -126,7 +138,7 @@ def _doubts(findings, evidence, limit):
     """For each condition whether it is violated, and the reason in words."""
     f = findings
     lowest, highest = ORGANIC_VOLUME if f.organic else ANY_VOLUME
-    poor = f.reflections_per_parameter < AMPLE_DATA or f.d_min > FINE
+    poor, too_poor = poor_data(f.reflections_per_parameter, f.d_min), f.reflections_per_parameter < LEAST_DATA
     chemistry = f.organic and not f.odd_bonds and f.follows_formula is not False
     return [
         (f.r_factor > limit, f'R1 is {f.r_factor:.3f}, where at most {limit:.3f} is to be expected'),
@@ -140,6 +152,10 @@ def _doubts(findings, evidence, limit):
         (
             f.absent_intensity > MOST_ABSENT,
             f'reflections that the space group forbids have {f.absent_intensity:.0%} of the mean intensity',
+        ),
+        (
+            bool(f.parity) and f.parity_r_factor > math.hypot(f.parity_noise, HEAVY_R + LIGHT_R),
+            f'R1 is {f.parity_r_factor:.3f} where {f.parity}, and less than half of that elsewhere',
         ),
         (f.further_symmetry, 'the atoms have symmetry that the space group lacks'),
         (not f.group_certain, 'the space group is not certain'),
@@ -157,7 +173,7 @@ def _doubts(findings, evidence, limit):
             f'{f.missing_share:.0%} of the atoms of the formula are missing',
         ),
         (
-            poor and not (evidence.agreeing >= AGREEING and chemistry),
+            too_poor or (poor and not (evidence.agreeing >= AGREEING and chemistry)),
             f'{f.reflections_per_parameter:.1f} reflections a parameter to {f.d_min:.2f} Å are few',
         ),
     ]
