@@ -420,6 +420,7 @@ def _with_best_elements(crystal, model):
     fits = {model.elements: _refined(crystal, model, _observations(crystal, model), Freedom(cycles=FINAL_CYCLES))}
 
     handicaps = {model.elements: 1.0}
+    poor = poor_data(len(crystal.hkl) / _number_of_parameters(crystal, model), 1 / crystal.spacings[-1])
 
     def rank(elements):
         unlikely = UNLIKELY_U if fits[elements].unit.u_iso.min() < U_RANGE[0] else 1.0
@@ -446,7 +447,7 @@ def _with_best_elements(crystal, model):
             given = data.formula, data.cell.volume, data.elements
             elements = assign_elements(powers, multiplicities, *given, anchor=anchor).elements
             try_elements(elements, OTHER_ANCHOR if order else 1.0)
-        if data.formula:
+        if data.formula and not poor:
             uncounted = assign_elements(powers, multiplicities, None, data.cell.volume, tuple(data.formula))
             try_elements(uncounted.elements, UNCOUNTED)
         hopeless = _fitted_r_factor(crystal, fits[best()]) > GIVEN_UP_R
@@ -550,12 +551,8 @@ def _examined(crystal: _Crystal, model: _Model, fit: Fit, density: np.ndarray, m
     calculated = np.abs(_calculated(crystal, fit))
     peak, hole = _residues(crystal, model, density, crystal.map(_difference(crystal, fit)))
     near = maps.contacts(model.positions, data.cell, crystal.operations, 1.6)
-    parameters = sum(
-        int(np.linalg.matrix_rank(maps.settle(each, data.cell, crystal.operations, 0.05)[1])) + 1
-        for each in model.positions
-    )
     shares = multiplicities * model.numbers**2
-    ratio, d_min = len(crystal.hkl) / (parameters + 1), float(1 / crystal.spacings[-1])
+    ratio, d_min = len(crystal.hkl) / _number_of_parameters(crystal, model), float(1 / crystal.spacings[-1])
     numbers = np.zeros_like(model.numbers) if poor_data(ratio, d_min) else model.numbers
     parity, parity_r_factor, parity_noise = _worst_parity(crystal, calculated)
     return Findings(
@@ -582,6 +579,12 @@ def _examined(crystal: _Crystal, model: _Model, fit: Fit, density: np.ndarray, m
         follows_formula=_follows(model.elements, multiplicities, data.formula),
         missing_share=missing_share(float(multiplicities.sum()), data.formula, data.cell.volume),
     )
+
+
+def _number_of_parameters(crystal, model):
+    """Of free coordinates, a U for each atom, and the scale."""
+    settled = [maps.settle(each, crystal.data.cell, crystal.operations, 0.05) for each in model.positions]
+    return sum(int(np.linalg.matrix_rank(projector)) + 1 for _, projector in settled) + 1
 
 
 def _strong(crystal):
