@@ -67,7 +67,7 @@ class Findings:
         absent_intensity: mean intensity of the reflections that the group forbids, less its error, relative to that of
             all.
         further_symmetry: whether the atoms obey an operation that the group lacks.
-        parity: a class of reflections, such as 'h + k is odd', with at least twice the R1 of the others; '' without one.
+        parity: a class of reflections, such as 'h + k is odd', with at least twice the R1 of the others; '' if none.
         parity_r_factor: R1 of that class.
         parity_noise: the R1 that the σ alone would cause in it.
         weak_intensity: mean measured intensity of the third of the reflections that are weakest in the model, each
