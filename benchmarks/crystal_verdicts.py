@@ -10,9 +10,9 @@ alone; of the right structure in a group with too few or too many operations; wi
 or another crystal's. A model is right if its group is, nine in ten true atoms (half full, at least) are within 0.5 Å
 and a tenth at most too many. Or the true atoms are judged as they are, but for one that is missing, displaced or too
 many; then every atom must be right. Or the whole way is gone from the intensities alone, at the crystal's resolution
-or at 1.2 Å, or with intensities permuted within shells; with --whole-way that is all that is done, at 1.4 Å too, with
-fewer atoms. One line a case on stderr with all that the verdict is from, counts on stdout, and the cases without these
-findings in the JSON of --output.
+or at 1.2 Å, or with intensities permuted within shells; with --whole-way the whole way is gone at 1.4 Å too, from
+fewer atoms, without permutations. One line a case on stderr with all that the verdict is from, counts on stdout, and
+the cases without these findings in the JSON of --output.
 """
 
 import argparse
@@ -68,10 +68,8 @@ WHOLE_WAYS = (  # as many as have no factor in common with the number of groups,
     'whole way',
     'whole way, 1.2 Å',
     'whole way, 1.4 Å',
-    'whole way, permuted',
     'whole way, 1.2 Å',
     'whole way, 1.4 Å',
-    'whole way, 1.2 Å, permuted',
 )
 VERDICTS = ('solved', 'uncertain', 'not solved')
 NEAR = 0.5  # Å
@@ -361,7 +359,7 @@ def main() -> None:
         prog='python -m benchmarks.crystal_verdicts', description=__doc__.partition('\n')[0]
     )
     parser.add_argument('--stream', choices=tuple(STREAMS), default='calibration', help='of the crystals')
-    parser.add_argument('--whole-way', action='store_true', help='only from intensities')
+    parser.add_argument('--whole-way', action='store_true', help='only from intensities, without permuted ones')
     parser.add_argument('--cases', type=int, default=119, help='of all kinds together')
     parser.add_argument('--output', type=Path, help='JSON to write, or to go on with')
     options = parser.parse_args()
