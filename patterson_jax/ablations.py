@@ -15,9 +15,9 @@ from ml_collections import ConfigDict
 from patterson_jax.config import Experiment, check_devices, validate
 from patterson_jax.errors import InputError, require
 from patterson_jax.figures import draw_comparison
+from patterson_jax.learning.map_training import TrainingSettings
 from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.learning.parallel import is_first_process
-from patterson_jax.learning.training import TrainingSettings
 from patterson_jax.runs import check_record, evaluate_experiment, evaluation_settings, train_experiment
 from patterson_jax.writing import markdown_table, write_json, write_whole
 

@@ -17,7 +17,7 @@ from patterson_jax.errors import InputError, require
 from patterson_jax.evaluation import EvaluationSettings
 from patterson_jax.files.structures import FileSettings
 from patterson_jax.learning.checkpoints import CheckpointSettings
-from patterson_jax.learning.training import TrainingSettings
+from patterson_jax.learning.map_training import TrainingSettings
 from patterson_jax.networks.density_network import DensityNetwork
 from patterson_jax.networks.registry import NETWORKS
 from patterson_jax.simulation.atoms import check_drawable

@@ -14,6 +14,7 @@ from patterson_jax.evaluation import describe_scores, evaluate
 from patterson_jax.figures import draw_errors, draw_losses, draw_maps, draw_separation
 from patterson_jax.files.common import make_directory
 from patterson_jax.learning.checkpoints import Checkpoints, has_checkpoint
+from patterson_jax.learning.map_training import MapTask
 from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.learning.parallel import is_first_process, on_any_process, wait_for_all
 from patterson_jax.learning.training import Start, train
@@ -52,16 +53,8 @@ def train_experiment(experiment: Experiment, config: ConfigDict, workdir: Path, 
         machine = {'device': jax.devices()[0].device_kind, 'devices': jax.device_count(), 'jax': jax.__version__}
         write_json(workdir / RECORD, {'overrides': overrides, 'config': resolved, 'machine': machine})
     try:
-        train(
-            experiment.model,
-            experiment.problem,
-            experiment.train,
-            experiment.checkpoint,
-            experiment.seed,
-            workdir,
-            resolved,
-            start,
-        )
+        task = MapTask(experiment.model, experiment.problem, experiment.train, experiment.seed)
+        train(task, experiment.checkpoint, workdir, resolved, start)
     finally:  # also for a run that will be continued later
         rows = read_metrics(workdir / 'metrics.jsonl')
         if rows and is_first_process():

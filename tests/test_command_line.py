@@ -29,6 +29,7 @@ from patterson_jax.experiment import MODES
 from patterson_jax.files.maps import read_map, write_map
 from patterson_jax.files.structures import read_xyz, write_xyz
 from patterson_jax.learning.checkpoints import Checkpoints
+from patterson_jax.learning.map_training import MapTask
 from patterson_jax.learning.training import init_state
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.patterson import measured_frequencies, patterson_map
@@ -127,7 +128,7 @@ def save_untrained(directory, grid_size=16):
         field, value = override.removeprefix('--config.').split('=')
         config.update_from_flattened_dict({field: int(value)})
     experiment = validate(config)
-    state = init_state(experiment.model, experiment.problem, experiment.train, experiment.seed)
+    state = init_state(MapTask(experiment.model, experiment.problem, experiment.train, experiment.seed))
     with Checkpoints(directory / 'checkpoints') as checkpoints:
         checkpoints.save(1, state.params, state.optimizer, config.to_dict(), {'step': 1, 'seconds': 0.0}, 1.0)
     return directory

@@ -29,9 +29,10 @@ from patterson_jax.config import validate
 from patterson_jax.errors import InputError, Unfinished
 from patterson_jax.evaluation import evaluate
 from patterson_jax.learning.checkpoints import Checkpoints
+from patterson_jax.learning.map_training import MapTask, squared_errors
 from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.learning.parallel import mean_over_devices, parallelize
-from patterson_jax.learning.training import init_state, squared_errors, state_with
+from patterson_jax.learning.training import init_state, state_with
 from patterson_jax.runs import evaluate_experiment, train_experiment
 from patterson_jax.simulation.encoding import network_input
 from patterson_jax.simulation.examples import example_key, make_batch, stream_key
@@ -74,7 +75,7 @@ def earlier(tmp_path_factory):
     """A run of weights drawn at random, the best of them not the last ones, and the former."""
     directory = tmp_path_factory.mktemp('earlier') / 'run'
     config = tiny_config(NORMALISED, PAPERS_SETS)
-    state = init_state(NORMALISED, PROBLEM, PAPERS_SETS, SEED)
+    state = init_state(MapTask(NORMALISED, PROBLEM, PAPERS_SETS, SEED))
     rng = np.random.default_rng(0)
 
     def draw(leaf):

@@ -28,6 +28,7 @@ from tiny import (
 
 from patterson_jax.errors import InputError, NonFiniteError
 from patterson_jax.learning.checkpoints import Checkpoints, CheckpointSettings
+from patterson_jax.learning.map_training import MapTask, squared_errors, training_batch
 from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.learning.parallel import parallelize, replicate
 from patterson_jax.learning.training import (
@@ -35,8 +36,6 @@ from patterson_jax.learning.training import (
     learning_rate_schedule,
     make_train_step,
     make_validation,
-    squared_errors,
-    training_batch,
 )
 from patterson_jax.simulation.encoding import network_input
 from patterson_jax.simulation.examples import make_batch, stream_key
@@ -68,14 +67,15 @@ def take_steps(count, normalised):
         positions = training_batch(step, PROBLEM, settings, SEED, 0).positions
         return jax.lax.all_gather(positions, 'devices', tiled=True)
 
-    step, see = parallelize(make_train_step(network, PROBLEM, settings, SEED), donate=True), parallelize(cases)
-    state = replicate(with_biases(init_state(network, PROBLEM, settings, SEED)))
+    task = MapTask(network, PROBLEM, settings, SEED)
+    step, see = parallelize(make_train_step(task), donate=True), parallelize(cases)
+    state = replicate(with_biases(init_state(task)))
     losses, digest = [], hashlib.sha256()
     for number in range(count):
         digest.update(np.asarray(see(np.int32(number))).tobytes())
         state, metrics = step(state)
         losses.append(float(metrics['loss']))
-    validation = make_validation(network, PROBLEM, settings, SEED)(state.params)
+    validation = make_validation(task)(state.params)
     statistics = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(state.statistics)]
     return {
         'devices': jax.device_count(),
@@ -128,14 +128,14 @@ def test_eight_devices_see_the_same_cases_and_losses_as_one(eight_and_one, norma
 
 def test_the_weights_at_the_start_are_those_of_the_best_compiled_program(monkeypatch):
     """In XLA's default way of fusing operations, unlike the other tests."""
-    compiled = functools.partial(jax.jit, NETWORK.init)
+    task = MapTask(NETWORK, PROBLEM, SETTINGS, SEED)
+    compiled = functools.partial(jax.jit, task.init)
     usual = {'xla_cpu_use_fusion_emitters': True} if 'xla_cpu_use_fusion_emitters' in os.environ['XLA_FLAGS'] else {}
     init = compiled(compiler_options=usual | {'xla_backend_optimization_level': 3})
-    maps = jnp.zeros((1,) + (PROBLEM.grid_size,) * 3)
     with monkeypatch.context() as patch:
         patch.setattr(jax, 'jit', lambda _, compiler_options: compiled(compiler_options=usual | compiler_options))
-        state = init_state(NETWORK, PROBLEM, SETTINGS, SEED)
-    assert_same_trees(state.params, init(jax.random.key(SEED), maps))
+        state = init_state(task)
+    assert_same_trees(state.params, init(jax.random.key(SEED)))
 
 
 @pytest.mark.parametrize('crop', [0, 8])
@@ -146,7 +146,7 @@ def test_step_is_adam_on_the_gradient_of_the_mean_squared_error(crop):
     """
     settings = dataclasses.replace(SETTINGS, warmup_steps=0, learning_rate=1e-3, crop=crop)
     inside = slice(2, 10) if crop else slice(None)
-    before = with_biases(init_state(NETWORK, PROBLEM, settings, SEED))
+    before = with_biases(init_state(MapTask(NETWORK, PROBLEM, settings, SEED)))
 
     @jax.jit
     @jax.value_and_grad
@@ -159,7 +159,7 @@ def test_step_is_adam_on_the_gradient_of_the_mean_squared_error(crop):
         return jnp.sum((NETWORK.apply(params, inputs) - targets) ** 2) / (8 * 12**3)
 
     error, gradients = loss(before.params)
-    after, metrics = parallelize(make_train_step(NETWORK, PROBLEM, settings, SEED))(replicate(before))
+    after, metrics = parallelize(make_train_step(MapTask(NETWORK, PROBLEM, settings, SEED)))(replicate(before))
     np.testing.assert_allclose(metrics['loss'], error, rtol=1e-5)
     norm = np.sqrt(sum(np.sum(np.square(each)) for each in jax.tree.leaves(gradients)))
     np.testing.assert_allclose(metrics['gradient_norm'], norm, rtol=1e-4)
@@ -172,10 +172,10 @@ def test_step_is_adam_on_the_gradient_of_the_mean_squared_error(crop):
 @pytest.mark.parametrize('crop', [0, 8])
 def test_validation_is_the_mean_over_exactly_the_validation_cases(crop):
     """In which the corner that training leaves empty is filled, and as much is seen as in training."""
-    params = init_state(NETWORK, PROBLEM, SETTINGS, SEED).params
+    params = init_state(MapTask(NETWORK, PROBLEM, SETTINGS, SEED)).params
     training, testing = (dataclasses.replace(PROBLEM, **{field: 1.2}) for field in ('empty_corner', 'filled_corner'))
     settings, inside = dataclasses.replace(SETTINGS, crop=crop), slice(2, 10) if crop else slice(None)
-    measured = make_validation(NETWORK, training, settings, SEED)(replicate(params))
+    measured = make_validation(MapTask(NETWORK, training, settings, SEED))(replicate(params))
 
     @jax.jit
     def scores(params):
@@ -352,8 +352,8 @@ def test_diverging_run_stops_with_metric_and_step_and_keeps_its_checkpoint(tmp_p
 
 
 def test_steps_take_the_memory_of_the_state_and_only_the_first_compiles(caplog):
-    state = replicate(init_state(NETWORK, PROBLEM, SETTINGS, SEED))
-    train_step = parallelize(make_train_step(NETWORK, PROBLEM, SETTINGS, SEED), donate=True)
+    state = replicate(init_state(MapTask(NETWORK, PROBLEM, SETTINGS, SEED)))
+    train_step = parallelize(make_train_step(MapTask(NETWORK, PROBLEM, SETTINGS, SEED)), donate=True)
     with jax.log_compiles():
         after, _ = jax.block_until_ready(train_step(state))
         assert any('ompil' in record.message for record in caplog.records)

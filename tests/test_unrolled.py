@@ -12,6 +12,7 @@ from jax import Array
 from tiny import CHECKPOINTING, SEED, SETTINGS, assert_same_run, log_of
 
 from patterson_jax.errors import InputError
+from patterson_jax.learning.map_training import MapTask
 from patterson_jax.learning.parallel import parallelize, replicate
 from patterson_jax.learning.training import make_train_step, state_with, train
 from patterson_jax.networks.unrolled import (
@@ -185,7 +186,7 @@ def test_a_step_descends_the_errors_with_the_weights_of_stages_and_filled_voxels
         weights_of_errors = {'early_weight': early_weight, 'filled_weight': filled_weight}
         settings = dataclasses.replace(SETTINGS, max_gradient_norm=1e-3, adam_epsilon=1e-12, **weights_of_errors)
         state = replicate(state_with(weights, settings))
-        state, metrics = parallelize(make_train_step(NETWORK, PROBLEM, settings, SEED))(state)
+        state, metrics = parallelize(make_train_step(MapTask(NETWORK, PROBLEM, settings, SEED)))(state)
         expected = optax.tree.norm(gradient(weights, early_weight, filled_weight))
         assert float(metrics['gradient_norm']) == pytest.approx(float(expected), rel=1e-3)
         norms.append(float(expected))
@@ -199,7 +200,7 @@ def test_training_learns_and_goes_on_from_its_checkpoint(tmp_path):
         for num_steps in lengths:
             part = dataclasses.replace(settings, num_steps=num_steps)
             (tmp_path / directory).mkdir(exist_ok=True)
-            train(NETWORK, PROBLEM, part, CHECKPOINTING, SEED, tmp_path / directory, {})
+            train(MapTask(NETWORK, PROBLEM, part, SEED), CHECKPOINTING, tmp_path / directory, {})
     assert_same_run(tmp_path / 'parts', tmp_path / 'whole')
     losses = [row['validation_loss'] for row in log_of(tmp_path / 'whole') if 'validation_loss' in row]
     assert losses[-1] < 0.9 * losses[0]

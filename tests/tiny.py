@@ -10,8 +10,9 @@ import numpy as np
 
 from configs import quick
 from patterson_jax.learning.checkpoints import Checkpoints, CheckpointSettings
+from patterson_jax.learning.map_training import MapTask, TrainingSettings
 from patterson_jax.learning.metrics import read_metrics
-from patterson_jax.learning.training import TrainingSettings, train
+from patterson_jax.learning.training import train
 from patterson_jax.networks.paper import PattersonNet
 from patterson_jax.simulation.problem import Problem
 
@@ -86,7 +87,7 @@ def command(config, workdir, mode='train'):
 def run(workdir, settings=SETTINGS, network=NETWORK, checkpointing=CHECKPOINTING):
     """Trains, going on with what the workdir holds."""
     workdir.mkdir(exist_ok=True)
-    return train(network, PROBLEM, settings, checkpointing, SEED, workdir, {'seed': SEED})
+    return train(MapTask(network, PROBLEM, settings, SEED), checkpointing, workdir, {'seed': SEED})
 
 
 def colours_of(picture):

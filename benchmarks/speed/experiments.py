@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from benchmarks import ROOT
 from patterson_jax.config import validate
 from patterson_jax.inspection import layer_table
-from patterson_jax.learning.training import TrainingSettings
+from patterson_jax.learning.map_training import TrainingSettings
 from patterson_jax.networks.convolution import fastest_method
 from patterson_jax.networks.paper import PattersonNet
 from patterson_jax.simulation.problem import Problem

@@ -14,6 +14,7 @@ from benchmarks.speed.experiments import sections
 from benchmarks.speed.in_pytorch import STEP_SHARE, has_torch, prepare_torch, random_images
 from benchmarks.tables import number
 from benchmarks.timing import measure, peak_resident_memory, reset_peak_memory
+from patterson_jax.learning.map_training import MapTask
 from patterson_jax.learning.parallel import parallelize, replicate
 from patterson_jax.learning.training import init_state, make_train_step
 
@@ -76,8 +77,8 @@ def network_cell(cell: dict) -> dict:
 
 def start_training(problem: Any, network: Any, settings: Any) -> tuple[Any, Callable]:
     """The state before the first step of a training, and the parallel step."""
-    state = replicate(init_state(network, problem, settings, seed=0))
-    return state, parallelize(make_train_step(network, problem, settings, seed=0), donate=True)
+    task = MapTask(network, problem, settings, seed=0)
+    return replicate(init_state(task)), parallelize(make_train_step(task), donate=True)
 
 
 def gradient_of_first_step(state: Any) -> np.ndarray:
