@@ -19,11 +19,15 @@ from patterson_jax.files.structures import FileSettings
 from patterson_jax.learning.checkpoints import CheckpointSettings
 from patterson_jax.learning.map_training import TrainingSettings
 from patterson_jax.networks.density_network import DensityNetwork
+from patterson_jax.networks.projection import ProjectionNet
 from patterson_jax.networks.registry import NETWORKS
+from patterson_jax.projection_training import ProjectionExperiment, ProjectionSettings
 from patterson_jax.simulation.atoms import check_drawable
 from patterson_jax.simulation.problem import Problem, problem_field_types
+from patterson_jax.simulation.training_crystals import TrainingRecipe
 from patterson_jax.solving.map_solver import SolveSettings
 from patterson_jax.solving.reflections import check_enough
+from patterson_jax.solving.search_states import StateSettings
 from patterson_jax.solving.separation import SeparationSettings
 
 SECTIONS = {
@@ -35,6 +39,13 @@ SECTIONS = {
     'solve': SolveSettings,
     'evaluate': EvaluationSettings,
     'files': FileSettings,
+}
+PROJECTION_SECTIONS = {
+    'crystals': TrainingRecipe,
+    'states': StateSettings,
+    'model': ProjectionNet,
+    'train': ProjectionSettings,
+    'checkpoint': CheckpointSettings,
 }
 LARGEST_SEED = 2**32 - 1
 
@@ -78,7 +89,19 @@ def validate_crystal(config: ConfigDict) -> tuple[int, CrystalSettings]:
     return _seed(config), _section('crystal', config.crystal, CrystalSettings)
 
 
-def check_devices(experiment: Experiment) -> None:
+def validate_projection(config: ConfigDict) -> ProjectionExperiment:
+    """Checks a configuration that trains the learned projection of crystals.
+
+    Raises:
+        InputError: naming the field, the value received and what is allowed.
+    """
+    _check_names('config', config, ('seed', *PROJECTION_SECTIONS))
+    seed = _seed(config)
+    sections = {name: _section(name, config[name], kind) for name, kind in PROJECTION_SECTIONS.items()}
+    return ProjectionExperiment(seed, **sections)
+
+
+def check_devices(experiment: Experiment | ProjectionExperiment) -> None:
     """Raises InputError if the devices of this machine cannot share a training batch equally."""
     batch_size, devices = experiment.train.batch_size, jax.device_count()
     require(batch_size % devices == 0, 'train.batch_size', batch_size, f'a multiple of the {devices} devices')
@@ -93,9 +116,13 @@ def differences(before: dict, now: dict, sections: tuple[str, ...], ignored: tup
             first, second = {'': first}, {'': second}
         for field in sorted(first.keys() | second.keys()):
             name = f'{section}.{field}' if field else section
-            if first.get(field) != second.get(field) and name not in ignored:
+            if _as_in_json(first.get(field)) != _as_in_json(second.get(field)) and name not in ignored:
                 found.append(f'{name} was {first.get(field)!r} and is {second.get(field)!r}')
     return found
+
+
+def _as_in_json(value):
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _seed(config):
@@ -123,6 +150,11 @@ def _section(name, section, kind):
 def network_of(model: dict) -> DensityNetwork:
     """The network of a recorded config's section `model`; one without a name is the paper's. Raises InputError."""
     return _section('model', ConfigDict({'network': 'paper'} | model), NETWORKS)
+
+
+def projection_network_of(model: dict) -> ProjectionNet:
+    """The learned projection of a recorded config's section `model`. Raises InputError."""
+    return _section('model', ConfigDict(model), ProjectionNet)
 
 
 def _chosen_network(section):
@@ -162,6 +194,8 @@ def _typed(name, value, kind):
         if value is None:
             return None
         kind = typing.get_args(kind)[0]
+    if typing.get_origin(kind) is tuple:
+        return _typed_tuple(name, value, typing.get_args(kind))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -169,6 +203,15 @@ def _typed(name, value, kind):
         allowed = f'{words[kind]} or None' if optional else words[kind]
         raise InputError(f'{name} is {value!r}; it must be {allowed}')
     return value
+
+
+def _typed_tuple(name, value, kinds):
+    """A tuple of so many values of some kinds; of any number of one kind, where the kinds end with an ellipsis."""
+    if kinds[-1] is ...:
+        kinds = kinds[:1] * (len(value) if isinstance(value, tuple) else 1)
+    if not isinstance(value, tuple) or len(value) != len(kinds):
+        raise InputError(f'{name} is {value!r}; it must be {len(kinds)} values in brackets')
+    return tuple(_typed(f'{name}[{index}]', *each) for index, each in enumerate(zip(value, kinds, strict=True)))
 
 
 def _check_crop(experiment):

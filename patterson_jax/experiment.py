@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from patterson_jax.ablations import compare
 from patterson_jax.answers import ENDINGS, Answer, require_replaceable
-from patterson_jax.config import Experiment, validate, validate_crystal
+from patterson_jax.config import Experiment, validate, validate_crystal, validate_projection
 from patterson_jax.crystal_runs import solve_crystal_file
 from patterson_jax.errors import InputError, require
 from patterson_jax.figures import draw_example
@@ -23,7 +23,7 @@ from patterson_jax.inspection import describe_example, describe_network
 from patterson_jax.learning.checkpoints import has_checkpoint
 from patterson_jax.learning.stopping import unfinished_on_sigterm
 from patterson_jax.publishing import publish
-from patterson_jax.runs import evaluate_experiment, train_experiment
+from patterson_jax.runs import evaluate_experiment, train_experiment, train_projection
 from patterson_jax.simulation.examples import example_key, make_example, stream_key
 from patterson_jax.simulation.molecules import place_atoms, simulate_problem
 from patterson_jax.solving.map_solver import solve_map
@@ -69,6 +69,11 @@ def run(
     if 'crystal' in config:
         require(mode == 'solve', '--mode', mode, 'solve for crystals')
         solve_crystals(config, inputs, output)
+        return
+    if 'states' in config:
+        require(mode == 'train', '--mode', mode, 'train for a learned projection')
+        with unfinished_on_sigterm():
+            train_projection(validate_projection(config), config, workdir, overrides or {})
         return
     experiment = validate(config)
     if mode == 'train':

@@ -18,14 +18,15 @@ from patterson_jax.learning.map_training import MapTask
 from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.learning.parallel import is_first_process, on_any_process, wait_for_all
 from patterson_jax.learning.training import Start, train
+from patterson_jax.projection_training import ProjectionExperiment
 from patterson_jax.reports import evaluation_report, write_report
 from patterson_jax.shipped import find_network
-from patterson_jax.weights import load_weights, network_with
+from patterson_jax.weights import load_projection_weights, load_weights, network_with
 from patterson_jax.writing import write_json
 
 RECORD = 'config.json'
 UNKNOWN_MACHINE = {'device': 'unknown', 'devices': 1, 'jax': 'unknown'}  # of a run that did not record it
-TRAINING_SECTIONS = ('seed', 'problem', 'model', 'train')
+TRAINING_SECTIONS = ('seed', 'problem', 'crystals', 'states', 'model', 'train')
 MAY_CHANGE = ('train.max_minutes',)  # fields that may change when a run is continued
 EVALUATION_SECTIONS = ('seed', 'problem', 'separate', 'solve', 'evaluate')
 
@@ -44,23 +45,47 @@ def train_experiment(experiment: Experiment, config: ConfigDict, workdir: Path, 
         NonFiniteError, Unfinished: as in `learning.training.train`.
     """
     check_devices(experiment)
+    task = MapTask(experiment.model, experiment.problem, experiment.train, experiment.seed)
+
+    def weights_of(directory):
+        return load_weights(experiment, config, directory)
+
+    _train_task(task, experiment.checkpoint, weights_of, config, workdir, overrides)
+    if experiment.evaluate.num_cases:
+        evaluate_experiment(experiment, config, workdir)
+
+
+def train_projection(
+    experiment: ProjectionExperiment, config: ConfigDict, workdir: Path, overrides: dict[str, Any]
+) -> None:
+    """Trains the learned projection of crystals in the workdir, or continues a run there.
+
+    Arguments and errors are those of `train_experiment`.
+    """
+    check_devices(experiment)
+
+    def weights_of(directory):
+        return load_projection_weights(directory, experiment.model)
+
+    _train_task(experiment.task, experiment.checkpoint, weights_of, config, workdir, overrides)
+
+
+def _train_task(task, checkpointing, weights_of, config, workdir, overrides):
+    """Trains a task in the workdir; keeps the record of the run and draws its learning curve."""
     make_directory(workdir, '--workdir')
     resolved = config.to_dict()
     check_record(workdir, resolved)
-    start = _start_of_run(experiment, config, workdir)
+    start = _start_of_run(task.settings.init_from, weights_of, workdir)
     wait_for_all('workdir checked')
     if is_first_process():
         machine = {'device': jax.devices()[0].device_kind, 'devices': jax.device_count(), 'jax': jax.__version__}
         write_json(workdir / RECORD, {'overrides': overrides, 'config': resolved, 'machine': machine})
     try:
-        task = MapTask(experiment.model, experiment.problem, experiment.train, experiment.seed)
-        train(task, experiment.checkpoint, workdir, resolved, start)
+        train(task, checkpointing, workdir, resolved, start)
     finally:  # also for a run that will be continued later
         rows = read_metrics(workdir / 'metrics.jsonl')
         if rows and is_first_process():
             draw_losses(workdir / 'figures' / 'losses.png', rows)
-    if experiment.evaluate.num_cases:
-        evaluate_experiment(experiment, config, workdir)
 
 
 def check_record(workdir: Path, config: dict) -> None:
@@ -92,12 +117,12 @@ def read_record(workdir: Path) -> dict:
         raise InputError(f'{path}: not the record of a run; name another directory') from error
 
 
-def _start_of_run(experiment, config, workdir):
+def _start_of_run(init_from, weights_of, workdir):
     """The weights of another run to begin with, if the config names one and this run has no checkpoint; else None."""
-    if not experiment.train.init_from or has_checkpoint(workdir / 'checkpoints'):
+    if not init_from or has_checkpoint(workdir / 'checkpoints'):
         return None
     try:
-        weights = load_weights(experiment, config, find_network(experiment.train.init_from))
+        weights = weights_of(find_network(init_from))
     except InputError as error:
         raise InputError(f'train.init_from: {error}') from error
     return Start(weights.params, weights.counters['examples'], weights.counters['sets'])

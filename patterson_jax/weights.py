@@ -14,6 +14,7 @@ from patterson_jax.config import Experiment, differences, network_of
 from patterson_jax.errors import InputError
 from patterson_jax.learning.checkpoints import Checkpoints, find_checkpoints
 from patterson_jax.networks.density_network import DensityNetwork
+from patterson_jax.networks.projection import NUM_CONDITIONS, ProjectionNet
 from patterson_jax.shipped import find_network
 from patterson_jax.simulation.problem import Problem, problem_field_types
 from patterson_jax.solving.attempt import Network
@@ -93,6 +94,27 @@ def load_weights(experiment: Experiment, config: ConfigDict, directory: Path) ->
         trained = checkpoints.restore(step, config=None)['config']
         _require_same_weights(directory, trained, config.to_dict(), experiment.model)
         template = _shapes(experiment.model, experiment.problem.grid_size)
+        counters = checkpoints.restore(checkpoints.latest_step, counters=None)['counters']
+        params = jax.device_get(checkpoints.restore(step, params=template)['params'])
+        return Weights(params, step, trained, counters)
+
+
+def load_projection_weights(directory: Path, network: ProjectionNet) -> Weights:
+    """The weights of a learned projection with the lowest validation loss.
+
+    Raises:
+        InputError: no checkpoint there, only damaged ones, or one of another network.
+    """
+    with Checkpoints(find_checkpoints(directory), read_only=True) as checkpoints:
+        step = checkpoints.best_step
+        trained = checkpoints.restore(step, config=None)['config']
+        now = {field: getattr(network, field) for field in ('features', 'num_blocks')}
+        before = {field: trained['model'].get(field) for field in now}
+        differing = differences({'model': before}, {'model': now}, ('model',))
+        if differing:
+            raise InputError(f'{directory}: these weights are for another config: {"; ".join(differing)}')
+        maps, told = jax.ShapeDtypeStruct((1, 4, 4, 4), jnp.float32), jnp.zeros((1, NUM_CONDITIONS))
+        template = jax.eval_shape(network.init, jax.random.key(0), maps, told)
         counters = checkpoints.restore(checkpoints.latest_step, counters=None)['counters']
         params = jax.device_get(checkpoints.restore(step, params=template)['params'])
         return Weights(params, step, trained, counters)

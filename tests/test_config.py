@@ -17,7 +17,8 @@ from patterson_jax.networks.registry import NETWORKS
 from patterson_jax.networks.unrolled import UnrolledNet
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parents[1] / 'configs').glob('*.py') if path.stem[0] != '_')
-CONFIGS.remove('crystal')  # which has sections of its own; tests/test_crystals.py
+for other in ('crystal', 'projection'):  # with other sections; test_crystals.py, test_projection_training.py
+    CONFIGS.remove(other)
 COMPARISONS = [name for name in CONFIGS if 'ablation' in importlib.import_module(f'configs.{name}').get_config()]
 SINGLE = [name for name in CONFIGS if name not in COMPARISONS]
 

@@ -86,7 +86,7 @@ import importlib, sys
 import jax
 import patterson_jax as pj
 from patterson_jax.shipped import config_names, find_config, make_configs_importable
-from patterson_jax.config import validate, validate_crystal
+from patterson_jax.config import validate, validate_crystal, validate_projection
 
 assert pj.__file__.startswith({str(installed)!r})
 network = pj.load_network('unrolled')
@@ -96,7 +96,8 @@ for name in config_names():
     config = importlib.import_module('configs.' + name).get_config()
     assert config_names() and importlib.import_module('configs.' + name).__file__.startswith({str(installed)!r})
     if 'ablation' not in config:
-        (validate_crystal if 'crystal' in config else validate)(config)
+        others = {{'crystal': validate_crystal, 'states': validate_projection}}
+        next((check for name, check in others.items() if name in config), validate)(config)
 print(*config_names())
 """
     weights, names = run_installed(installed, program, tmp_path)

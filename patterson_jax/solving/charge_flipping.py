@@ -150,7 +150,7 @@ def flip(densities: Array, kinds: Array, thresholds: Array, search: Search, cycl
 def _flip_one(density, kind, threshold, search, cycles):
     shape, size = density.shape, density.size
     strong, turns = search.strong[kind], search.turns[kind]
-    counts = _counts(strong)
+    counts = friedel_counts(strong)
     total = jnp.vdot(counts.ravel(), strong.ravel())
 
     def cycle(state, _):
@@ -188,7 +188,7 @@ def eliminate(factors: Array, search: Search, shape: tuple[int, int, int], cycle
         between measured amplitudes and those of the map after elimination, relative to their mean.
     """
     measured = search.amplitudes
-    counts = _counts(measured)
+    counts = friedel_counts(measured)
 
     def cycle(_, state):
         factors, _ = state
@@ -207,7 +207,7 @@ def eliminate(factors: Array, search: Search, shape: tuple[int, int, int], cycle
     return factors, skewness, disagreement
 
 
-def _counts(amplitudes):
+def friedel_counts(amplitudes: Array) -> Array:
     """How many reflections of the sphere each point of the half grid stands for; 0 without an amplitude."""
     twice = jnp.arange(amplitudes.shape[2]) > 0
     return jnp.where(amplitudes > 0, jnp.where(twice, 2, 1).astype(amplitudes.dtype)[None, None, :], 0)

@@ -9,7 +9,7 @@ to the same map.
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +84,11 @@ class Crystal:
     grid: Grid
     search: Search
     vectors: np.ndarray
+
+
+# From factors on the half grid of a crystal to those of a better map, its skewness, and how far its amplitudes are from
+# those measured.
+Sharpen = Callable[[np.ndarray, Crystal], tuple[Array, Array, Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,7 +258,9 @@ def phase(crystal: Crystal, key: Array, max_starts: int) -> Iterator[PhasedMap]:
                 begun += 1
 
 
-def finish(crystal: Crystal, density: np.ndarray, slot: Slot, noise: float) -> PhasedMap:
+def finish(
+    crystal: Crystal, density: np.ndarray, slot: Slot, noise: float, sharpen: Sharpen | None = None
+) -> PhasedMap:
     """Sharpens a map, finds its space group, and averages over it.
 
     Larger groups are tried too, if the phases obey their operations weakly. Averaging over true operations improves a
@@ -266,18 +273,20 @@ def finish(crystal: Crystal, density: np.ndarray, slot: Slot, noise: float) -> P
         density: `shape`, the result of charge flipping.
         slot: its start.
         noise: skewness of maps that show no structure.
+        sharpen: takes the place of low-density elimination.
     """
-    factors, _, _ = _eliminate(np.fft.rfftn(density), crystal)
+    sharpen = sharpen or eliminated
+    factors, _, _ = sharpen(np.fft.rfftn(density), crystal)
     found = _find_group(crystal, factors)
     if not found.space_group.certain and (found.rejected or 0) > CHANCE:
-        factors, _, _ = _eliminate(factors, crystal)
+        factors, _, _ = sharpen(factors, crystal)
         found = _find_group(crystal, factors)
     own = _structure_factors(crystal, factors)
     expanded = crystal.expanded
     larger = larger_groups(found, expanded.hkl, own, expanded.cell, expanded.basis)
 
     def completed(group):
-        completed = _complete(crystal, own, group.frame, COMPLETION_ROUNDS if larger else 1)
+        completed = _complete(crystal, own, group.frame, COMPLETION_ROUNDS if larger else 1, sharpen)
         mean, skewness, disagreement, obeyed = completed
         cycles = len(slot.skewness)
         return PhasedMap(group, mean, own, skewness, skewness / noise, disagreement, obeyed, slot.start, cycles)
@@ -286,12 +295,12 @@ def finish(crystal: Crystal, density: np.ndarray, slot: Slot, noise: float) -> P
     return min((completed(found), *mended), key=lambda each: each.disagreement)
 
 
-def _complete(crystal, own, frame, rounds):
+def _complete(crystal, own, frame, rounds, sharpen):
     """Averages over a group and eliminates, in turns; factors, skewness, disagreement, obeyed: see `PhasedMap`."""
     for _ in range(rounds):
         mean, shift = _averaged(crystal, own, frame)
         again = crystal.grid.place(crystal.expanded.hkl, np.conj(_phased(crystal, mean) / shift))
-        factors, skewness, disagreement = _eliminate(again, crystal)
+        factors, skewness, disagreement = sharpen(again, crystal)
         own = _structure_factors(crystal, factors)
     mean, shift = _averaged(crystal, own, frame)
     agreements = agreements_with(crystal.expanded.in_given_cell(crystal.expanded.hkl), own * shift, frame)
@@ -379,7 +388,8 @@ def _advance(densities, key, fresh, starts, superposed, vectors, kinds, threshol
 _eliminate_on_device = jax.jit(eliminate, static_argnames=('shape', 'cycles'))
 
 
-def _eliminate(factors, crystal):
+def eliminated(factors: np.ndarray, crystal: Crystal) -> tuple[Array, Array, Array]:
+    """Factors `half_shape` of a map of a crystal after low-density elimination; see `charge_flipping.eliminate`."""
     return _eliminate_on_device(factors.astype(np.complex64), crystal.search, crystal.grid.shape, ELIMINATION_CYCLES)
 
 

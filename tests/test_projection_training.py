@@ -1,0 +1,143 @@
+"""The training of the learned projection, whole but small: it learns, and goes on when it was stopped."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import assert_same_run, assert_same_trees, saved_steps
+
+from configs import projection
+from patterson_jax import experiment, runs
+from patterson_jax.config import validate_projection
+from patterson_jax.errors import InputError, Unfinished
+from patterson_jax.learning import training
+from patterson_jax.learning.metrics import read_metrics
+from patterson_jax.networks.projection import NUM_CONDITIONS
+from patterson_jax.projection_training import Cases
+from patterson_jax.simulation.training_crystals import TrainingCrystal
+from patterson_jax.weights import load_projection_weights
+
+pytestmark = pytest.mark.usefixtures('optax_promotes_types')
+
+
+def tiny_config(**changes):
+    config = projection.get_config()
+    config.crystals.update(shape=(12, 12, 12), molecule=(5, 8))
+    config.states.update(starts=2, near=1.0, most_cycles=20)
+    config.model.update(features=4, num_blocks=1)
+    config.train.update(num_steps=16, batch_size=2, learning_rate=1e-2, warmup_steps=2, schedule='constant')
+    config.train.update(num_validation=3, log_every=2, validate_every=4, most_passes=1)
+    config.checkpoint.update(every_steps=8, keep=1)
+    config.train.update(changes)
+    return config
+
+
+def run(workdir, **changes):
+    config = tiny_config(**changes)
+    experiment.run('train', config, workdir)
+
+
+@pytest.fixture(scope='module')
+def whole_run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('whole')
+    with jax.numpy_dtype_promotion('standard'):
+        run(workdir)
+    return workdir
+
+
+def test_the_loss_falls_and_the_log_says_how_far_the_phases_are_right(whole_run):
+    rows = read_metrics(whole_run / 'metrics.jsonl')
+    assert [row['step'] for row in rows] == list(range(2, 17, 2))
+    validated = [row for row in rows if 'validation_loss' in row]
+    assert [row['step'] for row in validated] == [4, 8, 12, 16]
+    assert validated[-1]['validation_loss'] < validated[0]['validation_loss']
+    for row in validated:
+        assert all(-1 <= row[f'validation_correlation{name}'] <= 1 for name in ('', '_before', '_later'))
+        np.testing.assert_allclose(row['validation_empty_loss'], 1, rtol=1e-4)
+    assert len({row['validation_correlation_before'] for row in validated}) == 1  # the same cases
+    assert (whole_run / 'figures' / 'losses.png').exists()
+
+
+def test_a_run_that_was_stopped_goes_on_and_ends_bit_for_bit_the_same(whole_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(training.StopRequest, 'requested', lambda self, step: step == 10)
+    monkeypatch.setattr(training.StopRequest, 'reason', 'a test', raising=False)
+    with pytest.raises(Unfinished, match='after step 10 of 16'):
+        run(tmp_path)
+    monkeypatch.undo()
+    run(tmp_path)
+    assert saved_steps(tmp_path)[-1] == 16
+    assert_same_run(tmp_path, whole_run)
+
+
+def test_a_run_begins_with_the_weights_of_another_and_new_cases(whole_run, tmp_path, monkeypatch):
+    config = tiny_config(init_from=str(whole_run))
+    begun = []
+    monkeypatch.setattr(runs, 'train', lambda *arguments: begun.append(arguments[-1]))
+    experiment.run('train', config, tmp_path)
+    weights = load_projection_weights(whole_run, validate_projection(config).model)
+    assert_same_trees(begun[0].params, weights.params)
+    assert (begun[0].examples, begun[0].sets) == (32, 1)
+    config.model.features = 6
+    with pytest.raises(InputError, match=r'^train\.init_from: .* model\.features was 4 and is 6$'):
+        experiment.run('train', config, tmp_path / 'other')
+
+
+def test_the_gradient_is_that_of_the_last_pass_alone():
+    """The loss of a step with a pass before is the loss without one on the maps after that pass."""
+    task = validate_projection(tiny_config()).task
+    weights = task.init(jax.random.key(0))
+    keys = jax.random.split(jax.random.key(1), 4)
+    shape, half = (2, 12, 12, 12), (2, 12, 12, 7)
+    density = jax.random.normal(keys[0], shape) ** 3
+    factors, states = (jnp.fft.rfftn(jax.random.normal(key, shape), axes=(1, 2, 3)) for key in keys[1:3])
+    amplitudes = jnp.abs(factors) * (jax.random.uniform(keys[3], half) > 0.5)
+    axes = jnp.broadcast_to(6 * jnp.eye(3), (2, 3, 3))
+    ones = jnp.ones(2)
+    crystals = TrainingCrystal(axes, amplitudes, factors, density, 1.2 * ones, ones > 0, jnp.zeros(2, jnp.int32))
+    cases = Cases(crystals, states, jnp.zeros((2, NUM_CONDITIONS)))
+    passed = jax.jit(task.passed)(weights, cases, np.int32(1))
+    assert np.mean(np.abs(passed.factors - states)) > 0.1
+
+    def loss(weights, cases):
+        return jnp.mean(task.figures(weights, cases)['loss'])
+
+    def whole(weights):
+        return loss(weights, task.passed(jax.lax.stop_gradient(weights), cases, 1))
+
+    ours, theirs = jax.jit(jax.grad(whole))(weights), jax.jit(jax.grad(loss))(weights, passed)
+    for each, other in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True):
+        np.testing.assert_allclose(each, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('section', 'field', 'value', 'message'),
+    [
+        ('crystals', 'shape', (12, 12), r'crystals\.shape is \(12, 12\); it must be 3 values in brackets'),
+        ('crystals', 'shape', (12, 12, 13), r'crystals\.shape is \(12, 12, 13\); it must be three even numbers'),
+        ('crystals', 'd_min', (1.1, 'x'), r"crystals\.d_min\[1\] is 'x'; it must be a number"),
+        ('states', 'near', 1.5, r'states\.near is 1\.5; it must be from 0 to 1'),
+        ('train', 'most_passes', -1, r'train\.most_passes is -1; it must be 0 or more'),
+        ('model', 'features', 0, r'model\.features is 0; it must be 1 or more'),
+    ],
+)
+def test_a_bad_field_is_refused_in_words(section, field, value, message):
+    config = tiny_config()
+    del config[section][field]
+    config[section][field] = value
+    with pytest.raises(InputError, match=message):
+        validate_projection(config)
+
+
+def test_the_config_is_that_of_its_experiment_and_only_trains(tmp_path):
+    config = projection.get_config()
+    made = validate_projection(config)
+    assert made.crystals.shape == config.crystals.shape
+    assert made.train.most_passes == config.train.most_passes
+    assert json.loads(json.dumps(config.to_dict()))['states'] == dataclasses.asdict(made.states)
+    with pytest.raises(InputError, match=r'^--mode is \'evaluate\'; it must be train for a learned projection$'):
+        experiment.run('evaluate', config, tmp_path)
+    with pytest.raises(ValueError, match='has none'):
+        projection.get_config('small')
