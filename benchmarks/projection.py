@@ -1,0 +1,376 @@
+"""Charge flipping finished classically and with the learned projection: the same starts, the same seconds.
+
+    python -m benchmarks.projection --weights=RUN DIRECTORY…           # folders of crystals, as for benchmarks.crystals
+    python -m benchmarks.projection --weights=RUN --invented=24        # and so many invented crystals
+
+Each crystal is cut at each of `--resolutions`. Starts flip as in the solver's recipes, each to its end. From the same
+end, a map is finished
+
+- classical: as the solver does, by low-density elimination, averaging in the group that is found, and elimination;
+- longer: the same after further elimination that takes the seconds of the network's passes in the next one;
+- network first: the same after `PASSES` passes through the network;
+- network: with passes through the network in place of elimination, as many as take its seconds (one at least);
+- network, more: the same with `PASSES` passes each time.
+
+A map is right if its correlation with the known one is above 0.8 at the best origin and hand, as in
+benchmarks/crystals.py. It is recognised if the solver calls it promising. Judges are compared on the maps that the
+classical way finishes: the area under the curve, and how many right ones stand above all wrong ones.
+
+Crystals with less than `LEAST_ATOMS` known atoms in the cell are left out. The invented ones come from
+`simulation/invented_crystals.py`, from which the network has not learned. Written to `--output` after each crystal;
+what is there already is not measured again.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import scipy.fft
+
+from benchmarks.crystals import RIGHT_MAP, known_structure_factors, place, read_folder
+from patterson_jax.config import projection_network_of
+from patterson_jax.errors import exit_on_errors
+from patterson_jax.learning.checkpoints import Checkpoints, find_checkpoints
+from patterson_jax.networks.projection import conditions
+from patterson_jax.simulation.invented_crystals import Recipe, anisotropic_structure_factors, invent
+from patterson_jax.solving.charge_flipping import RECIPES, flip, random_density, superposed_density
+from patterson_jax.solving.crystal_phasing import (
+    NOISE,
+    Crystal,
+    PhasedMap,
+    Slot,
+    eliminated,
+    finish,
+    prepare_crystal,
+)
+from patterson_jax.solving.learned_projection import LearnedProjection, network_grid
+from patterson_jax.weights import load_projection_weights
+from patterson_jax.writing import markdown_table, write_json
+
+LEAST_ATOMS = 15
+PASSES = 8
+CYCLES_AT_ONCE = 50
+METHODS = ('classical', 'longer', 'network first', 'network', 'network, more')
+JUDGES = {  # each the larger the better
+    'promising, then jump (today)': lambda start: (start['classical']['promising'], start['classical']['jump']),
+    'jump of the skewness': lambda start: start['classical']['jump'],
+    'amplitudes after elimination': lambda start: -start['classical']['disagreement'],
+    'phases that the network keeps': lambda start: start['judged']['kept'],
+    'amplitudes of the network': lambda start: -start['judged']['disagreement'],
+}
+INVENTED = (('P-1', 16), ('P21/c', 10), ('P21', 14), ('P212121', 10))  # groups and atoms of a molecule, in turn
+FIRST_SEED = 50_000
+MEAN_OF_NORMAL = math.sqrt(2 / math.pi)  # of the size of a number of standard deviation 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A crystal to finish: its name, the true structure factors at indices of the given cell, and what it is."""
+
+    name: str
+    crystal: Crystal
+    truth: np.ndarray
+    centrosymmetric: bool
+
+
+def measured_case(folder: Path, resolution: float) -> Case | None:
+    """The crystal of a folder cut at a resolution; None if its structure is unknown or too small."""
+    known = read_folder(folder, resolution)
+    heavy = [atom for atom in known.atoms if atom['el'] not in ('H', 'D')]
+    if len(heavy) * len(known.operators) < LEAST_ATOMS:
+        return None
+    crystal = prepare_crystal(known.data)
+    truth = known_structure_factors(known, crystal.expanded.in_given_cell(crystal.expanded.hkl))
+    centrosymmetric = any(np.array_equal(np.array(each.rot), -24 * np.eye(3)) for each in known.operators)
+    return Case(folder.name, crystal, truth, centrosymmetric)
+
+
+def invented_case(number: int, resolution: float) -> Case:
+    """An invented crystal cut at a resolution."""
+    group, num_atoms = INVENTED[number % len(INVENTED)]
+    made = invent(Recipe(group, num_atoms, d_min=resolution), FIRST_SEED + number)
+    crystal = prepare_crystal(made.data)
+    hkl = crystal.expanded.in_given_cell(crystal.expanded.hkl)
+    truth = anisotropic_structure_factors(
+        hkl, made.data.cell, made.space_group, made.elements, made.positions, made.displacements, made.occupancies
+    )
+    return Case(f'invented {number}, {group}', crystal, truth, group in ('P-1', 'P21/c'))
+
+
+def learned_projection(crystal: Crystal, network, weights) -> LearnedProjection:
+    """The network on a crystal."""
+    expanded = crystal.expanded
+    edges = expanded.cell.orthogonalization
+    axes = crystal.grid.axes
+    grid = network_grid(expanded.hkl, np.linalg.norm(edges, axis=0), axes)
+    d_min = 1 / expanded.inverse_spacings.max()
+    amplitudes = np.sqrt(np.maximum(expanded.intensities, expanded.sigmas))
+    noise = MEAN_OF_NORMAL * np.sum(expanded.sigmas / (2 * amplitudes)) / np.sum(amplitudes)
+    told = conditions(
+        edges.T[list(axes)].astype(np.float32), grid.shape, *np.float32([d_min, noise, completeness(crystal, d_min)])
+    )
+    placed = grid.place(expanded.hkl, crystal.normalised.astype(np.float32))
+    return LearnedProjection(_Predict(network), weights, told, expanded.hkl, grid, placed)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Predict:
+    network: object
+
+    def __call__(self, weights, density, told):
+        return self.network.apply(weights, density[None], told[None])[0]
+
+
+def completeness(crystal: Crystal, d_min: float) -> float:
+    """Share of the reflections of the sphere that are measured."""
+    most = np.abs(crystal.expanded.hkl).max(axis=0) + 1
+    every = np.stack(np.meshgrid(*(np.arange(-each, each + 1) for each in most), indexing='ij'), -1).reshape(-1, 3)
+    inside = crystal.expanded.cell.inverse_spacings(every) <= 1 / d_min + 1e-6
+    return min(1.0, 2 * len(crystal.expanded.hkl) / (np.sum(inside) - 1))
+
+
+def flipped(crystal: Crystal, seed: int, starts: int) -> list[tuple[np.ndarray, Slot]]:
+    """The densities to which starts come by the recipes of the solver, each after all of its cycles."""
+    key, found = jax.random.key(seed), []
+    for start in range(starts):
+        slot = Slot(start)
+        recipe = RECIPES[start % len(RECIPES)]
+        kind = np.int32(recipe.amplitudes)
+        if recipe.superposed and slot.rank < len(crystal.vectors):
+            density = _superposed(crystal.vectors[slot.rank], crystal.search, kind, crystal.grid.shape)
+        else:
+            density = _random(jax.random.fold_in(key, start), crystal.search, kind, crystal.grid.shape)
+        density = density[None]
+        for _ in range(recipe.cycles // CYCLES_AT_ONCE):
+            density, skewness = _flip(density, kind[None], np.float32([recipe.threshold]), crystal.search)
+            slot.skewness += np.asarray(skewness)[0].tolist()
+        found.append((np.asarray(density)[0], slot))
+    return found
+
+
+_superposed = jax.jit(superposed_density, static_argnums=3)
+_random = jax.jit(random_density, static_argnums=3)
+_flip = jax.jit(lambda *arguments: flip(*arguments, CYCLES_AT_ONCE))
+
+
+def measure(case: Case, network, weights, seed: int, starts: int) -> dict:
+    """Finishes all starts of a case in all ways; the entry of the JSON file."""
+    crystal = case.crystal
+    learned = learned_projection(crystal, network, weights)
+    hkl = crystal.expanded.hkl
+    given = crystal.expanded.in_given_cell(hkl)
+
+    def correlation(factors):
+        return round(float(place(given, case.truth, factors).correlation), 3)
+
+    def own(factors):
+        return np.conj(crystal.grid.take(np.asarray(factors), hkl))
+
+    def on_grid(factors):
+        return crystal.grid.place(hkl, (crystal.normalised * np.exp(-1j * np.angle(factors))).astype(np.complex64))
+
+    def by_network(passes):
+        def sharpen(factors, _):
+            taken, projected = learned.passed(crystal.grid.take(np.asarray(factors), hkl), passes)
+            phases = np.conj(taken)
+            return on_grid(phases), projected.skewness, projected.disagreement
+
+        return sharpen
+
+    ends = flipped(crystal, seed, starts)
+    noise = ends[NOISE][1].first_skewness
+    first = np.fft.rfftn(ends[0][0])
+    one_elimination = seconds_of(lambda: jax.block_until_ready(eliminated(first, crystal)))
+    passes_take = seconds_of(lambda: by_network(PASSES)(first, crystal))
+    one_takes = seconds_of(lambda: by_network(1)(first, crystal))
+    each_pass = max((passes_take - one_takes) / (PASSES - 1), 1e-6)
+    same = max(1, round(one_elimination / each_pass))
+    more = round(passes_take / one_elimination)
+
+    def finished(density, slot, sharpen=None, before=None):
+        began = time.perf_counter()
+        if before is not None:
+            density = scipy.fft.irfftn(np.asarray(before(np.fft.rfftn(density))), crystal.grid.shape)
+        reached = finish(crystal, density, slot, noise, sharpen)
+        return described(reached, correlation(reached.factors), time.perf_counter() - began)
+
+    def eliminated_longer(factors):
+        for _ in range(more):
+            factors, _, _ = eliminated(np.asarray(factors), crystal)
+        return factors
+
+    def passed(factors):
+        return by_network(PASSES)(factors, crystal)[0]
+
+    rows = []
+    for density, slot in ends:
+        factors = np.fft.rfftn(density)
+        row = {
+            'start': slot.start,
+            'flipped': correlation(own(factors)),
+            'after passes': correlation(own(passed(factors))),
+            'classical': finished(density, slot),
+            'longer': finished(density, slot, before=eliminated_longer),
+            'network first': finished(density, slot, before=passed),
+            'network': finished(density, slot, by_network(same)),
+            'network, more': finished(density, slot, by_network(PASSES)),
+        }
+        row['judged'] = judged(finish(crystal, density, slot, noise), learned, crystal)
+        rows.append(row)
+    return {
+        'name': case.name,
+        'centrosymmetric': case.centrosymmetric,
+        'resolution': round(float(1 / crystal.expanded.inverse_spacings.max()), 3),
+        'reflections': len(hkl),
+        'shape': list(crystal.grid.shape),
+        'network_shape': list(learned.grid.shape),
+        'elimination_ms': round(1e3 * one_elimination, 2),
+        'pass_ms': round(1e3 * each_pass, 2),
+        'passes_in_same_seconds': same,
+        'starts': rows,
+    }
+
+
+def judged(reached: PhasedMap, learned: LearnedProjection, crystal: Crystal) -> dict:
+    """What one pass through the network says of a finished map."""
+    _, projected = learned.passed(crystal.normalised * np.exp(-1j * np.angle(reached.factors)), 1)
+    return {'kept': float(projected.kept), 'disagreement': float(projected.disagreement)}
+
+
+def described(reached: PhasedMap, correlation: float, seconds: float) -> dict:
+    """What is kept of a finished map."""
+    return {
+        'map': correlation,
+        'promising': bool(reached.promising),
+        'jump': float(reached.jump),
+        'obeyed': float(reached.obeyed),
+        'disagreement': float(reached.disagreement),
+        'seconds': round(seconds, 4),
+    }
+
+
+def seconds_of(work: Callable[[], object], repeats: int = 3) -> float:
+    """Seconds of some work, the least of a few, after a first time that compiles."""
+    work()
+    found = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - began)
+    return min(found)
+
+
+def sign_test(better: int, worse: int) -> float:
+    """Probability of so unequal counts, or more so, if both were equally likely."""
+    number, least = better + worse, min(better, worse)
+    return min(1.0, 2 * sum(math.comb(number, each) for each in range(least + 1)) / 2**number)
+
+
+def area(right: list, wrong: list) -> float:
+    """Probability that a right one stands above a wrong one; ties count half."""
+    pairs = [(first > second) + 0.5 * (first == second) for first in right for second in wrong]
+    return float(np.mean(pairs)) if pairs else math.nan
+
+
+def tables(cases: list[dict], resolutions: list[float]) -> str:
+    """The results as Markdown: the finishers, then the judges."""
+    finishers, judges = [], []
+    for resolution in resolutions:
+        for centrosymmetric in (True, False):
+            chosen = [
+                case
+                for case in cases
+                if case['cut'] == resolution and case['centrosymmetric'] == centrosymmetric and case['starts']
+            ]
+            if not chosen:
+                continue
+            words = (f'{resolution}', 'yes' if centrosymmetric else 'no', f'{len(chosen)}')
+            finishers += [(*words, *each) for each in _finisher_rows(chosen)]
+            judges += [(*words, *each) for each in _judge_rows(chosen)]
+    head = ('cut, Å', 'inversion', 'crystals')
+    first = markdown_table(
+        (*head, 'finished', 'right starts', 'crystals with one', 'recognised', 'wrong but promising', 's', 'p'),
+        finishers,
+    )
+    return f'{first}\n\n{markdown_table((*head, "judge", "AUC", "right above all wrong"), judges)}'
+
+
+def _finisher_rows(cases):
+    starts = [start for case in cases for start in case['starts']]
+    for method in METHODS:
+        right = [start[method]['map'] > RIGHT_MAP for start in starts]
+        base = [start['classical']['map'] > RIGHT_MAP for start in starts]
+        better = sum(ours and not theirs for ours, theirs in zip(right, base, strict=True))
+        worse = sum(theirs and not ours for ours, theirs in zip(right, base, strict=True))
+        found = sum(any(start[method]['map'] > RIGHT_MAP for start in case['starts']) for case in cases)
+        known = sum(ours and start[method]['promising'] for ours, start in zip(right, starts, strict=True))
+        wrong = sum(not ours and start[method]['promising'] for ours, start in zip(right, starts, strict=True))
+        seconds = np.median([start[method]['seconds'] for start in starts])
+        test = '' if method == 'classical' else f'+{better} −{worse}: {sign_test(better, worse):.2g}'
+        yield method, f'{sum(right)} of {len(starts)}', found, known, wrong, f'{seconds:.2f}', test
+
+
+def _judge_rows(cases):
+    starts = [start for case in cases for start in case['starts']]
+    for name, judge in JUDGES.items():
+        right = [judge(start) for start in starts if start['classical']['map'] > RIGHT_MAP]
+        wrong = [judge(start) for start in starts if start['classical']['map'] <= RIGHT_MAP]
+        above = sum(each > max(wrong) for each in right) if wrong else len(right)
+        yield name, f'{area(right, wrong):.3f}', f'{above} of {len(right)}'
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(prog='python -m benchmarks.projection', description=__doc__.partition('\n')[0])
+    parser.add_argument('folders', type=Path, nargs='*', help='one for each crystal')
+    parser.add_argument('--weights', type=Path, required=True, help='directory of the run that trained the network')
+    parser.add_argument('--invented', type=int, default=0, help='number of invented crystals')
+    parser.add_argument('--resolutions', type=float, nargs='+', default=[1.2, 1.4], help='Å')
+    parser.add_argument('--starts', type=int, default=8, help='of each crystal; 3 or more')
+    parser.add_argument('--seed', type=int, default=0, help='of the starts')
+    parser.add_argument('--output', type=Path, required=True, help='JSON file')
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Measures what is not in the file yet, prints and writes."""
+    options = parse_arguments()
+    with exit_on_errors():
+        with Checkpoints(find_checkpoints(options.weights), read_only=True) as checkpoints:
+            trained = checkpoints.restore(checkpoints.best_step, config=None)['config']
+        network = projection_network_of(trained['model'])
+        weights = load_projection_weights(options.weights, network)
+        content = json.loads(options.output.read_text()) if options.output.exists() else {'cases': []}
+        content |= {'device': jax.devices()[0].device_kind, 'step': weights.step, 'seed': options.seed}
+        done = {(case['name'], case['cut']) for case in content['cases']}
+        wanted = [
+            (make, each, name, cut)
+            for cut in options.resolutions
+            for make, each, name in (
+                *((measured_case, folder, folder.name) for folder in options.folders),
+                *((invented_case, number, None) for number in range(options.invented)),
+            )
+        ]
+        for make, each, name, cut in wanted:
+            name = name or f'invented {each}, {INVENTED[each % len(INVENTED)][0]}'
+            if (name, cut) in done:
+                continue
+            case = make(each, cut)
+            if case is None:
+                continue
+            entry = measure(case, network, weights.params, options.seed, options.starts)
+            content['cases'].append({'cut': cut, **entry})
+            write_json(options.output, content)
+            best = {method: max(start[method]['map'] for start in entry['starts']) for method in METHODS}
+            print(cut, entry['name'], best, entry['elimination_ms'], entry['pass_ms'], flush=True)
+        print(tables(content['cases'], options.resolutions))
+
+
+if __name__ == '__main__':
+    main()
