@@ -7,7 +7,8 @@ Each crystal is cut at each of `--resolutions`. Starts flip as in the solver's r
 end, a map is finished
 
 - classical: as the solver does, by low-density elimination, averaging in the group that is found, and elimination;
-- longer: the same after further elimination that takes the seconds of the network's passes in the next one;
+- finer grid: the same with elimination on the grid of the network's maps;
+- longer: the classical way after further elimination that takes the seconds of the network's passes in the next one;
 - network first: the same after `PASSES` passes through the network;
 - network: with passes through the network in place of elimination, as many as take its seconds (one at least);
 - network, more: the same with `PASSES` passes each time.
@@ -32,6 +33,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.fft
 
@@ -41,8 +43,9 @@ from patterson_jax.errors import exit_on_errors
 from patterson_jax.learning.checkpoints import Checkpoints, find_checkpoints
 from patterson_jax.networks.projection import conditions
 from patterson_jax.simulation.invented_crystals import Recipe, anisotropic_structure_factors, invent
-from patterson_jax.solving.charge_flipping import RECIPES, flip, random_density, superposed_density
+from patterson_jax.solving.charge_flipping import RECIPES, Search, eliminate, flip, random_density, superposed_density
 from patterson_jax.solving.crystal_phasing import (
+    ELIMINATION_CYCLES,
     NOISE,
     Crystal,
     PhasedMap,
@@ -58,7 +61,7 @@ from patterson_jax.writing import markdown_table, write_json
 LEAST_ATOMS = 15
 PASSES = 8
 CYCLES_AT_ONCE = 50
-METHODS = ('classical', 'longer', 'network first', 'network', 'network, more')
+METHODS = ('classical', 'finer grid', 'longer', 'network first', 'network', 'network, more')
 JUDGES = {  # each the larger the better
     'promising, then jump (today)': lambda start: (start['classical']['promising'], start['classical']['jump']),
     'jump of the skewness': lambda start: start['classical']['jump'],
@@ -158,6 +161,7 @@ def flipped(crystal: Crystal, seed: int, starts: int) -> list[tuple[np.ndarray, 
 
 _superposed = jax.jit(superposed_density, static_argnums=3)
 _random = jax.jit(random_density, static_argnums=3)
+_eliminate = jax.jit(eliminate, static_argnames=('shape', 'cycles'))
 _flip = jax.jit(lambda *arguments: flip(*arguments, CYCLES_AT_ONCE))
 
 
@@ -184,6 +188,14 @@ def measure(case: Case, network, weights, seed: int, starts: int) -> dict:
             return on_grid(phases), projected.skewness, projected.disagreement
 
         return sharpen
+
+    # Elimination needs the amplitudes alone.
+    finer = Search(*[jnp.asarray(learned.amplitudes)] * len(Search._fields))
+
+    def on_finer_grid(factors, _):
+        placed = learned.grid.place(hkl, crystal.grid.take(np.asarray(factors), hkl).astype(np.complex64))
+        found, skewness, disagreement = _eliminate(placed, finer, learned.grid.shape, ELIMINATION_CYCLES)
+        return on_grid(np.conj(learned.grid.take(np.asarray(found), hkl))), skewness, disagreement
 
     flipped(crystal, seed, 2)  # compiles
     ends = flipped(crystal, seed, starts)
@@ -220,6 +232,7 @@ def measure(case: Case, network, weights, seed: int, starts: int) -> dict:
             'flipped': correlation(own(factors)),
             'after passes': correlation(own(passed(factors))),
             'classical': finished(density, slot),
+            'finer grid': finished(density, slot, on_finer_grid),
             'longer': finished(density, slot, before=eliminated_longer),
             'network first': finished(density, slot, before=passed),
             'network': finished(density, slot, by_network(same)),
