@@ -170,12 +170,12 @@ class ProjectionTask:
 
 def told(crystal: TrainingCrystal) -> Array:
     """The network's conditions of a crystal, `(NUM_CONDITIONS,)`."""
-    shape = crystal.target.shape
+    size = crystal.target.shape
     amplitudes, counts = crystal.amplitudes, friedel_counts(crystal.amplitudes)
     sizes = jnp.abs(crystal.factors)
     noise = jnp.sum(counts * jnp.abs(amplitudes - sizes)) / jnp.sum(counts * amplitudes)
     completeness = jnp.sum(counts) / jnp.sum(friedel_counts(sizes))
-    return conditions(crystal.axes, shape, crystal.d_min, noise, completeness)
+    return conditions(crystal.axes, (size[0], size[1], size[2]), crystal.d_min, noise, completeness)
 
 
 def _each(function, cases):

@@ -217,8 +217,8 @@ def grow(key: Array, surroundings: Surroundings, most: int, capacity: int, sizes
 
     atoms = jax.lax.while_loop(unfinished, extend, start).atoms
     present = (jnp.arange(room) < atoms.number).astype(jnp.int32)
-    sizes = jax.ops.segment_sum(present, atoms.molecules, room)
-    lone = sizes[atoms.molecules] == 1
+    members = jax.ops.segment_sum(present, atoms.molecules, room)
+    lone = members[atoms.molecules] == 1
     return atoms._replace(elements=jnp.where(lone, OXYGEN, atoms.elements), free=jnp.where(lone, 2, atoms.free))
 
 

@@ -24,7 +24,7 @@ from jax import Array
 from patterson_jax.errors import require
 from patterson_jax.precision import exact_products
 from patterson_jax.simulation import grown_molecules
-from patterson_jax.simulation.grown_molecules import ATOMIC_NUMBERS, ELEMENTS, Molecules, Surroundings
+from patterson_jax.simulation.grown_molecules import ATOMIC_NUMBERS, ELEMENTS, Surroundings
 
 # Space groups of molecular crystals: Hall symbol, and the share of each in per cent, rounded from surveys of the
 # Cambridge Structural Database; the groups that are left out here have a tenth of its entries.
@@ -351,7 +351,7 @@ def _draw_surroundings(key, recipe):
     return surroundings, setting, d_min, draws[4:]
 
 
-def _all_atoms(key, molecules: Molecules, surroundings, origin, recipe):
+def _all_atoms(key, molecules, surroundings, origin, recipe):
     """The atoms of the cell, of molecules in the asymmetric unit, with displacements and hydrogen."""
     most = recipe.most_atoms
     number = jnp.arange(len(molecules.free))

@@ -88,7 +88,7 @@ class Crystal:
 
 # From factors on the half grid of a crystal to those of a better map, its skewness, and how far its amplitudes are from
 # those measured.
-Sharpen = Callable[[np.ndarray, Crystal], tuple[Array, Array, Array]]
+Sharpen = Callable[[np.ndarray | Array, Crystal], tuple[Array, Array, Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -388,7 +388,7 @@ def _advance(densities, key, fresh, starts, superposed, vectors, kinds, threshol
 _eliminate_on_device = jax.jit(eliminate, static_argnames=('shape', 'cycles'))
 
 
-def eliminated(factors: np.ndarray, crystal: Crystal) -> tuple[Array, Array, Array]:
+def eliminated(factors: np.ndarray | Array, crystal: Crystal) -> tuple[Array, Array, Array]:
     """Factors `half_shape` of a map of a crystal after low-density elimination; see `charge_flipping.eliminate`."""
     return _eliminate_on_device(factors.astype(np.complex64), crystal.search, crystal.grid.shape, ELIMINATION_CYCLES)
 

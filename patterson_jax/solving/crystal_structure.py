@@ -460,10 +460,10 @@ def _with_best_elements(crystal, model):
         before = best()
         u_iso = fits[before].unit.u_iso
         for light, heavy in _exchanges(before, u_iso, multiplicities):
-            order = np.arange(len(before))
-            order[[light, heavy]] = heavy, light
-            exchanged = tuple(before[index] for index in order)
-            usual = np.where(order == np.arange(len(order)), u_iso, np.median(u_iso))
+            places = np.arange(len(before))
+            places[[light, heavy]] = heavy, light
+            exchanged = tuple(before[place] for place in places)
+            usual = np.where(places == np.arange(len(before)), u_iso, np.median(u_iso))
             try_elements(exchanged, handicaps[before], usual, FINAL_CYCLES)
             if best() != before:
                 break

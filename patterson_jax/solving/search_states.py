@@ -86,7 +86,8 @@ def draw_states(key: Array, amplitudes: Array, factors: Array, chunks: Array, se
         chunks: how often `CYCLES_AT_ONCE` cycles are run, `()` int32.
         settings: how many starts, and of what kind.
     """
-    shape = (*amplitudes.shape[:2], 2 * (amplitudes.shape[2] - 1))
+    size = amplitudes.shape
+    shape = size[0], size[1], 2 * (size[2] - 1)
     search = search_with(amplitudes)
     kinds = jnp.zeros(settings.starts, jnp.int32)
     thresholds = jnp.asarray(THRESHOLDS, jnp.float32)[jnp.arange(settings.starts) % len(THRESHOLDS)]
