@@ -63,6 +63,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.model.convolution = 'auto'  # 'spectral', 'direct', or by platform
     config.model.precision = 'float32'  # of products; 'tf32' and 'bfloat16' are for GPU and TPU
     config.model.batch_norm = 'none'  # 'early': layers before the max-pool; 'all': every hidden layer
+    config.model.input_size = 0  # edge of the middle of the maps that the network sees, even; 0: whole maps
 
     # Training by Adam (3.1).
     config.train = ml_collections.ConfigDict()
@@ -73,7 +74,6 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.train.max_gradient_norm = 0.0  # longer gradients are shortened to this; 0: no limit
     config.train.early_weight = 0.3  # weight in the loss of each estimate of an unrolled network before its last one
     config.train.filled_weight = 0.0  # weight of an error: 1 + this · target; in the log and in validation 1
-    config.train.crop = 0  # edge of the middle of the maps that the network sees, in validation too; 0: whole maps
     config.train.warmup_steps = 1000  # from 0 to learning_rate
     config.train.schedule = 'cosine'  # to 1 % at the last step; 'trapezoid': a line to 1 % in the last 30 %; 'constant'
     config.train.set_size = 3000  # cases in a training set, which is one epoch

@@ -6,7 +6,6 @@ section can know alone is checked here.
 
 import dataclasses
 import difflib
-import math
 import typing
 
 import jax
@@ -148,8 +147,14 @@ def _section(name, section, kind):
 
 
 def network_of(model: dict) -> DensityNetwork:
-    """The network of a recorded config's section `model`; one without a name is the paper's. Raises InputError."""
-    return _section('model', ConfigDict({'network': 'paper'} | model), NETWORKS)
+    """The network of a recorded config's section `model`. Raises InputError."""
+    return _section('model', ConfigDict(with_later_fields(model)), NETWORKS)
+
+
+def with_later_fields(model: dict) -> dict:
+    """A recorded config's section `model`, with the fields that the paper's network did not have when it was made."""
+    model = {'network': 'paper'} | model
+    return {'input_size': 0} | model if model['network'] == 'paper' else model
 
 
 def projection_network_of(model: dict) -> ProjectionNet:
@@ -214,28 +219,6 @@ def _typed_tuple(name, value, kinds):
     return tuple(_typed(f'{name}[{index}]', *each) for index, each in enumerate(zip(value, kinds, strict=True)))
 
 
-def _check_crop(experiment):
-    """What a crop of the training's maps must keep: the pool's blocks, the vectors, and where the network knows it is.
-
-    Of a vector between two centres that is as long as the inner box along an axis, the middle of the map holds the peak
-    as far as a radius beyond its summit; there are half a voxel less of it on one side, as its origin is a voxel.
-    """
-    problem, crop = experiment.problem, experiment.train.crop
-    if not crop:
-        return
-    grid, needed = problem.grid_size, 2 * (problem.box_edge + problem.atom_radius) + 1
-    smallest = grid - 4 * math.floor((grid - needed) / 4)
-    allowed = f'0 or {smallest} to {grid} in steps of 4' if smallest < grid else '0, as the vectors fill the grid'
-    require(smallest <= crop <= grid and (grid - crop) % 4 == 0, 'train.crop', crop, allowed)
-    require(
-        problem.encoding.origin == 'centre',
-        'train.crop',
-        crop,
-        "0 with problem.origin 'corner', where vectors lie outside",
-    )
-    experiment.model.check_crop(crop)
-
-
 def _check_together(experiment):
     problem, separate = experiment.problem, experiment.separate
     try:
@@ -244,7 +227,6 @@ def _check_together(experiment):
     except InputError as error:
         raise InputError(f'problem.{error}') from error
     experiment.model.check_problem(problem)
-    _check_crop(experiment)
     half = problem.grid_size // 2
     require(separate.resolution <= half, 'separate.resolution', separate.resolution, f'at most half the grid, {half}')
     enough = separate.num_peaks >= problem.num_atoms

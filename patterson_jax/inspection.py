@@ -50,7 +50,7 @@ def layer_table(network: nn.Module, grid_size: int) -> list[Layer]:
     """The network's convolutions for maps `(grid, grid, grid)`, in the order of execution."""
     calls, params = _abstract_calls(network, grid_size)
     layers = []
-    fields = _receptive_fields(network, grid_size) if network.is_local else [None] * len(calls)
+    fields = _receptive_fields(network.on_whole_maps(), grid_size) if network.is_local else [None] * len(calls)
     for (path, shape), field in zip(calls, fields, strict=True):
         own = params
         for name in path:
@@ -92,10 +92,12 @@ def describe_network(network: nn.Module, grid_size: int) -> str:
 def _about_reach(network, grid_size):
     if not network.is_local:
         return 'Receptive field: all that the network sees, as its input and estimates are transformed.'
-    whole = 'every' if np.all(_felt(network, grid_size)[-1]) else 'not every'
+    seen = network.seen(grid_size)
+    whole = 'every' if np.all(_felt(network.on_whole_maps(), seen)[-1]) else 'not every'
+    part = f', of which the network sees {seen}' if seen < grid_size else ''
     return (
-        f'Receptive field: voxels of the input along an axis, which has {grid_size}; {whole} voxel of the output '
-        'depends on the whole input.'
+        f'Receptive field: voxels of the input along an axis, which has {grid_size}{part}; {whole} voxel of the output '
+        f'depends on {"all of these" if part else "the whole input"}.'
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from patterson_jax.config import Experiment, differences
+from patterson_jax.config import Experiment, differences, network_of
 from patterson_jax.errors import InputError, require
 from patterson_jax.evaluation import MATCH_DISTANCE
 from patterson_jax.figures import draw_learning_curve, draw_losses
@@ -57,14 +57,12 @@ def publish(experiment: Experiment, config: ConfigDict, workdir: Path, output: P
 
     Raises:
         InputError: `output` is missing, or has better weights or those of another problem or network; the run has
-            another config, was trained on cropped maps, or was not evaluated with this config and its best weights; its
-            checkpoint has no checksums or is larger than 16 MiB.
+            another config, or was not evaluated with this config and its best weights; its checkpoint has no checksums
+            or is larger than 16 MiB.
     """
     if output is None:
         raise InputError('--output is missing; it names the directory to publish in, as in --output=pretrained/NAME')
     require(output.resolve() != workdir.resolve(), '--output', str(output), 'another directory than the run')
-    allowed = '0 to publish, because such weights fail on whole maps; train on whole maps from these weights first'
-    require(not experiment.train.crop, 'train.crop', experiment.train.crop, allowed)
     check_record(workdir, config.to_dict())
     with Checkpoints(find_checkpoints(workdir), read_only=True) as checkpoints:
         step = checkpoints.best_step
@@ -135,7 +133,7 @@ def _slice_of(config, workdir, counters, validated):
         'batch_size': training['batch_size'],
         'learning_rate': training['learning_rate'],
         'filled_weight': training['filled_weight'],
-        'crop': training.get('crop', 0),
+        'seen': network_of(config['model']).seen(config['problem']['grid_size']),
         'seed': config['seed'],
         'seconds': counters['seconds'],
         'validation_loss': validated['validation_loss'],
@@ -231,9 +229,9 @@ def model_card(
     problem, network = experiment.problem, experiment.model
     cases: dict[int, int] = {}  # by the edge of the maps that the network saw
     for each in slices:
-        seen = each.get('crop', 0) or problem.grid_size
+        seen = _seen(each, experiment)
         cases[seen] = cases.get(seen, 0) + each['end'] - each['begin']
-    operations = {seen: training_operations(network, seen) for seen in cases}
+    operations = {seen: training_operations(network.on_whole_maps(), seen) for seen in cases}
     in_words = ', '.join(f'{operations[seen] / 1e9:.3g} GFLOP a case of {seen}³ voxels' for seen in sorted(cases))
     in_all = sum(operations[seen] * number for seen, number in cases.items())
     orientations = report['settings']['solve']['orientations']
@@ -264,7 +262,7 @@ def model_card(
     pictures = '\n\n'.join(
         f'![{name.capitalize()}](figures/{name}.png)' for name in ('losses', 'learning', 'errors', 'maps')
     )
-    tables = (markdown_table(('', ''), facts.items()), _slice_table(slices, problem), _score_table(report, problem))
+    tables = (markdown_table(('', ''), facts.items()), _slice_table(slices, experiment), _score_table(report, problem))
     return '\n\n'.join((title, words, *tables, _outlook(problem, slices[-1], curve), pictures)) + '\n'
 
 
@@ -290,7 +288,16 @@ def _outlook(problem, last, curve):
     )
 
 
-def _slice_table(slices, problem):
+def _seen(own, experiment):
+    """Edge of the middle of the maps that went through the network in a slice.
+
+    Earlier slices of the paper's network have `crop`, which is 0 for whole maps; those of other networks have nothing.
+    """
+    grid = experiment.problem.grid_size
+    return own['seen'] if 'seen' in own else own.get('crop', experiment.model.seen(grid)) or grid
+
+
+def _slice_table(slices, experiment):
     head = (
         *('cases', 'voxels seen', 'batch', 'learning rate', 'weight of filled voxels', 'seed'),
         *('hours', 'on', 'validation: correlation', 'loss'),
@@ -300,7 +307,7 @@ def _slice_table(slices, problem):
         (
             (
                 f'{each["begin"]:,} to {each["end"]:,}',
-                f'{each.get("crop", 0) or problem.grid_size}³',
+                f'{_seen(each, experiment)}³',
                 each['batch_size'],
                 f'{each["learning_rate"]:g}',
                 f'{each["filled_weight"]:g}',

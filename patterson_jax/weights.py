@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from ml_collections import ConfigDict
 
-from patterson_jax.config import Experiment, differences, network_of
+from patterson_jax.config import Experiment, differences, network_of, with_later_fields
 from patterson_jax.errors import InputError
 from patterson_jax.learning.checkpoints import Checkpoints, find_checkpoints
 from patterson_jax.networks.density_network import DensityNetwork
@@ -136,6 +136,7 @@ def _require_same_weights(directory, trained, now, network):
 
 def weight_fields(config: dict) -> dict:
     """The part of a resolved config on which weights depend: the network, but not how it computes, and its input."""
-    model = {field: value for field, value in config['model'].items() if field not in COMPUTING_FIELDS}
+    recorded = with_later_fields(config['model'])
+    model = {field: value for field, value in recorded.items() if field not in COMPUTING_FIELDS}
     problem = {field: config['problem'].get(field) for field in WEIGHT_FIELDS}
-    return {'model': {'network': 'paper'} | model, 'problem': problem}
+    return {'model': model, 'problem': problem}

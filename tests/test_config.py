@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from configs import ablations, base, quick, unrolled
 from patterson_jax.ablations import comparison_runs
-from patterson_jax.config import SECTIONS, differences, validate
+from patterson_jax.config import SECTIONS, differences, network_of, validate
 from patterson_jax.errors import InputError
 from patterson_jax.networks.registry import NETWORKS
 from patterson_jax.networks.unrolled import UnrolledNet
@@ -216,6 +216,8 @@ WRONG_VALUES = [
     ('model.inner_depth', -1, '0 or more'),
     ('model.convolution', 'fft', 'one of auto, spectral, direct'),
     ('model.batch_norm', 'late', 'one of none, early, all'),
+    ('model.input_size', 7, 'an even number, or 0 for whole maps'),
+    ('model.input_size', -4, 'an even number, or 0 for whole maps'),
     ('train.num_steps', -1, '1 or more'),
     ('train.batch_size', 0, '1 or more'),
     ('train.learning_rate', NAN, 'a positive number'),
@@ -225,7 +227,6 @@ WRONG_VALUES = [
     ('train.max_gradient_norm', -1.0, '0 or more'),
     ('train.early_weight', NAN, '0 or more'),
     ('train.filled_weight', -1.0, '0 or more'),
-    ('train.crop', -4, 'a number of voxels, or 0 for the whole grid'),
     ('train.warmup_steps', 4000, '0 or more and less than num_steps, 4000'),
     ('train.schedule', 'linear', 'one of cosine, trapezoid, constant'),
     ('train.set_size', 0, '1 or more'),
@@ -389,34 +390,33 @@ def test_the_unrolled_network_needs_a_symmetric_problem(field, value, needed):
     assert refusal(config) == f'problem.{field} is {value!r}; it must be {needed!r} with the unrolled network'
 
 
-@pytest.mark.parametrize('crop', [1, 24, 26, 30, 31, 33, 44])
-def test_a_crop_keeps_the_blocks_of_the_pool_and_holds_every_vector(crop):
-    """Voxels 6 to 33 are whole blocks of two; 8 to 31 would cut vectors, 7 to 32 blocks."""
+@pytest.mark.parametrize('size', [2, 26, 42])
+def test_the_middle_that_the_papers_network_sees_holds_every_vector(size):
+    """Vectors reach 12.25 voxels and a radius of 1 to either side of a voxel, which has 13 voxels of 28 on one side."""
     config = base.get_config()
-    for allowed in (28, 32, 36, 40):
-        config.train.crop = allowed
-        assert validate(config).train.crop == allowed
-    config.train.crop = crop
-    assert refusal(config) == f'train.crop is {crop}; it must be 0 or 28 to 40 in steps of 4'
+    for allowed in (0, 28, 30, 40):
+        config.model.input_size = allowed
+        assert validate(config).model.input_size == allowed
+    config.model.input_size = size
+    assert refusal(config) == f'model.input_size is {size}; it must be 0 or 28 to 40'
     config.problem.update(grid_size=42, box_edge=25.0)
-    assert refusal(config) == f'train.crop is {crop}; it must be 0, as the vectors fill the grid'
+    assert refusal(config) == f'model.input_size is {size}; it must be 0, as the vectors fill the grid'
 
 
-@pytest.mark.parametrize(
-    ('section', 'field', 'value', 'allowed'),
-    [
-        ('problem', 'origin', 'corner', "0 with problem.origin 'corner', where vectors lie outside"),
-        ('model', 'batch_norm', 'early', '0 with model.batch_norm, which needs the moments of whole maps'),
-    ],
-)
-def test_a_crop_is_refused_where_the_middle_is_not_enough(section, field, value, allowed):
+def test_the_middle_is_refused_where_the_origin_is_in_the_corner():
     config = base.get_config()
-    config.train.crop = 28
-    config[section][field] = value
-    assert refusal(config) == f'train.crop is 28; it must be {allowed}'
-    config = unrolled.get_config()
-    config.train.crop = 28
-    assert refusal(config).startswith('train.crop is 28; it must be 0 with the unrolled network')
+    config.model.input_size = 28
+    config.problem.origin = 'corner'
+    assert (
+        refusal(config)
+        == "model.input_size is 28; it must be 0 with problem.origin 'corner', where vectors lie outside"
+    )
+
+
+def test_a_recorded_network_that_knows_no_input_size_sees_whole_maps():
+    recorded = base.get_config().model.to_dict()
+    del recorded['network'], recorded['input_size']
+    assert network_of(recorded) == validate(base.get_config()).model
 
 
 def test_a_model_without_a_network_is_refused():

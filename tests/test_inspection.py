@@ -76,6 +76,15 @@ def test_the_table_has_the_totals_and_the_reach(paper):
     assert 'not every voxel of the output depends on the whole input' in describe_network(narrow, 16)
 
 
+def test_a_network_of_the_middle_has_the_receptive_fields_of_its_layers_and_less_to_do():
+    whole = PattersonNet(features=1, encoder_depth=1, inner_depth=1)
+    middle = whole.clone(input_size=12)
+    assert layer_table(middle, 16) == layer_table(whole, 12)
+    assert 'which has 16, of which the network sees 12; every voxel of the output depends on all of these' in (
+        describe_network(middle, 16)
+    )
+
+
 def test_a_network_with_transforms_between_its_layers_sees_everything():
     network = UnrolledNet(features=2, kernel_size=3, stages=2, input_size=12, output_size=8)
     layers = layer_table(network, 16)

@@ -95,6 +95,40 @@ def test_up_sampling_repeats_each_value_over_a_block_of_eight():
     np.testing.assert_array_equal(jax.jit(upsample)(image), np.kron(image, np.ones((2, 2, 2, 1, 1), np.float32)))
 
 
+def test_a_network_of_the_middle_is_the_network_on_the_cut_out_middle_with_zeros_around():
+    """And so are its gradients, by the weights and by the map, of which the rest of the voxels counts for nothing."""
+    parameters, image = small_parameters()
+    inside = (slice(None), *(slice(2, 10),) * 3)
+
+    def of_the_middle(parameters, image):
+        return PattersonNet(**SMALL, input_size=8).apply(parameters, image)
+
+    def cut_out(parameters, image):
+        return jnp.zeros_like(image).at[inside].set(PattersonNet(**SMALL).apply(parameters, image[inside]))
+
+    def with_gradients(apply):
+        target = np.random.default_rng(4).uniform(size=image.shape).astype(np.float32)
+
+        def loss(parameters, image):
+            density = apply(parameters, image)
+            return jnp.mean((density - target) ** 2), density
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(parameters, image)
+
+    ours, theirs = with_gradients(of_the_middle), with_gradients(cut_out)
+    jax.tree.map(lambda first, second: np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-8), ours, theirs)
+    (_, density), (_, by_map) = ours
+    assert np.std(density[inside]) > 0.1
+    for each in (density, by_map):
+        assert np.count_nonzero(each) == np.count_nonzero(each[inside]) > 0.9 * 2 * 8**3
+
+
+def test_maps_smaller_than_the_middle_are_refused():
+    parameters, image = small_parameters()
+    with pytest.raises(InputError, match=r'^input_size is 14; it must be at most the edge of the maps, 12'):
+        PattersonNet(**SMALL, input_size=14).apply(parameters, image)
+
+
 @pytest.mark.parametrize(('outer', 'inner', 'depths', 'voxel'), [(3, 3, (1, 1, 0), 7), (5, 3, (1, 2, 1), 12)])
 def test_an_output_voxel_sees_just_as_far_as_the_layers_reach(outer, inner, depths, voxel):
     grid = 24
@@ -136,6 +170,8 @@ def test_an_output_voxel_sees_just_as_far_as_the_layers_reach(outer, inner, dept
         ('convolution', 'fft'),
         ('precision', 'float16'),
         ('batch_norm', 'late'),
+        ('input_size', -2),
+        ('input_size', 9),
     ],
 )
 def test_a_bad_size_is_refused_by_name_and_value(field, value):

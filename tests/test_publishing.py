@@ -134,27 +134,21 @@ def test_a_run_that_begins_with_published_weights_is_their_next_slice(copy, tmp_
         assert f'| {end} cases' in card_of(copy) and f'| {begin} to {end} | 12³ | {batch_size} |' in card_of(copy)
 
 
-def test_cropped_weights_are_published_after_a_run_on_whole_maps_and_both_are_counted(tmp_path):
-    cropped = tiny_config(settings=dataclasses.replace(SETTINGS, num_steps=8, crop=8))
-    cropped.problem.update(box_edge=2.4, min_separation=1.5)
-    cropped.evaluate.num_cases = 0
-    run('train', cropped, tmp_path / 'cropped')
-    with pytest.raises(InputError, match=r'^train\.crop is 8; it must be 0 to publish, because such weights fail'):
-        run('publish', cropped, tmp_path / 'cropped', output=tmp_path / 'published')
-    whole = cropped.copy_and_resolve_references()
-    whole.train.update(crop=0, init_from=str(tmp_path / 'cropped'))
-    whole.evaluate.num_cases = 4
-    run('train', whole, tmp_path / 'whole')
-    run('publish', whole, tmp_path / 'whole', output=tmp_path / 'published')
-    slices = json.loads((tmp_path / 'published' / 'slices.json').read_text())
-    end = 64 + 8 * saved_steps(tmp_path / 'published')[0]
-    assert [(each['begin'], each['end'], each['crop']) for each in slices] == [(0, 64, 8), (64, end, 0)]
-    rows = read_metrics(tmp_path / 'published' / 'metrics.jsonl')
-    assert [(row['slice'], row['examples']) for row in rows] == [
-        (1 + (examples > 64), examples) for examples in range(16, end + 1, 16)
-    ]
-    operations = 64 * training_operations(NETWORK, 8) + (end - 64) * training_operations(NETWORK, 12)
-    assert f'{operations / 1e15:.3g} PFLOP in all' in card_of(tmp_path / 'published')
+def test_slices_on_whole_maps_and_on_their_middle_are_both_counted(published, config):
+    """`crop` is how earlier slices told what the network saw."""
+    experiment = validate(config)
+    experiment = dataclasses.replace(experiment, model=NETWORK.clone(input_size=8))
+    (own,), report = (json.loads((published / f'{name}.json').read_text()) for name in ('slices', 'evaluation'))
+    assert own['seen'] == 12
+    del own['seen']
+    told = ({'crop': 8}, {'crop': 0}, {'seen': 8}, {})
+    slices = [own | {'begin': 10 * i, 'end': 10 * (i + 1)} | each for i, each in enumerate(told)]
+    card = model_card(experiment, slices, report, 8, 'seal')
+    for i, edge in enumerate((8, 12, 8, 8)):
+        assert f'| {10 * i} to {10 * (i + 1)} | {edge}³ | 8 |' in card
+    operations = 30 * training_operations(NETWORK, 8) + 10 * training_operations(NETWORK, 12)
+    assert f'{operations / 1e15:.3g} PFLOP in all' in card
+    assert training_operations(experiment.model, 12) == training_operations(NETWORK, 8)
 
 
 def test_a_card_tells_when_the_papers_accuracy_would_be_reached(published, config):

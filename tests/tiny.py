@@ -30,7 +30,6 @@ SETTINGS = TrainingSettings(
     max_gradient_norm=0.0,
     early_weight=0.3,
     filled_weight=0.0,
-    crop=0,
     warmup_steps=4,
     schedule='constant',  # with which a longer run is not compiled anew
     set_size=40,

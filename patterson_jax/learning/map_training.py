@@ -6,7 +6,7 @@ set replaces it. No set is stored: its cases are made again.
 
 import dataclasses
 import math
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from patterson_jax.learning.training import OptimizerSettings
 from patterson_jax.networks.density_network import ESTIMATES, DensityNetwork
 from patterson_jax.simulation.encoding import network_input
 from patterson_jax.simulation.examples import Example, example_key, make_batch, stream_key
-from patterson_jax.simulation.maps import map_correlation, middle, surround
+from patterson_jax.simulation.maps import map_correlation
 from patterson_jax.simulation.problem import Problem
 
 
@@ -28,28 +28,17 @@ class TrainingSettings(OptimizerSettings):
 
     early_weight: float
     filled_weight: float
-    crop: int
     set_size: int
     epochs_per_set: int
-
-    may_be_zero: ClassVar[tuple[str, ...]] = ('warmup_steps', 'crop')
 
     def __post_init__(self):
         super().__post_init__()
         for name in ('early_weight', 'filled_weight'):
             value = getattr(self, name)
             require(math.isfinite(value) and value >= 0, name, value, '0 or more')
-        require(self.crop >= 0, 'crop', self.crop, 'a number of voxels, or 0 for the whole grid')
         whole = self.epochs_per_set == 1 or self.set_size % self.batch_size == 0
         allowed = f'a multiple of batch_size, {self.batch_size}, where epochs_per_set is more than 1'
         require(whole, 'set_size', self.set_size, allowed)
-
-    def seen(self, problem: Problem) -> int:
-        """Edge in voxels of the middle of the maps that the network is given.
-
-        Around it the output counts as zero, so that losses and gradients have the same scale as those of whole maps.
-        """
-        return self.crop or problem.grid_size
 
     def sets_begun(self, num_steps: int) -> int:
         """Number of sets of cases that a run has begun after `num_steps` steps."""
@@ -80,13 +69,12 @@ class MapTask:
         """The mean squared error on the cases of a step, with the weights of the settings; see `Task`."""
         settings, problem = self.settings, self.problem
         batch = training_batch(step, problem, settings, self.seed, sets_before)
-        inputs = middle(network_input(batch.patterson, problem.num_atoms, problem.encoding), settings.seen(problem))
+        inputs = network_input(batch.patterson, problem.num_atoms, problem.encoding)
         predicted, left = self.network.apply(
             {**weights, **statistics}, inputs, train=True, mutable=[*statistics, ESTIMATES]
         )
         early = jax.tree.leaves(left.get(ESTIMATES, ()))
         statistics = {name: each for name, each in left.items() if name != ESTIMATES}
-        predicted = surround(predicted, problem.grid_size)
         error, empty, correlation = map(jnp.mean, squared_errors(predicted, batch.target))
         early_error = sum(self._weighted_error(each, batch.target) for each in early)
         metrics = {'loss': error, 'empty_loss': empty, 'correlation': correlation}
@@ -102,8 +90,7 @@ class MapTask:
         indices = start + share_of_batch(self.settings.batch_size)
         batch = make_batch(stream_key(self.seed, 'validation'), 0, indices, problem)
         inputs = network_input(batch.patterson, problem.num_atoms, problem.encoding)
-        inputs = middle(inputs, self.settings.seen(problem))
-        predicted = surround(cast(Array, self.network.apply(variables, inputs)), problem.grid_size)
+        predicted = cast(Array, self.network.apply(variables, inputs))
         return dict(zip(('loss', 'empty_loss', 'correlation'), squared_errors(predicted, batch.target), strict=True))
 
 

@@ -208,11 +208,7 @@ def make_train_step(task: Task, sets_before: int = 0) -> Callable[[TrainState], 
 
 
 def make_validation(task: Task) -> Callable[[Any], dict[str, float]]:
-    """Makes a function from `params` to the task's figures on the fixed validation cases, on all devices.
-
-    The network is given the same part of the maps as in training. A network that has learned from cropped maps at first
-    produces density in the zeros around them.
-    """
+    """Makes a function from `params` to the task's figures on the fixed validation cases, on all devices."""
     settings = task.settings
 
     def chunk_sums(params, start):

@@ -1,6 +1,6 @@
 """The interface of every network: its maps, and the conditions that it sets for a problem."""
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import flax.linen as nn
 
@@ -28,5 +28,10 @@ class DensityNetwork(nn.Module):
     def check_problem(self, problem: Problem) -> None:
         """Raises InputError if the network cannot learn this problem; the message names the field of the config."""
 
-    def check_crop(self, crop: int) -> None:
-        """Raises InputError if the network cannot learn from only the middle of its maps, a cube of edge `crop`."""
+    def seen(self, grid_size: int) -> int:
+        """Edge in voxels of the middle of maps of edge `grid_size` that goes through the network."""
+        return grid_size
+
+    def on_whole_maps(self) -> Self:
+        """The same layers for whole maps, of any edge, if the network can be made so; else the network itself."""
+        return self

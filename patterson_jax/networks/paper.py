@@ -3,7 +3,14 @@
 It has two convolutions on the full grid, a max-pool, convolutions with larger kernels on the half grid, an up-sampling,
 and two convolutions on the full grid. There is ReLU between them and tanh at the end; normalisation is optional. The
 defaults are the paper's twelve layers and 1,202,821 weights.
+
+Vectors and atoms fill only the middle of the maps. With `input_size` the layers are given no more than that, which
+costs less, and the output around it is zero. Weights belong to the `input_size` with which they were trained: they have
+learned where the maps end (docs/training.md).
 """
+
+import math
+from typing import Self
 
 import flax.linen as nn
 import jax
@@ -14,6 +21,8 @@ from patterson_jax.errors import require
 from patterson_jax.networks.convolution import CONVOLUTIONS
 from patterson_jax.networks.density_network import DensityNetwork
 from patterson_jax.networks.layers import AXIS, PRECISIONS, Convolution, max_pool, upsample
+from patterson_jax.simulation.maps import middle, surround
+from patterson_jax.simulation.problem import Problem
 
 BATCH_NORM = ('none', 'early', 'all')
 
@@ -35,6 +44,8 @@ class PattersonNet(DensityNetwork):
             have that type too. Weights stay in float32.
         batch_norm: which hidden layers are normalised over batch and voxels before their ReLU: 'none' (the paper),
             'early' (those before the pool) or 'all'. With it, training must run under `parallelize`.
+        input_size: edge in voxels of the middle of the maps that the layers are given, even; 0: whole maps. Outside it
+            the output is zero.
     """
 
     features: int = 20
@@ -46,6 +57,7 @@ class PattersonNet(DensityNetwork):
     convolution: str = 'auto'
     precision: str = 'float32'
     batch_norm: str = 'none'
+    input_size: int = 0
 
     def __post_init__(self):
         require(self.features >= 1, 'features', self.features, '1 or more')
@@ -57,11 +69,18 @@ class PattersonNet(DensityNetwork):
         require(self.convolution in CONVOLUTIONS, 'convolution', self.convolution, f'one of {", ".join(CONVOLUTIONS)}')
         require(self.precision in PRECISIONS, 'precision', self.precision, f'one of {", ".join(PRECISIONS)}')
         require(self.batch_norm in BATCH_NORM, 'batch_norm', self.batch_norm, f'one of {", ".join(BATCH_NORM)}')
+        size = self.input_size
+        require(size >= 0 and size % 2 == 0, 'input_size', size, 'an even number, or 0 for whole maps')
         super().__post_init__()
 
     @nn.compact
     def __call__(self, patterson: Array, train: bool = False) -> Array:
-        """Applies the network; in training, batch normalisation uses and updates the statistics of the batch."""
+        """Applies the network; in training, batch normalisation uses and updates the statistics of the batch.
+
+        Raises InputError if the maps are smaller than input_size.
+        """
+        grid = patterson.shape[-1]
+        require(self.input_size <= grid, 'input_size', self.input_size, f'at most the edge of the maps, {grid}')
 
         def hidden_layers(image, part, depth, kernel_size):
             normalised = self.batch_norm == 'all' or (self.batch_norm == 'early' and part == 'encoder')
@@ -77,19 +96,39 @@ class PattersonNet(DensityNetwork):
                 image = jax.nn.relu(image)
             return image
 
-        image = jnp.moveaxis(patterson, 0, -1)[:, :, :, None]
+        maps = middle(patterson, self.input_size) if self.input_size else patterson
+        image = jnp.moveaxis(maps, 0, -1)[:, :, :, None]
         image = hidden_layers(image, 'encoder', self.encoder_depth, self.outer_kernel_size)
         image = max_pool(image)
         image = hidden_layers(image, 'inner', self.inner_depth, self.inner_kernel_size)
         image = upsample(image)
         image = hidden_layers(image, 'decoder', self.decoder_depth, self.outer_kernel_size)
         image = self._convolution(1, self.outer_kernel_size, 'output')(image)
-        return jnp.tanh(jnp.moveaxis(image[:, :, :, 0], -1, 0).astype(jnp.float32))
+        density = jnp.tanh(jnp.moveaxis(image[:, :, :, 0], -1, 0).astype(jnp.float32))
+        return surround(density, grid)
 
-    def check_crop(self, crop: int) -> None:
-        """Raises InputError with batch normalisation."""
-        unnormalised = self.batch_norm == 'none'
-        require(unnormalised, 'train.crop', crop, '0 with model.batch_norm, which needs the moments of whole maps')
+    def check_problem(self, problem: Problem) -> None:
+        """Raises InputError if interatomic vectors can lie outside the middle that the layers are given.
+
+        Of a vector between two centres that is as long as the inner box along an axis, the middle must hold the peak as
+        far as a radius beyond its summit. There is half a voxel less of it on one side, as its origin is a voxel.
+        """
+        grid, size = problem.grid_size, self.input_size
+        if not size:
+            return
+        smallest = 2 * math.ceil(problem.box_edge + problem.atom_radius + 0.5)
+        allowed = f'0 or {smallest} to {grid}' if smallest < grid else '0, as the vectors fill the grid'
+        require(smallest <= size <= grid, 'model.input_size', size, allowed)
+        centred = problem.encoding.origin == 'centre'
+        require(centred, 'model.input_size', size, "0 with problem.origin 'corner', where vectors lie outside")
+
+    def seen(self, grid_size: int) -> int:
+        """Edge of the middle of the maps: `input_size`, or all of them."""
+        return self.input_size or grid_size
+
+    def on_whole_maps(self) -> Self:
+        """The network without `input_size`."""
+        return self.clone(input_size=0)
 
     def _convolution(self, features, kernel_size, name, use_bias=True):
         return Convolution(features, kernel_size, self.convolution, self.precision, use_bias, name=name)

@@ -119,9 +119,9 @@ class UnrolledNet(DensityNetwork):
         grid, seen = problem.grid_size, self.input_size
         require(seen <= grid, 'model.input_size', seen, f'at most problem.grid_size, {grid}')
 
-    def check_crop(self, crop: int) -> None:
-        """Raises InputError unless `crop` is 0: the network crops its maps itself."""
-        require(not crop, 'train.crop', crop, '0 with the unrolled network, which sees only the middle anyway')
+    def seen(self, grid_size: int) -> int:
+        """Edge of the middle of the maps, `input_size` on every grid."""
+        return self.input_size
 
     def _layer(self, name):
         convolution = Convolution(self.features, self.kernel_size, self.convolution, self.precision, name=name)
