@@ -9,8 +9,9 @@ These commands train the published weights further and replace them (docs/traini
     python run_experiment.py --config=configs/paper.py:slice --workdir=runs/slice --mode=publish \
         --output=pretrained/paper
 
-The problem, the layers and the target are those of configs/base.py; the input differs by a factor. The recipe
-differs from the paper's in the schedule, the batches, Adam's epsilon and the shortening of gradients.
+The problem, the layers and the target are those of configs/base.py; the input differs by a factor. The layers are given
+only the middle 28³ of the 40³ voxels, outside of which there are no atoms. The recipe differs from the paper's in the
+schedule, the batches, Adam's epsilon and the shortening of gradients.
 
 Variants:
     slice       begins with the published weights
@@ -30,6 +31,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         raise ValueError(f'{variant!r} is not a variant of configs/paper.py; it has {", ".join(VARIANTS[1:])}')
     config = base.get_config()
     config.problem.input_scale = 0.07  # a new network's output is proportional to this, so that it begins near zero
+    config.model.input_size = 28
     config.train.update(num_steps=200_000, batch_size=4, learning_rate=6e-4, warmup_steps=100, schedule='constant')
     config.train.update(adam_epsilon=1e-12, max_gradient_norm=3e-4)  # most voxels are empty: gradients are small
     config.train.update(log_every=100, validate_every=500, num_validation=96)
@@ -41,6 +43,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         config.train.update(init_from='paper')
     elif variant == 'small':
         config.problem.update(grid_size=24, num_atoms=5, box_edge=7.34)
+        config.model.input_size = 20
         config.train.update(num_steps=1500)
         config.separate.update(num_peaks=12, resolution=8.0)
         config.evaluate.update(num_cases=100)
