@@ -14,7 +14,7 @@ only the middle 28³ of the 40³ voxels, outside of which there are no atoms. Th
 schedule, the batches, Adam's epsilon and the shortening of gradients.
 
 Variants:
-    slice       begins with the published weights
+    slice       20,000 cases that begin with the published weights, with a rate that falls at the end
     small       five atoms on a grid of 24³, on which these choices were tried
 """
 
@@ -40,7 +40,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     # with few cases.
     config.evaluate.update(methods='', more_orientations=24, batch_size=4)
     if variant == 'slice':
-        config.train.update(init_from='paper')
+        config.train.update(init_from='paper', num_steps=5000, schedule='trapezoid')
     elif variant == 'small':
         config.problem.update(grid_size=24, num_atoms=5, box_edge=7.34)
         config.model.input_size = 20
