@@ -3,7 +3,8 @@
     python -m benchmarks.training_crystals DIRECTORY…       # folders as for benchmarks/crystals.py
 
 Of each crystal all reflections up to 1.2 Å are used, those of real ones as measured. Only molecules of light atoms are
-compared: crystals with carbon and with nothing heavier than chlorine. Numbers are means over crystals, with the
+compared: crystals with carbon and with nothing heavier than chlorine; or with `--metals`, those with carbon and an
+element from titanium on that is neither bromine nor iodine. Numbers are means over crystals, with the
 standard deviation of the crystals; of the real ones, hydrogen is left out where atoms are counted. Of the training
 crystals, structure factors have no errors here. Seconds are of the processor.
 
@@ -36,7 +37,7 @@ from patterson_jax.crystal.reflections import stabilisers
 from patterson_jax.crystal.symmetry import with_inversion
 from patterson_jax.errors import exit_on_errors, require
 from patterson_jax.simulation import training_crystals
-from patterson_jax.simulation.grown_molecules import ELEMENTS
+from patterson_jax.simulation.grown_molecules import ATOMIC_NUMBERS
 from patterson_jax.simulation.training_crystals import GROUPS, TrainingRecipe
 from patterson_jax.solving.charge_flipping import eliminate, flip, prepare_search, random_density
 from patterson_jax.writing import markdown_table
@@ -44,7 +45,8 @@ from patterson_jax.writing import markdown_table
 D_MIN = 1.2  # Å
 SHELLS = (np.inf, 6.0, 4.0, 3.0, 2.4, 2.0, 1.7, 1.5, 1.35, 1.2)  # Å
 REFERENCE = (2.4, 1.5)  # Å, mean intensities are relative to that here
-HEAVIEST = 17
+CARBON, HEAVIEST = 6, 17
+METALS = set(range(22, 57)) - {35, 53}  # atomic numbers
 BATCH = 8
 SAME_SITE = 0.3  # Å
 STARTS, SOLVED = 4, 0.7
@@ -105,30 +107,36 @@ def summarise(
     return Summary(bool(np.any(np.all(rotations == -np.eye(3), axis=(1, 2)))), values)
 
 
-def real(folder: Path) -> Summary | None:
-    """Summary of a real crystal; None if it is not a molecule of light atoms."""
+def compared(numbers: set[int], metals: bool) -> bool:
+    """Whether a crystal of these atomic numbers is compared: a molecule of light atoms, or one with a metal."""
+    return CARBON in numbers and (bool(numbers & METALS) if metals else max(numbers) <= HEAVIEST)
+
+
+def distinct(positions: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """Positions `(n, 3)`, fractional, without those that coincide with an earlier one."""
+    steps = positions[:, None] - positions[None]
+    apart = np.linalg.norm((steps - np.round(steps)) @ axes, axis=-1) > SAME_SITE
+    return positions[np.all(apart | np.triu(np.ones_like(apart)), axis=1)]
+
+
+def real(folder: Path, metals: bool) -> Summary | None:
+    """Summary of a real crystal; None if it is not among those that are compared."""
     known = read_folder(folder)
-    elements = {atom['el'] for atom in known.atoms}
-    if 'C' not in elements or any(gemmi.Element(each).atomic_number > HEAVIEST for each in elements):
+    if not compared({gemmi.Element(atom['el']).atomic_number for atom in known.atoms}, metals):
         return None
     expanded = expand(known.data, D_MIN)
     cell = UnitCell(*known.content['cell'])
     axes = cell.orthogonalization.T
-    sites: list[np.ndarray] = []
-    for atom in known.atoms:
-        for operator in known.operators if atom['el'] != 'H' and atom['occ'] >= 0.5 else ():
-            place = np.array(operator.apply_to_xyz(atom['xyz']))
-            steps = [(place - each) - np.round(place - each) for each in sites]
-            if not steps or np.linalg.norm(steps @ axes, axis=1).min() > SAME_SITE:
-                sites.append(place)
+    heavy = [atom['xyz'] for atom in known.atoms if atom['el'] != 'H' and atom['occ'] >= 0.5]
+    sites = np.array([operator.apply_to_xyz(each) for each in heavy for operator in known.operators])
     rotations = np.array([each.rot for each in known.operators]) // gemmi.Op.DEN
     hkl = expanded.in_given_cell(expanded.hkl)
-    return summarise(axes, np.array(sites), hkl, expanded.intensities, np.unique(rotations, axis=0))
+    return summarise(axes, distinct(sites, axes), hkl, expanded.intensities, np.unique(rotations, axis=0))
 
 
-def training(count: int, seed: int) -> tuple[list[Summary], list[str], float]:
-    """Summaries of training crystals without heavy atoms, their space groups, and seconds for one of all drawn."""
-    recipe = TrainingRecipe(d_min=(D_MIN, D_MIN))
+def training(count: int, seed: int, metals: bool) -> tuple[list[Summary], list[str], float]:
+    """Summaries of training crystals that are compared, the groups of all, and seconds for one of all drawn."""
+    recipe = TrainingRecipe(d_min=(D_MIN, D_MIN), **({'metals': 1.0} if metals else {}))
     frequencies = training_crystals.half_grid_frequencies(recipe.shape)
 
     def draw(key):
@@ -154,12 +162,16 @@ def training(count: int, seed: int) -> tuple[list[Summary], list[str], float]:
             name = list(GROUPS)[settings.group[setting]]
             groups.append(name)
             present = atoms.occupancies > 0
-            if np.any(atoms.elements[present] == ELEMENTS.index('Br')):
+            if not compared({int(ATOMIC_NUMBERS[each]) for each in atoms.elements[present]}, metals):
                 continue
             inside = half & (squared > 0) & (squared <= 1 / D_MIN**2)
             rotations = settings.rotations[setting][: settings.operations[setting]].astype(int)
             chosen = hkl[inside].astype(int)
-            found.append(summarise(axes, atoms.positions[present], chosen, np.abs(factors[inside]) ** 2, rotations))
+            found.append(
+                summarise(
+                    axes, distinct(atoms.positions[present], axes), chosen, np.abs(factors[inside]) ** 2, rotations
+                )
+            )
     return found, groups, seconds
 
 
@@ -232,14 +244,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument('folders', nargs='*', type=Path)
     parser.add_argument('--cases', type=int, default=256, help='training crystals to draw')
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--metals', action='store_true', help='compare crystals with metals')
     parser.add_argument('--solve', action='store_true', help='solve training crystals instead')
     chosen = parser.parse_args(arguments)
     if chosen.solve:
         print(solve(chosen.cases, chosen.seed))
         return
     require(bool(chosen.folders), 'folders', chosen.folders, 'at least one, or --solve')
-    summaries = {folder.name: summary for folder in chosen.folders if (summary := real(folder))}
-    drawn, groups, seconds = training(chosen.cases, chosen.seed)
+    summaries = {folder.name: summary for folder in chosen.folders if (summary := real(folder, chosen.metals))}
+    drawn, groups, seconds = training(chosen.cases, chosen.seed, chosen.metals)
     print(f'Real: {", ".join(summaries)}.', f'Training: {len(drawn)}; {seconds * 1e3:.1f} ms each.', sep='\n')
     shares = {name: groups.count(name) / len(groups) for name in GROUPS}
     print('Groups: ' + ', '.join(f'{name} {share:.2f}' for name, share in shares.items()))

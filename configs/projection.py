@@ -2,9 +2,10 @@
 
     python run_experiment.py --config=configs/projection.py --config.train.max_minutes=60
 
-trains on invented molecular crystals cut at 1.1 to 1.5 Å, in maps as charge flipping and the network itself leave them.
-A step of two crystals, eight maps, takes about 0.3 s on one CPU core, so that the run takes two days; the same command
-continues it. Nothing in the solver uses the network yet (docs/learned_projection.md).
+trains on invented molecular crystals cut at 1.1 to 1.5 Å, up to a quarter with a metal, in maps as charge flipping and
+the network itself leave them. A step of two crystals, eight maps, takes about 0.3 s on one CPU core, so that the run
+takes two days; the same command continues it. Nothing in the solver uses the network yet
+(docs/learned_projection.md).
 """
 
 import ml_collections

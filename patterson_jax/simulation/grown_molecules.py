@@ -6,6 +6,9 @@ number of bonds between them, from the images of all atoms under the space group
 When a molecule has its size, or no trial is valid, the next one is begun where there is room. So the cell is filled
 without a search for a packing. Then atoms that are too near are moved apart, while molecules keep their shape.
 
+The first molecule may be the complex of a metal. It is begun with the metal and the atoms that are bonded to it, from
+which it then grows like any other. The metal may lie on an inversion centre, which then makes the other half.
+
 Shapes are fixed: arrays have room for the most atoms, of which `number` count. Nothing is shared with
 `invented_crystals`, on which verdicts are calibrated.
 """
@@ -18,11 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-ELEMENTS = ('C', 'N', 'O', 'F', 'S', 'Cl', 'Br')
+METALS = ('Ti', 'Fe', 'Cu', 'Mo', 'Pd', 'Sn')  # of those from 22 to 50 electrons
+ELEMENTS = ('C', 'N', 'O', 'F', 'S', 'Cl', 'Br', 'Si', 'P', 'I', *METALS)
 ATOMIC_NUMBERS = np.array([gemmi.Element(each).atomic_number for each in ELEMENTS], np.float32)
-CARBON, NITROGEN, OXYGEN, FLUORINE, SULFUR, CHLORINE, BROMINE = range(len(ELEMENTS))
-RADII = np.array([0.767, 0.705, 0.665, 0.59, 1.03, 0.98, 1.14], np.float32)  # Å, in single bonds
-VALENCES = np.array([3, 2, 1, 0, 1, 0, 0], np.int32)  # bonds that are free beside the one to the parent
+FIRST_METAL = len(ELEMENTS) - len(METALS)
+CARBON, NITROGEN, OXYGEN, FLUORINE, SULFUR, CHLORINE, BROMINE, SILICON, PHOSPHORUS, IODINE = range(FIRST_METAL)
+# Å, in single bonds; metals have `METAL_BOND` instead
+RADII = np.array([0.767, 0.705, 0.665, 0.59, 1.03, 0.98, 1.14, 1.11, 1.07, 1.33] + [1.3] * len(METALS), np.float32)
+# Bonds that are free beside the one to the parent.
+VALENCES = np.array([3, 2, 1, 0, 1, 0, 0, 3, 2, 0] + [0] * len(METALS), np.int32)
 FLAT_BOND, CONJUGATED, DOUBLE_BOND = 0.032, 0.05, 1.22  # Å: how much shorter for each flat end; more to N and O; C=O
 LENGTH_SPREAD = 0.012  # Å
 
@@ -50,12 +57,39 @@ RING_BOND, CHAIR_BOND = 1.395, 1.525  # Å
 FRAGMENT_SHARES = (0.64, 0.11, 0.06, 0.07, 0.12)  # where a ring cannot be fused, it is a six-ring
 BRANCHING = 3.0  # how much more often atoms grow that are not at an end
 NITROGEN_SHARE = 0.38  # of N and O
-HEAVIER = (FLUORINE, SULFUR, SULFUR, CHLORINE, CHLORINE, BROMINE)  # in these proportions
+# Elements beyond oxygen, in these proportions.
+HEAVIER = (FLUORINE, FLUORINE, SILICON, PHOSPHORUS, *[SULFUR] * 3, *[CHLORINE] * 3, BROMINE, IODINE)
+FILLED = 12.0  # how much more often atoms grow that are Si or P, so that they seldom keep hydrogen
+OXIDE_SHARE, OXIDE_BOND = 0.5, 1.58  # of the atoms at Si and P, oxygen; Å
 FLAT_SHARE = 0.45  # of single C and N
 CARBONYL_SHARE = 0.6  # of the oxygen atoms at a trigonal carbon
 ORDERED_SHARE = 0.8  # of flat fragments at flat atoms, in their plane, and of tetrahedral ones, staggered
 RING_NITROGEN_SHARE = 0.1  # of the atoms of flat rings
 RING_OXYGEN_SHARE = 0.3  # of chairs
+
+# Unit vectors from a metal to the atoms bonded to it. The last three are halves, for inversion centres.
+_OCTAHEDRON = np.concatenate([np.eye(3), -np.eye(3)])
+COORDINATIONS = {
+    'linear': _OCTAHEDRON[[0, 3]],
+    'trigonal': np.array([[1, 0, 0], [-1 / 2, _HALF, 0], [-1 / 2, -_HALF, 0]]),
+    'tetrahedral': np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) / np.sqrt(3),
+    'square': _OCTAHEDRON[[0, 3, 1, 4]],
+    'pyramid': _OCTAHEDRON[[0, 3, 1, 4, 2]],
+    'octahedral': _OCTAHEDRON,
+    'half of linear': _OCTAHEDRON[:1],
+    'half of square': _OCTAHEDRON[:2],
+    'half of octahedral': _OCTAHEDRON[:3],
+}
+COORDINATION_SHARES = (1, 1, 2, 2, 1, 3)  # of whole ones; of halves: those of linear, square and octahedral
+LIGANDS = (NITROGEN, NITROGEN, NITROGEN, OXYGEN, OXYGEN, OXYGEN, OXYGEN, CHLORINE)  # in these proportions
+MOST_LIGANDS = 6
+METAL_BOND = (1.9, 2.2)  # Å, mean of the bonds of a metal to N and O
+CHLORIDE, LONGEST_METAL_BOND = 0.2, 2.4  # Å, how much longer bonds to Cl are; the longest of all
+METAL_SPREAD, ANGLE_SPREAD = 0.06, 0.1  # Å; of unit vectors
+FLAT_LIGANDS = 0.6
+PLACES = 32  # tried for a complex
+METAL_CONTACT = 2.6  # Å, least distance from a metal to atoms that are not bonded to it
+LEAST_WITH_METAL = 6  # atoms in the asymmetric unit
 
 TRIALS = 8
 DRAWS = 25  # random numbers for each
@@ -67,7 +101,8 @@ CROWDED = 4.5  # Å, how far the neighbourhood of atoms reaches; a trial in a cr
 APART = np.array([0.0, 2.2, 2.7, 2.95], np.float32)
 CONTACT = 2.4
 RIGID = 2.85  # Å: distances in a molecule that are held while molecules are moved apart
-REACHES = np.array([1.72, 1.62, 1.56, 1.46, 1.80, 1.76, 1.84], np.float32)  # Å, of elements, half of a usual contact
+# Å, of elements, half of a usual contact.
+REACHES = np.array([1.72, 1.62, 1.56, 1.46, 1.80, 1.76, 1.84, 2.0, 1.85, 1.98] + [2.0] * len(METALS), np.float32)
 HYDROGEN_REACH = 0.08  # Å, that each hydrogen adds to the reach of carbon
 HYDROGEN_BRIDGE = 0.42  # Å by which N and O come nearer to each other
 RELAXATIONS, RELAXED = 40, 0.22  # steps, and the part of a deviation that each takes back
@@ -112,6 +147,8 @@ class Surroundings(NamedTuple):
         wanted: number of atoms for the asymmetric unit.
         hetero: share of N and O among single atoms.
         heavier: share of elements beyond oxygen among single atoms.
+        metal: of `ELEMENTS`, that of the first molecule; 0: it has none.
+        keeper: the inversion on whose centre the metal lies; 0, the identity: it lies anywhere.
     """
 
     axes: Array
@@ -122,6 +159,8 @@ class Surroundings(NamedTuple):
     wanted: Array
     hetero: Array
     heavier: Array
+    metal: Array
+    keeper: Array
 
 
 class _Progress(NamedTuple):
@@ -199,13 +238,12 @@ def grow(key: Array, surroundings: Surroundings, most: int, capacity: int, sizes
         sizes: least and most atoms of a molecule; a rest may be smaller.
 
     Returns:
-        Arrays of `most + 6` atoms. Atoms that stayed alone are the oxygen of water.
+        Arrays of `most + 7` atoms. Atoms that stayed alone are the oxygen of water. A metal is the first atom.
     """
-    room = most + RING_SLOTS
-    vectors, numbers = jnp.zeros((room, 3), jnp.float32), jnp.zeros(room, jnp.int32)
+    room = most + MOST_LIGANDS + 1
     zero = jnp.zeros((), jnp.int32)
-    empty = Molecules(zero, vectors, numbers, numbers, numbers, numbers, vectors, vectors)
-    start = _Progress(empty, zero, zero, zero, zero, zero)
+    begun, size = _begin_complex(jax.random.fold_in(key, 3 * most), surroundings, room, sizes)
+    start = _Progress(begun, zero, zero, zero, begun.number, size)
     images = _images(surroundings, capacity)
 
     def unfinished(progress):
@@ -220,6 +258,88 @@ def grow(key: Array, surroundings: Surroundings, most: int, capacity: int, sizes
     members = jax.ops.segment_sum(present, atoms.molecules, room)
     lone = members[atoms.molecules] == 1
     return atoms._replace(elements=jnp.where(lone, OXYGEN, atoms.elements), free=jnp.where(lone, 2, atoms.free))
+
+
+def _begin_complex(key, surroundings, room, sizes):
+    """A metal with the atoms that are bonded to it, if there is a place for them; and the atoms its molecule will have.
+
+    Of several places and orientations, the one is taken in which they are farthest from their images.
+    """
+    kind_key, atom_key, place_key, turn_key = jax.random.split(key, 4)
+    kind, length, size = jax.random.uniform(kind_key, (3,))
+    atom_draws = jax.random.uniform(atom_key, (6, MOST_LIGANDS))
+    whole, half = COORDINATION_SHARES, tuple(COORDINATION_SHARES[each] for each in (0, 3, 5))
+    chosen = jnp.sum(kind > jnp.cumsum(jnp.asarray(whole, jnp.float32) / sum(whole))[:-1])
+    chosen_half = len(whole) + jnp.sum(kind > jnp.cumsum(jnp.asarray(half, jnp.float32) / sum(half))[:-1])
+    on_centre = surroundings.keeper > 0
+    chosen = jnp.where(on_centre, chosen_half, chosen)
+    shapes = np.zeros((len(COORDINATIONS), MOST_LIGANDS, 3), np.float32)
+    for shape, vectors in zip(shapes, COORDINATIONS.values(), strict=True):
+        shape[: len(vectors)] = vectors
+    counts = jnp.asarray(np.array([len(each) for each in COORDINATIONS.values()], np.int32))
+    count = jnp.minimum(counts[chosen], surroundings.wanted - 1)
+    along = jnp.asarray(shapes)[chosen] + ANGLE_SPREAD * (2 * atom_draws[:3].T - 1)
+    along = along / (jnp.linalg.norm(along, axis=-1, keepdims=True) + SHORTEST)
+    elements = jnp.asarray(LIGANDS, jnp.int32)[(atom_draws[3] * len(LIGANDS)).astype(jnp.int32)]
+    chloride = elements == CHLORINE
+    flat = (atom_draws[4] < FLAT_LIGANDS) & ~chloride
+    lengths = METAL_BOND[0] + (METAL_BOND[1] - METAL_BOND[0]) * length + METAL_SPREAD * (2 * atom_draws[5] - 1)
+    lengths = jnp.clip(lengths + jnp.where(chloride, CHLORIDE, 0.0), METAL_BOND[0], LONGEST_METAL_BOND)
+
+    turn = jax.random.uniform(turn_key, (4, PLACES))
+    first, other = _direction(*turn[:2]), _direction(*turn[2:])
+    second = _unit(jnp.cross(first, other))
+    axes = jnp.stack([first, second, jnp.cross(first, second)], axis=1)
+    along = jnp.einsum('lc,tcx->tlx', along, axes)
+    centres = jax.random.uniform(place_key, (PLACES, 3))
+    centres = jnp.where(on_centre, surroundings.translations[surroundings.keeper][None] / 2, centres)
+    steps = jnp.concatenate([jnp.zeros((PLACES, 1, 3), along.dtype), lengths[None, :, None] * along], axis=1)
+    places = (centres @ surroundings.axes)[:, None] + steps
+    best, distance = _farthest_from_images(places, count + 1, surroundings)
+    exists = (surroundings.metal > 0) & (distance >= CONTACT)
+
+    def padded(metal, ligands):
+        both = jnp.concatenate([jnp.broadcast_to(metal, (1, *ligands.shape[1:])).astype(ligands.dtype), ligands])
+        wide = jnp.zeros((room, *both.shape[1:]), both.dtype).at[: len(both)].set(both)
+        return jnp.where(exists, wide, jnp.zeros_like(wide))
+
+    zero = jnp.zeros((), jnp.int32)
+    inward = -along[best]
+    sideways = _unit(jnp.cross(inward, jnp.roll(inward, 1, axis=1) + jnp.array([0.3, -0.2, 0.1], inward.dtype)[None]))
+    tetrahedral = jnp.where(elements == NITROGEN, 3, 2)
+    atoms = Molecules(
+        jnp.where(exists, count + 1, 0),
+        padded(places[best, 0], places[best, 1:]),
+        padded(surroundings.metal, elements),
+        padded(zero, jnp.zeros_like(elements)),
+        padded(zero, jnp.where(chloride, CLOSED, jnp.where(flat, TRIGONAL, TETRAHEDRAL))),
+        padded(zero, jnp.where(chloride, 0, jnp.where(flat, tetrahedral - 1, tetrahedral))),
+        padded(jnp.zeros(3, inward.dtype), inward),
+        padded(jnp.zeros(3, inward.dtype), sideways),
+    )
+    full = count + 1 + sizes[0] + (size * (sizes[1] + 1 - sizes[0])).astype(jnp.int32)
+    return atoms, jnp.where(exists, full, 0)
+
+
+def _farthest_from_images(places, count, surroundings):
+    """Which of several complexes `(trials, atoms, 3)` is farthest from its images, and how far it is, in Å.
+
+    Distances from the metal, the first atom, are taken for less by what it needs more.
+    """
+    fractional = places @ surroundings.inverse
+    images = jnp.einsum('oij,taj->toai', surroundings.rotations, fractional)
+    images = images + surroundings.translations[None, :, None]
+    metric = surroundings.axes @ surroundings.axes.T
+    _, distances, unmoved = nearest_steps(fractional[:, None, :, None], images[:, :, None], metric)
+    operation = jnp.arange(len(surroundings.rotations))
+    itself = ((operation == 0) | (operation == surroundings.keeper))[None, :, None, None] & unmoved
+    present = jnp.arange(places.shape[1]) < count
+    counted = (operation < surroundings.operations)[:, None, None] & present[None, :, None] & present[None, None]
+    metal = jnp.arange(places.shape[1]) == 0
+    distances = distances - jnp.where(metal[:, None] | metal[None], METAL_CONTACT - CONTACT, 0.0)[None, None]
+    least = jnp.min(jnp.where(counted[None] & ~itself, distances, jnp.inf), axis=(1, 2, 3))
+    best = jnp.argmax(least)
+    return best, least[best]
 
 
 def _extend(key, progress, surroundings, images, sizes):
@@ -301,6 +421,8 @@ def _propose(draws, progress, surroundings, seeding):
     conjugated = flat_parent & single & ((element == NITROGEN) | (element == OXYGEN))
     length = jnp.where(conjugated, length - CONJUGATED, length)
     double = single & (kind == CLOSED) & (element == OXYGEN)
+    oxide = (element == OXYGEN) & single & ((parent_element == SILICON) | (parent_element == PHOSPHORUS)) & ~seeding
+    length = jnp.where(oxide, OXIDE_BOND, length)
     length = jnp.where(double, DOUBLE_BOND, length) + LENGTH_SPREAD * (2 * draws[20] - 1)
     length = jnp.where(fused, 0, length)  # its template begins at the parent
     start = atoms.positions[parents] + length[:, None] * frame[:, 0]
@@ -328,7 +450,9 @@ def _choose_parents(draws, progress):
     at_end = ((atoms.kinds == TETRAHEDRAL) | (atoms.kinds == TRIGONAL)) & (
         atoms.free >= jnp.asarray(VALENCES)[atoms.elements] - flat
     )
-    chances = jnp.cumsum(jnp.where(open_atoms, jnp.where(at_end, 1.0, BRANCHING), 0))
+    filled = (atoms.elements == SILICON) | (atoms.elements == PHOSPHORUS)
+    often = jnp.where(filled, FILLED, jnp.where(at_end, 1.0, BRANCHING))
+    chances = jnp.cumsum(jnp.where(open_atoms, often, 0))
     parents = jnp.searchsorted(chances, draws * chances[-1], side='right')
     return jnp.minimum(parents, len(atoms.free) - 1)
 
@@ -348,7 +472,9 @@ def _single_atoms(draws, parent_element, parent_kind, surroundings, seeding):
     element = jnp.where(light < surroundings.hetero, jnp.where(which < NITROGEN_SHARE, NITROGEN, OXYGEN), CARBON)
     others = jnp.asarray(HEAVIER)
     element = jnp.where(rare < surroundings.heavier, others[(which * len(others)).astype(jnp.int32)], element)
-    element = jnp.where(seeding | (parent_element != CARBON), CARBON, element)
+    oxide = ((parent_element == SILICON) | (parent_element == PHOSPHORUS)) & (light < OXIDE_SHARE)
+    element = jnp.where(parent_element != CARBON, jnp.where(oxide, OXYGEN, CARBON), element)
+    element = jnp.where(seeding, CARBON, element)
     flat = (flat < FLAT_SHARE) & ((element == CARBON) | (element == NITROGEN))
     double = (element == OXYGEN) & (parent_kind == TRIGONAL) & (double < CARBONYL_SHARE)
     valence = jnp.asarray(VALENCES)[element]
@@ -408,7 +534,8 @@ def _judge(new, fragments, parents, progress, surroundings, images, seeding):
     away = jnp.where(number == parents[:, :, None], 0, away)[:, :, atom]
     bonds = jnp.min(1 + away[:, :, None] + jnp.asarray(DEPTHS)[fragments][..., None], axis=1)
     within = jnp.asarray(APART)[jnp.minimum(bonds, len(APART)) - 1]
-    least = jnp.where(inside, within, CONTACT)
+    contact = jnp.where(atoms.elements >= FIRST_METAL, METAL_CONTACT, CONTACT)[atom]
+    least = jnp.where(inside, within, contact[None, None])
     pairs = present[:, :, None] & counted[None, None]
     kept = jnp.all(~pairs | (distances >= least), axis=(1, 2))
     near = jnp.sum(jnp.where(pairs & ~inside, jnp.exp(-((distances / CROWDED) ** 2)), 0.0), axis=(1, 2))
@@ -435,6 +562,9 @@ def relax(atoms: Molecules, surroundings: Surroundings, capacity: int) -> Molecu
     counted = (atom < atoms.number) & (operation < surroundings.operations)
     pairs = present[:, None] & counted[None] & ((operation > 0)[None] | (number[:, None] != atom[None]))
     same = (operation == 0)[None] & (atoms.molecules[:, None] == atoms.molecules[atom][None])
+    halves = on_centre(atoms, surroundings) & (atoms.molecules == 0)  # both are one complex, whose metal cannot move
+    same |= (operation == surroundings.keeper)[None] & halves[:, None] & halves[atom][None]
+    pinned = halves & (number == 0)
     attached = jnp.where(atoms.elements == CARBON, atoms.free, 0).astype(jnp.float32)
     reaches = jnp.asarray(REACHES)[atoms.elements] + HYDROGEN_REACH * attached
     polar = (atoms.elements == NITROGEN) | (atoms.elements == OXYGEN)
@@ -459,11 +589,17 @@ def relax(atoms: Molecules, surroundings: Surroundings, capacity: int) -> Molecu
         moves = jnp.stack([jnp.sum(shares * each, axis=1) for each in steps], axis=1) @ surroundings.axes
         moves = RELAXED * moves
         whole = members @ (jnp.sign(members).T @ moves)  # what acts between atoms of one molecule cancels
-        return positions + moves + whole, None
+        whole = jnp.where(halves[:, None], 0, whole)
+        return positions + jnp.where(pinned[:, None], 0, moves + whole), None
 
     strengths = jnp.clip(jnp.linspace(3.0, -0.8, RELAXATIONS), 0, 1)  # in the end bonds alone
     positions, _ = jax.lax.scan(move, atoms.positions, strengths)
     return atoms._replace(positions=positions)
+
+
+def on_centre(atoms: Molecules, surroundings: Surroundings) -> Array:
+    """Whether the first atom is a metal on an inversion centre, so that two of its images coincide."""
+    return (surroundings.keeper > 0) & (atoms.elements[0] >= FIRST_METAL)
 
 
 def _images(surroundings, capacity):
@@ -495,7 +631,7 @@ def nearest_steps(first: Array, second: Array, metric: Array) -> tuple[list[Arra
     return steps, jnp.sqrt(jnp.maximum(squares, 0)), unmoved
 
 
-def hydrogens(atoms: Molecules) -> tuple[Array, Array]:
+def hydrogens(atoms: Molecules, surroundings: Surroundings) -> tuple[Array, Array]:
     """Places of hydrogen at the free valences, and which of them are taken.
 
     Returns:
@@ -509,6 +645,10 @@ def hydrogens(atoms: Molecules) -> tuple[Array, Array]:
     distances = jnp.linalg.norm(places[:, :, None] - atoms.positions[None, None], axis=-1)
     others = (number < atoms.number)[None, None] & (number[:, None] != number[None])[:, None]
     taken = jnp.any(others & (distances < HYDROGEN_APART), axis=-1)
+    opposite = 2 * atoms.positions[:1] - atoms.positions  # of a complex with a centre, the other half
+    distances = jnp.linalg.norm(places[:, :, None] - opposite[None, None], axis=-1)
+    half = on_centre(atoms, surroundings) & (number < atoms.number) & (atoms.molecules == 0)
+    taken |= jnp.any(half[None, None] & (distances < HYDROGEN_APART), axis=-1)
     free = exists & ~taken & (number < atoms.number)[:, None]
     free &= jnp.cumsum(free, axis=1) <= atoms.free[:, None]
     return places, free

@@ -24,7 +24,14 @@ from jax import Array
 from patterson_jax.errors import require
 from patterson_jax.precision import exact_products
 from patterson_jax.simulation import grown_molecules
-from patterson_jax.simulation.grown_molecules import ATOMIC_NUMBERS, ELEMENTS, Surroundings
+from patterson_jax.simulation.grown_molecules import (
+    ATOMIC_NUMBERS,
+    ELEMENTS,
+    FIRST_METAL,
+    LEAST_WITH_METAL,
+    METALS,
+    Surroundings,
+)
 
 # Space groups of molecular crystals: Hall symbol, and the share of each in per cent, rounded from surveys of the
 # Cambridge Structural Database; the groups that are left out here have a tenth of its entries.
@@ -44,6 +51,8 @@ PRIMITIVE = np.array([[0.5, 0.5, 0], [-0.5, 0.5, 0], [0, 0, 1]])  # its edges as
 SHEARS = (0, 1)  # how often a is added to c: P21/c and P21/n
 LARGEST_COSINE = math.sin(math.radians(20))  # of the angles of the cell
 
+RICH = 3.0  # how much more elements beyond oxygen crystals have that are rich in them
+ON_CENTRE = 0.5  # of the metals in crystals with an inversion, those on its centre
 SOLVENT = 6  # atoms
 FAR = 5.0  # Å from the middle of a molecule
 MOBILE_DISPLACEMENT, LEAST_OCCUPANCY = 5.0, 0.4  # Å², how much larger B of mobile molecules is
@@ -51,7 +60,7 @@ HYDROGEN_DISPLACEMENT = 1.3  # B of hydrogen, relative to that of the other atom
 CARBON_NUMBER = 6
 TARGET_WIDTH = 0.40  # Å, standard deviation of an atom of the target
 DISPLACEMENTS = np.arange(0.5, 16.01, 0.5)  # Å², B for which form factors are fitted
-EXPONENTS = np.array([0.8, 4.0, 10.0, 21.0, 45.0])  # Å², B of the Gaussians that fit all of them
+EXPONENTS = np.array([0.72, 5.84, 18.4, 44.8, 105.0])  # Å², B of the Gaussians that fit all of them
 FINEST = 1.0  # Å, resolution up to which they do
 REFLECTIONS_IN_SHELL, LEAST_SHELLS, MOST_SHELLS, SHELLS_FOR_A_CURVE = 75, 3, 30, 6  # as in crystal/normalisation.py
 NODES = 16  # of the quadrature over amplitudes
@@ -74,6 +83,7 @@ RANGES = (
 )
 # Numbers, because they are folded into keys.
 CELL, GROWTH, DISPLACEMENT, QUALITY, NOISE, LOSS = range(6)
+HEAVY = 0  # into that of the cell
 
 
 class TrainingCrystal(NamedTuple):
@@ -85,7 +95,7 @@ class TrainingCrystal(NamedTuple):
         factors: `half_shape` complex64, the true structure factors divided as E values are, with the true phases, of
             all reflections up to `d_min` but h = 0.
         target: `shape`, atoms without hydrogen as Gaussians of `TARGET_WIDTH`, up to the finest frequencies of the
-            grid; in its middle, a carbon atom has about 1, others √(Z/6), times their occupancy.
+            grid; in its middle, a carbon atom has about 1, others Z/6, times their occupancy.
         d_min: Å.
         centrosymmetric: bool.
         group: int32, index of the space group in `GROUPS`.
@@ -133,7 +143,9 @@ class TrainingRecipe:
         volume_per_atom: Å³, the volume of the cell for each atom that is not hydrogen.
         molecule: least and most atoms of a molecule.
         hetero: share of N and O among the atoms that are not in rings.
-        heavier: most share of F, S, Cl and Br among these; half of the crystals have less than a quarter of it.
+        heavier: most share of elements from F to I among these; half of the crystals have less than a quarter of it.
+        rich: share of the crystals with `RICH` times as many of them.
+        metals: share of the crystals with a metal, where the asymmetric unit has `LEAST_WITH_METAL` atoms or more.
         displacement: Å², B of the atoms at the middle of a molecule.
         swing: Å², by how much B grows to the end of a molecule.
         mobile: share of the molecules of up to `SOLVENT` atoms, except the first, that are mobile and not in all cells.
@@ -150,6 +162,8 @@ class TrainingRecipe:
     molecule: tuple[int, int] = (8, 40)
     hetero: tuple[float, float] = (0.2, 0.65)
     heavier: float = 0.12
+    rich: float = 0.15
+    metals: float = 0.25
     displacement: tuple[float, float] = (0.8, 2.8)
     swing: tuple[float, float] = (0.0, 2.5)
     mobile: float = 0.3
@@ -165,7 +179,7 @@ class TrainingRecipe:
             values = getattr(self, name)
             ascending = len(values) == 2 and least <= values[0] <= values[1] <= most
             require(ascending, name, values, f'two numbers from {least:g} to {most:g}, the smaller one first')
-        for name in ('heavier', 'mobile'):
+        for name in ('heavier', 'rich', 'metals', 'mobile'):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), 'from 0 to 1')
         shares = len(self.groups) == len(GROUPS) and min(self.groups) >= 0 and sum(self.groups) > 0
         require(shares, 'groups', self.groups, f'shares, not all zero, of {", ".join(GROUPS)}')
@@ -345,8 +359,14 @@ def _draw_surroundings(key, recipe):
     wanted = jnp.clip(jnp.round(wanted).astype(jnp.int32), 1, most)
     d_min = jnp.maximum(d_min, jnp.max(jnp.sqrt(jnp.diagonal(metric)) / reach))
     hetero, heavier = _between(recipe.hetero, draws[2]), recipe.heavier * draws[3] ** 2
+    has_metal, which, centre, rich = jax.random.uniform(jax.random.fold_in(key, HEAVY), (4,))
+    heavier = heavier * jnp.where(rich < recipe.rich, RICH, 1.0)
+    metal = FIRST_METAL + (which * len(METALS)).astype(jnp.int32)
+    metal = jnp.where((has_metal < recipe.metals) & (wanted >= LEAST_WITH_METAL), metal, 0)
+    inversion = jnp.argmax(jnp.all(rotations == -jnp.eye(3)[None], axis=(1, 2))).astype(jnp.int32)  # 0: there is none
+    keeper = jnp.where(centre < ON_CENTRE, inversion, 0)
     surroundings = Surroundings(
-        axes, jnp.linalg.inv(axes), rotations, translations, operations, wanted, hetero, heavier
+        axes, jnp.linalg.inv(axes), rotations, translations, operations, wanted, hetero, heavier, metal, keeper
     )
     return surroundings, setting, d_min, draws[4:]
 
@@ -368,6 +388,8 @@ def _all_atoms(key, molecules, surroundings, origin, recipe):
     mobile &= jax.random.uniform(mobile_key, number.shape) < recipe.mobile
     occupancies = jax.random.uniform(occupancy_key, number.shape, minval=LEAST_OCCUPANCY)
     occupancies = jnp.where(mobile, occupancies, 1.0)[molecules.molecules]
+    shared = grown_molecules.on_centre(molecules, surroundings) & (number == 0)
+    occupancies = jnp.where(shared, 0.5, occupancies)  # because two images coincide
     displacements = base + swing * (distances / FAR) ** 1.5
     displacements = displacements + jnp.where(mobile, MOBILE_DISPLACEMENT, 0.0)[molecules.molecules]
     displacements = jnp.clip(displacements, DISPLACEMENTS[0], DISPLACEMENTS[-1])
@@ -378,7 +400,7 @@ def _all_atoms(key, molecules, surroundings, origin, recipe):
     taken = (atom < molecules.number) & (operation < surroundings.operations)
     positions = _images(molecules.positions[atom], operation, surroundings) + origin[None]
 
-    places, free = grown_molecules.hydrogens(molecules)
+    places, free = grown_molecules.hydrogens(molecules, surroundings)
     room = 2 * most
     order = jnp.argsort(~free.ravel(), stable=True)[: min(room, free.size)]
     found = jnp.minimum(jnp.sum(free, dtype=jnp.int32), room // surroundings.operations)
@@ -444,7 +466,9 @@ def scattering_weights() -> tuple[np.ndarray, np.ndarray]:
 
 
 def structure_factors(atoms: Atoms, frequencies: tuple, squared: Array) -> tuple[Array, Array]:
-    """Σ f exp(−2πi h·r) on the half grid: of the atoms as X-rays see them, and of points of weight √(Z/6).
+    """Σ f exp(−2πi h·r) on the half grid: of the atoms as X-rays see them, and of points of weight Z/6.
+
+    So the points have nearly the phases of the measured crystal, also where one atom is far heavier than the others.
 
     Args:
         atoms: of the cell.
@@ -458,7 +482,7 @@ def structure_factors(atoms: Atoms, frequencies: tuple, squared: Array) -> tuple
     rows = jnp.asarray(table)[atoms.elements]
     number = jnp.arange(len(lower))
     weights = rows[number, lower] * (1 - part) + rows[number, lower + 1] * part
-    sharp = jnp.sqrt(jnp.asarray(ATOMIC_NUMBERS) / CARBON_NUMBER)[atoms.elements]
+    sharp = jnp.asarray(ATOMIC_NUMBERS / CARBON_NUMBER)[atoms.elements]
     weights = jnp.concatenate([weights, sharp[:, None]], axis=1) * atoms.occupancies[:, None]
     sums = _transform(atoms.positions, weights, frequencies)
     falloffs = [jnp.exp(-exponent / 4 * squared) for exponent in EXPONENTS.tolist()]
