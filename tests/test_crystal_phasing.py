@@ -121,6 +121,12 @@ def test_a_poor_map_is_mended_in_the_group_that_it_barely_obeys():
     before = dataclasses.replace(reached, factors=spoilt)
     assert correlation(crystal, invented, before) < 0.85
     assert correlation(crystal, invented, reached) > 0.95
+    # A wrong map ranks below it by its amplitudes, even if its skewness is higher and it seems to obey a group.
+    noise = np.random.default_rng(1).standard_normal(crystal.grid.shape)
+    wrong = phasing.finish(crystal, noise, phasing.Slot(1, [2.0] * 100), noise=1.0)
+    assert correlation(crystal, invented, wrong) < 0.6
+    promising = dataclasses.replace(wrong, found=reached.found, obeyed=reached.obeyed, jump=2 * reached.jump)
+    assert promising.promising and promising.rank < reached.rank
 
 
 def test_vectors_are_those_between_heavy_atoms():

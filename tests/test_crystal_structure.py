@@ -124,6 +124,26 @@ def test_a_group_with_too_few_operations_is_noticed(complex_on_a_centre):
     assert result.verdict == 'uncertain'
 
 
+def test_a_group_with_less_than_half_of_the_laue_class_has_no_atoms(organic):
+    group = SpaceGroup(1, 'P 1', ('x,y,z',), certain=True)
+    result = interpret_phases(organic.data, group, organic.data.hkl, phased(organic), Evidence(agreeing=3))
+    assert (result.atoms, result.r_factor, result.verdict) == ((), None, 'not solved')
+    assert '1 of the 4 operations of the Laue class 2/m' in result.reasons[0]
+
+
+def test_so_many_atoms_that_they_explain_any_data_are_no_answer(complex_on_a_centre):
+    """At 1.8 Å there are less than two reflections for each parameter of the atoms of P 1."""
+    true = complex_on_a_centre
+    within = true.data.cell.inverse_spacings(true.data.hkl) < 1 / 1.8
+    of_all = (true.data.hkl, true.data.intensities, true.data.sigmas, phased(true))
+    hkl, intensities, sigmas, factors = (each[within] for each in of_all)
+    data = dataclasses.replace(true.data, hkl=hkl, intensities=intensities, sigmas=sigmas)
+    group = SpaceGroup(1, 'P 1', ('x,y,z',), certain=True)
+    result = interpret_phases(data, group, hkl, factors, Evidence(agreeing=3))
+    assert (result.atoms, result.r_factor, result.verdict) == ((), None, 'not solved')
+    assert f'{len(hkl)} reflections are too few' in result.reasons[0]
+
+
 def test_a_laue_class_that_is_too_low_is_noticed(organic):
     """P 21/c taken for P -1, because the class -1 was asked for; its atoms are all those of half of the operations."""
     true, data = organic.space_group, organic.data

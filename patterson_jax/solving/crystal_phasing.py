@@ -131,7 +131,7 @@ class PhasedMap:
         if number == 1:
             return operations == 2 and self.jump > CLEAR_JUMP
         if self.found.kept > OBEYED:
-            return 2 * number >= operations
+            return self.has_enough_symmetry
         return number == operations and min(self.found.kept - CHANCE, self.obeyed - OBEYED) > 0
 
     @property
@@ -140,9 +140,18 @@ class PhasedMap:
         return self.obeyed > OBEYED and (self.found.rejected or 0) <= CHANCE_AT_MOST
 
     @property
+    def has_enough_symmetry(self) -> bool:
+        """Whether its group has at least half of the operations of the Laue class; a right group has all or half."""
+        return 2 * self.found.number_kept >= len(self.found.operations)
+
+    @property
     def rank(self) -> tuple[bool, float]:
-        """The key by which maps are sorted; the best map has the highest."""
-        return self.promising, self.jump
+        """The key by which maps of one crystal are sorted; the best map has the highest.
+
+        Of promising maps at low resolution, wrong ones have the higher skewness more often than not. The disagreement
+        of amplitudes tells them, but has no limit that holds for all crystals (docs/crystals.md, 'Which start').
+        """
+        return self.promising, -self.disagreement
 
 
 @dataclasses.dataclass

@@ -99,9 +99,9 @@ def solve_crystal(
             _add_to_cluster(crystal, clusters, reached, ended)
         else:
             others.append(reached)
-        agreed = max((cluster.best.jump for cluster in clusters if cluster.agreeing >= AGREEING), default=-np.inf)
+        agreed = _least_disagreement([cluster for cluster in clusters if cluster.agreeing >= AGREEING])
         for cluster in clusters:
-            waited = ended - cluster.since >= PATIENCE and cluster.best.jump > agreed
+            waited = ended - cluster.since >= PATIENCE and cluster.best.disagreement < agreed
             if len(cluster.maps) >= AGREEING > cluster.agreeing or (waited and not cluster.answers):
                 _interpret(crystal, cluster, ended)
         progress(ended, _note(clusters))
@@ -109,12 +109,13 @@ def solve_crystal(
         settled = [cluster for cluster in clusters if len(cluster.maps) >= max(SETTLED, ended / 2) and cluster.answers]
         if spent or settled or any(answer.verdict == 'solved' for cluster in clusters for _, answer in cluster.answers):
             break
-    enough = max((cluster.best.jump for cluster in settled), default=-np.inf)  # for a map that was found once
-    waiting = [cluster for cluster in clusters if not cluster.answers and cluster.best.jump > enough]
+    enough = _least_disagreement(settled)  # for a map that was found once
+    waiting = [cluster for cluster in clusters if not cluster.answers and cluster.best.disagreement < enough]
     for cluster in sorted(waiting, key=lambda each: each.best.disagreement)[:MOST_INTERPRETED]:
         _interpret(crystal, cluster, ended)
     if not clusters:
-        for reached in sorted(others, key=lambda each: each.rank, reverse=True)[:MOST_INTERPRETED]:
+        others.sort(key=lambda each: (each.has_enough_symmetry, each.rank), reverse=True)
+        for reached in others[:MOST_INTERPRETED]:
             clusters.append(Cluster([reached], ended))
             _interpret(crystal, clusters[-1], ended)
     seconds = time.perf_counter() - began - (_compiling - compiling)
@@ -132,6 +133,10 @@ def answer_of_maps(crystal: Crystal, maps: list[PhasedMap]) -> CrystalSolution:
     for cluster in clusters:
         _interpret(crystal, cluster, len(maps))
     return _answer(crystal, clusters, len(maps), 0.0)
+
+
+def _least_disagreement(clusters):
+    return min((cluster.best.disagreement for cluster in clusters), default=np.inf)
 
 
 def _add_to_cluster(crystal, clusters, reached, ended):

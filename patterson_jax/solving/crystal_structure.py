@@ -45,6 +45,7 @@ HIGHEST_U = 0.2  # Å²; an atom with a higher U is dropped
 WEAKEST = 0.45  # an atom is dropped if its power is below this part of the lightest possible element's
 NEW_PEAK = 0.35  # a difference peak is tried as an atom above this part of the lightest element's height
 NEW_PEAK_IF_WANTING = 0.2  # the same while there are fewer atoms than the formula says
+LEAST_DATA = 2.0  # reflections for each parameter; a model with fewer explains any data
 GIVEN_UP_R = 0.45  # above this R1 after a round of revision, or of elements, no more rounds are made
 MUCH_BETTER = 0.75  # other elements than the formula's are preferred if their R1 is below this part of R1
 ELEMENT_ROUNDS, TRIAL_CYCLES = 3, 6
@@ -156,6 +157,9 @@ def interpret_phases(
 ) -> Interpretation:
     """Finds atoms, elements and a verdict from phases.
 
+    No atoms are the answer if the group has less than half of the operations of the Laue class, because no structure
+    of such a group has these intensities, or if the map has so many atoms that they would explain any data.
+
     Args:
         data: of the crystal.
         space_group: of the crystal.
@@ -166,15 +170,30 @@ def interpret_phases(
     """
     crystal = _prepare(data, space_group)
     phased = _in_order_of(crystal, hkl, structure_factors)
+    operations, of_the_class = len(np.unique(crystal.operations[0], axis=0)), len(data.rotations)
+
+    def without_atoms(reason):
+        return Interpretation((), None, 'not solved', (reason,), crystal.map(phased))
+
+    if 2 * operations < of_the_class:
+        return without_atoms(
+            f'the phases show only {operations} of the {of_the_class} operations of the Laue class {data.laue_class}, '
+            'and any structure has at least half of them: the map is wrong, or the class'
+        )
     model = _built(crystal, _first_model(crystal, phased))
     if not len(model.positions):
-        return Interpretation((), None, 'not solved', ('no atom of the map holds in refinement',), crystal.map(phased))
+        return without_atoms('no atom of the map holds in refinement')
+    if _explains_anything(crystal, model):
+        return without_atoms(
+            f'the map needs {len(model.positions)} atoms, for which {len(crystal.hkl)} reflections are too few: '
+            'so many atoms explain any data'
+        )
     found = _finished(crystal, model, evidence)
     unexplained = found.findings.r_factor > expected_r_factor(found.findings)
     if data.formula and unexplained and found.findings.weak_intensity < MOST_WEAK:
         free = dataclasses.replace(crystal, data=dataclasses.replace(data, formula=None))
         model = _built(free, model)
-        if len(model.positions):
+        if len(model.positions) and not _explains_anything(free, model):
             other = _finished(free, model, evidence)
             if other.findings.r_factor < MUCH_BETTER * found.findings.r_factor:
                 reason = 'the elements of the formula do not explain the data; these do'
@@ -585,6 +604,10 @@ def _number_of_parameters(crystal, model):
     """Of free coordinates, a U for each atom, and the scale."""
     settled = [maps.settle(each, crystal.data.cell, crystal.operations, 0.05) for each in model.positions]
     return sum(int(np.linalg.matrix_rank(projector)) + 1 for _, projector in settled) + 1
+
+
+def _explains_anything(crystal, model):
+    return len(crystal.hkl) < LEAST_DATA * _number_of_parameters(crystal, model)
 
 
 def _strong(crystal):
