@@ -19,19 +19,17 @@ Printed as Markdown and written to `hard_crystals.json` beside this file, or to 
 
 import argparse
 import sys
-import time
 from pathlib import Path
 
 import gemmi
 import numpy as np
 
-from benchmarks.crystals import Known, answer
-from benchmarks.space_groups import APART, ELEMENTS, SPACE, measured_crystal, random_cell, random_places
+from benchmarks.crystals import Known
+from benchmarks.space_groups import APART, ELEMENTS, SPACE, measured_crystal, random_cell, random_places, scored
 from patterson_jax.compilation_cache import enable_compilation_cache
 from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.errors import exit_on_errors, require
 from patterson_jax.solving.crystal_maps import settle, stabiliser_order
-from patterson_jax.solving.crystal_solver import solve_crystal
 from patterson_jax.writing import markdown_table, write_json
 
 ATOMS = 48  # in the primitive cell, about
@@ -176,19 +174,7 @@ def _lengths(differences, cell):
 
 def measure(kind: str, symbol: str, seed: int, options: argparse.Namespace) -> dict:
     """Solves and scores one crystal, the starts with its own seed; the entry of the JSON file."""
-    known = invent(kind, symbol, seed)
-    began = time.process_time()
-    solution = solve_crystal(known.data, seed=seed, max_starts=options.starts, max_seconds=options.seconds)
-    told = answer(known, solution)
-    return {
-        'kind': kind,
-        'seed': seed,
-        'cell': [round(each, 4) for each in known.data.cell.parameters],
-        'atoms': len(known.atoms),
-        'laue_class': known.data.laue_class,
-        'cpu_seconds': round(time.process_time() - began, 1),
-        **told,
-    }
+    return {'kind': kind, 'seed': seed, **scored(invent(kind, symbol, seed), seed, options)}
 
 
 def table(results: list[dict]) -> str:

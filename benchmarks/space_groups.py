@@ -144,20 +144,23 @@ def random_places(
     return None
 
 
-def measure(number: int, options: argparse.Namespace) -> dict:
-    """Solves and scores the crystal of one group; the entry of the JSON file."""
-    known = invent(number, options.seed)
+def scored(known: Known, seed: int, options: argparse.Namespace) -> dict:
+    """Solves a crystal that is known, within the starts and seconds of the options, and tells how right that is."""
     began = time.process_time()
-    solution = solve_crystal(known.data, seed=options.seed, max_starts=options.starts, max_seconds=options.seconds)
+    solution = solve_crystal(known.data, seed=seed, max_starts=options.starts, max_seconds=options.seconds)
     told = answer(known, solution)
     return {
-        'number': number,
         'cell': [round(each, 4) for each in known.data.cell.parameters],
         'atoms': len(known.atoms),
         'laue_class': known.data.laue_class,
         'cpu_seconds': round(time.process_time() - began, 1),
         **told,
     }
+
+
+def measure(number: int, options: argparse.Namespace) -> dict:
+    """Solves and scores the crystal of one group; the entry of the JSON file."""
+    return {'number': number, **scored(invent(number, options.seed), options.seed, options)}
 
 
 def summary(results: list[dict]) -> str:

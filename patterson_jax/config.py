@@ -70,10 +70,7 @@ def validate(config: ConfigDict) -> Experiment:
     Raises:
         InputError: naming the field, the value received and what is allowed.
     """
-    _check_names('config', config, ('seed', *SECTIONS))
-    seed = _seed(config)
-    sections = {name: _section(name, config[name], kind) for name, kind in SECTIONS.items()}
-    experiment = Experiment(seed, **sections)
+    experiment = Experiment(**_seed_and_sections(config, SECTIONS))
     _check_together(experiment)
     return experiment
 
@@ -94,10 +91,7 @@ def validate_projection(config: ConfigDict) -> ProjectionExperiment:
     Raises:
         InputError: naming the field, the value received and what is allowed.
     """
-    _check_names('config', config, ('seed', *PROJECTION_SECTIONS))
-    seed = _seed(config)
-    sections = {name: _section(name, config[name], kind) for name, kind in PROJECTION_SECTIONS.items()}
-    return ProjectionExperiment(seed, **sections)
+    return ProjectionExperiment(**_seed_and_sections(config, PROJECTION_SECTIONS))
 
 
 def check_devices(experiment: Experiment | ProjectionExperiment) -> None:
@@ -122,6 +116,12 @@ def differences(before: dict, now: dict, sections: tuple[str, ...], ignored: tup
 
 def _as_in_json(value):
     return list(value) if isinstance(value, tuple) else value
+
+
+def _seed_and_sections(config, sections):
+    """The fields of an experiment: its seed, and each section as the dataclass that checks it."""
+    _check_names('config', config, ('seed', *sections))
+    return {'seed': _seed(config)} | {name: _section(name, config[name], kind) for name, kind in sections.items()}
 
 
 def _seed(config):
