@@ -254,7 +254,8 @@ def draw_errors(path: Path, report: dict) -> None:
     axes.set_xticks([*ticks, bins[-1] - width / 2], [*(f'{value:g}' for value in ticks), f'≥ {bins[-2]:g}'])
     axes.set_xlabel('distance between found and true atom, voxels')
     axes.set_ylabel('atoms')
-    axes.legend(fontsize=8, loc='upper right', framealpha=1, edgecolor='none')
+    # Above the axes, where it hides no bar.
+    figure.legend(fontsize=8, loc='outside upper right', edgecolor='none')
     pictures.save_figure(path, figure)
 
 
