@@ -255,7 +255,7 @@ def draw_errors(path: Path, report: dict) -> None:
     axes.set_xlabel('distance between found and true atom, voxels')
     axes.set_ylabel('atoms')
     # Above the axes, where it hides no bar.
-    figure.legend(fontsize=8, loc='outside upper right', edgecolor='none')
+    figure.legend(fontsize=8, loc='outside upper right', frameon=False)
     pictures.save_figure(path, figure)
 
 

@@ -323,7 +323,9 @@ def test_errors_are_drawn_of_what_was_scored_and_nothing_else(which, curves, cla
     report = {'classical': classical, 'both': both, 'paper': paper}[which][0]
     draw_errors(None, report)
     (axes,) = figures[0].axes
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    (legend,) = figures[0].legends  # of the figure: within the axes it would hide bars
+    assert axes.get_legend() is None
+    labels = [text.get_text() for text in legend.get_texts()]
     # Legends of histograms come in the order in which they were drawn.
     assert len(labels) == len(curves)
     for label, start in zip(labels, curves, strict=True):
