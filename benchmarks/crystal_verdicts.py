@@ -11,8 +11,8 @@ or another crystal's. A model is right if its group is, nine in ten true atoms (
 and a tenth at most too many. Or the true atoms are judged as they are, but for one that is missing, displaced or too
 many; then every atom must be right. Or the whole way is gone from the intensities alone, at the crystal's resolution
 or at 1.2 Å, or with intensities permuted within shells; with --whole-way the whole way is gone at 1.4 Å too, from
-fewer atoms, without permutations. One line a case on stderr with all that the verdict is from, counts on stdout, and
-the cases without these findings in the JSON of --output.
+fewer atoms, without permutations. --network and --starts change how. One line a case on stderr with all that the
+verdict is from, counts on stdout, and the cases without these findings in the JSON of --output.
 """
 
 import argparse
@@ -22,13 +22,16 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import gemmi
 import numpy as np
 
 from patterson_jax.compilation_cache import enable_compilation_cache
 from patterson_jax.crystal.structure import SpaceGroup
+from patterson_jax.crystals import NETWORK
 from patterson_jax.errors import exit_on_errors, require
+from patterson_jax.projection_weights import load_projection
 from patterson_jax.simulation.invented_crystals import (
     GROUPS,
     InventedCrystal,
@@ -37,6 +40,7 @@ from patterson_jax.simulation.invented_crystals import (
     invent,
 )
 from patterson_jax.solving.crystal_maps import nearest_images
+from patterson_jax.solving.crystal_projection import Projection, is_better
 from patterson_jax.solving.crystal_solver import solve_crystal
 from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases, judge_atoms
 from patterson_jax.solving.crystal_verdict import Evidence, expected_r_factor
@@ -76,10 +80,27 @@ NEAR = 0.5  # Å
 ROOM = 1.3  # Å around an added atom
 HALF = 0.45  # least occupancy of an atom that counts as a site
 LOW_RESOLUTIONS = {'1.2 Å': 1.2, '1.4 Å': 1.4}
-STARTS = 16  # of a whole way
+STARTS = 16  # of a whole way, unless --starts says otherwise
 MOST_IN_CELL = 64  # atoms of the primitive cell, where only whole ways are gone: wrong maps in P1 take long
 GROUP_ORDERS = {'P1': 1, 'P-1': 2, 'P21': 2, 'P21/c': 4, 'C2/c': 4, 'Pc': 2, 'P212121': 4, 'Pbca': 8}
-KEPT = ('kind', 'index', 'group', 'd_min', 'right', 'verdict', 'r_factor', 'expected_r_factor', 'reasons')
+KEPT = (
+    *('kind', 'index', 'group', 'd_min', 'right', 'verdict', 'r_factor', 'expected_r_factor', 'reasons', 'cpu_seconds'),
+)
+
+
+class Search(NamedTuple):
+    """How a whole way is gone.
+
+    Attributes:
+        starts: at most.
+        projection: that finishes maps at resolutions at which it is better; None: elimination does everywhere.
+    """
+
+    starts: int = STARTS
+    projection: Projection | None = None
+
+
+USUAL = Search()
 
 
 def random_recipe(generator: np.random.Generator, index: int) -> Recipe:
@@ -254,11 +275,12 @@ def _agree(sites, true, heavy, full, crystal, share):
     return bool(claimed <= (1 - share) * full.sum())
 
 
-def _whole_way(kind, crystal, seed, generator):
+def _whole_way(kind, crystal, seed, generator, search):
     """The answer to a crystal's intensities, in the form of one to its phases; its group, and whether that is right."""
     permuted = kind.endswith('permuted')
     data = _with_permuted_intensities(crystal.data, generator) if permuted else crystal.data
-    solution = solve_crystal(data, seed=seed, max_starts=STARTS)
+    projection = search.projection if search.projection and is_better(data) else None
+    solution = solve_crystal(data, seed=seed, max_starts=search.starts, projection=projection)
     group = solution.space_group
     found = Interpretation(
         solution.atoms, solution.r_factor, solution.verdict, solution.reasons, solution.density, findings=None
@@ -268,7 +290,7 @@ def _whole_way(kind, crystal, seed, generator):
     return found, group, same and not permuted
 
 
-def measure(kind: str, index: int, stream: str, few: bool = False) -> dict | None:
+def measure(kind: str, index: int, stream: str, few: bool = False, search: Search = USUAL) -> dict | None:
     """Measures one case, of a crystal with few atoms if wanted; None if there is no such case."""
     seed = STREAMS[stream] + index
     generator = np.random.default_rng([seed, 1])
@@ -288,7 +310,7 @@ def measure(kind: str, index: int, stream: str, few: bool = False) -> dict | Non
         group, may_be_right, share = crystal.space_group, True, 1.0
         found = judge_atoms(crystal.data, group, *_with_one_wrong_atom(kind, crystal, generator), Evidence())
     elif kind.startswith('whole way'):
-        found, group, may_be_right = _whole_way(kind, crystal, seed, generator)
+        found, group, may_be_right = _whole_way(kind, crystal, seed, generator, search)
     else:
         made = make_case(kind, crystal, other, generator)
         if made is None:
@@ -327,13 +349,15 @@ def table(cases: list[dict], kinds: tuple[str, ...] = CASES) -> str:
     )
 
 
-def run(stream: str, number: int, output: Path | None, kinds: tuple[str, ...] = CASES) -> list[dict]:
+def run(
+    stream: str, number: int, output: Path | None, kinds: tuple[str, ...] = CASES, search: Search = USUAL
+) -> list[dict]:
     """Cases of some kinds in turn up to a number, those that a file has apart; tells each, and writes after each."""
     done = json.loads(output.read_text(encoding='utf-8')) if output and output.exists() else {'cases': 0, 'results': []}
     require(done.get('stream', stream) == stream, '--stream', stream, f'that of {output}, {done.get("stream")}')
     results = done['results']
     for index in range(done['cases'], number):
-        case = measure(kinds[index % len(kinds)], index, stream, few=kinds is WHOLE_WAYS)
+        case = measure(kinds[index % len(kinds)], index, stream, few=kinds is WHOLE_WAYS, search=search)
         if case:
             print(json.dumps(case, default=str), file=sys.stderr, flush=True)
             results.append({key: _rounded(case.get(key)) for key in KEPT})
@@ -361,12 +385,16 @@ def main() -> None:
     parser.add_argument('--stream', choices=tuple(STREAMS), default='calibration', help='of the crystals')
     parser.add_argument('--whole-way', action='store_true', help='only from intensities, without permuted ones')
     parser.add_argument('--cases', type=int, default=119, help='of all kinds together')
+    parser.add_argument('--network', default=NETWORK, help="that finishes maps; 'none': elimination does everywhere")
+    parser.add_argument('--starts', type=int, default=STARTS, help='most starts of a whole way')
     parser.add_argument('--output', type=Path, help='JSON to write, or to go on with')
     options = parser.parse_args()
     with exit_on_errors():
         enable_compilation_cache()  # most of the time would go there: the refinement alone has some hundred shapes
         kinds = WHOLE_WAYS if options.whole_way else CASES
-        print(table(run(options.stream, options.cases, options.output, kinds), kinds))
+        projection = None if options.network == 'none' else load_projection(options.network)
+        search = Search(options.starts, projection)
+        print(table(run(options.stream, options.cases, options.output, kinds, search), kinds))
 
 
 if __name__ == '__main__':

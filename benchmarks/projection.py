@@ -38,10 +38,8 @@ import numpy as np
 import scipy.fft
 
 from benchmarks.crystals import RIGHT_MAP, known_structure_factors, place, read_folder
-from patterson_jax.config import projection_network_of
 from patterson_jax.errors import exit_on_errors
-from patterson_jax.learning.checkpoints import Checkpoints, find_checkpoints
-from patterson_jax.networks.projection import conditions
+from patterson_jax.projection_weights import load_projection
 from patterson_jax.simulation.invented_crystals import Recipe, anisotropic_structure_factors, invent
 from patterson_jax.solving.charge_flipping import RECIPES, Search, eliminate, flip, random_density, superposed_density
 from patterson_jax.solving.crystal_phasing import (
@@ -54,12 +52,16 @@ from patterson_jax.solving.crystal_phasing import (
     finish,
     prepare_crystal,
 )
-from patterson_jax.solving.learned_projection import LearnedProjection, network_grid
-from patterson_jax.weights import load_projection_weights
+from patterson_jax.solving.crystal_projection import (
+    PASSES,
+    CrystalProjection,
+    Projection,
+    projection_on,
+    sharpened_by,
+)
 from patterson_jax.writing import markdown_table, write_json
 
 LEAST_ATOMS = 15
-PASSES = 8
 CYCLES_AT_ONCE = 50
 METHODS = ('classical', 'finer grid', 'longer', 'network first', 'network', 'network, more')
 JUDGES = {  # each the larger the better
@@ -71,7 +73,6 @@ JUDGES = {  # each the larger the better
 }
 INVENTED = (('P-1', 16), ('P21/c', 10), ('P21', 14), ('P212121', 10))  # groups and atoms of a molecule, in turn
 FIRST_SEED = 50_000
-MEAN_OF_NORMAL = math.sqrt(2 / math.pi)  # of the size of a number of standard deviation 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,38 +109,6 @@ def invented_case(number: int, resolution: float) -> Case:
     return Case(f'invented {number}, {group}', crystal, truth, group in ('P-1', 'P21/c'))
 
 
-def learned_projection(crystal: Crystal, network, weights) -> LearnedProjection:
-    """The network on a crystal."""
-    expanded = crystal.expanded
-    edges = expanded.cell.orthogonalization
-    axes = crystal.grid.axes
-    grid = network_grid(expanded.hkl, np.linalg.norm(edges, axis=0), axes)
-    d_min = 1 / expanded.inverse_spacings.max()
-    amplitudes = np.sqrt(np.maximum(expanded.intensities, expanded.sigmas))
-    noise = MEAN_OF_NORMAL * np.sum(expanded.sigmas / (2 * amplitudes)) / np.sum(amplitudes)
-    told = conditions(
-        edges.T[list(axes)].astype(np.float32), grid.shape, *np.float32([d_min, noise, completeness(crystal, d_min)])
-    )
-    placed = grid.place(expanded.hkl, crystal.normalised.astype(np.float32))
-    return LearnedProjection(_Predict(network), weights, told, expanded.hkl, grid, placed)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Predict:
-    network: object
-
-    def __call__(self, weights, density, told):
-        return self.network.apply(weights, density[None], told[None])[0]
-
-
-def completeness(crystal: Crystal, d_min: float) -> float:
-    """Share of the reflections of the sphere that are measured."""
-    most = np.abs(crystal.expanded.hkl).max(axis=0) + 1
-    every = np.stack(np.meshgrid(*(np.arange(-each, each + 1) for each in most), indexing='ij'), -1).reshape(-1, 3)
-    inside = crystal.expanded.cell.inverse_spacings(every) <= 1 / d_min + 1e-6
-    return min(1.0, 2 * len(crystal.expanded.hkl) / (np.sum(inside) - 1))
-
-
 def flipped(crystal: Crystal, seed: int, starts: int) -> list[tuple[np.ndarray, Slot, float]]:
     """The densities to which starts come by the recipes of the solver, after all of their cycles, and their seconds."""
     key, found = jax.random.key(seed), []
@@ -165,10 +134,10 @@ _eliminate = jax.jit(eliminate, static_argnames=('shape', 'cycles'))
 _flip = jax.jit(lambda *arguments: flip(*arguments, CYCLES_AT_ONCE))
 
 
-def measure(case: Case, network, weights, seed: int, starts: int) -> dict:
+def measure(case: Case, projection: Projection, seed: int, starts: int) -> dict:
     """Finishes all starts of a case in all ways; the entry of the JSON file."""
     crystal = case.crystal
-    learned = learned_projection(crystal, network, weights)
+    learned = projection_on(crystal, projection)
     hkl = crystal.expanded.hkl
     given = crystal.expanded.in_given_cell(hkl)
 
@@ -180,14 +149,6 @@ def measure(case: Case, network, weights, seed: int, starts: int) -> dict:
 
     def on_grid(factors):
         return crystal.grid.place(hkl, (crystal.normalised * np.exp(-1j * np.angle(factors))).astype(np.complex64))
-
-    def by_network(passes):
-        def sharpen(factors, _):
-            taken, projected = learned.passed(crystal.grid.take(np.asarray(factors), hkl), passes)
-            phases = np.conj(taken)
-            return on_grid(phases), projected.skewness, projected.disagreement
-
-        return sharpen
 
     # Elimination needs the amplitudes alone.
     finer = Search(*[jnp.asarray(learned.amplitudes)] * len(Search._fields))
@@ -202,8 +163,8 @@ def measure(case: Case, network, weights, seed: int, starts: int) -> dict:
     noise = ends[NOISE][1].first_skewness
     first = np.fft.rfftn(ends[0][0])
     one_elimination = seconds_of(lambda: jax.block_until_ready(eliminated(first, crystal)))
-    passes_take = seconds_of(lambda: by_network(PASSES)(first, crystal))
-    one_takes = seconds_of(lambda: by_network(1)(first, crystal))
+    passes_take = seconds_of(lambda: sharpened_by(learned, PASSES)(first, crystal))
+    one_takes = seconds_of(lambda: sharpened_by(learned, 1)(first, crystal))
     each_pass = max((passes_take - one_takes) / (PASSES - 1), 1e-6)
     same = max(1, round(one_elimination / each_pass))
     more = round(passes_take / one_elimination)
@@ -221,7 +182,7 @@ def measure(case: Case, network, weights, seed: int, starts: int) -> dict:
         return factors
 
     def passed(factors):
-        return by_network(PASSES)(factors, crystal)[0]
+        return sharpened_by(learned, PASSES)(factors, crystal)[0]
 
     rows = []
     for density, slot, seconds in ends:
@@ -235,8 +196,8 @@ def measure(case: Case, network, weights, seed: int, starts: int) -> dict:
             'finer grid': finished(density, slot, on_finer_grid),
             'longer': finished(density, slot, before=eliminated_longer),
             'network first': finished(density, slot, before=passed),
-            'network': finished(density, slot, by_network(same)),
-            'network, more': finished(density, slot, by_network(PASSES)),
+            'network': finished(density, slot, sharpened_by(learned, same)),
+            'network, more': finished(density, slot, sharpened_by(learned, PASSES)),
         }
         row['judged'] = judged(finish(crystal, density, slot, noise), learned, crystal)
         rows.append(row)
@@ -254,7 +215,7 @@ def measure(case: Case, network, weights, seed: int, starts: int) -> dict:
     }
 
 
-def judged(reached: PhasedMap, learned: LearnedProjection, crystal: Crystal) -> dict:
+def judged(reached: PhasedMap, learned: CrystalProjection, crystal: Crystal) -> dict:
     """What one pass through the network says of a finished map."""
     _, projected = learned.passed(crystal.normalised * np.exp(-1j * np.angle(reached.factors)), 1)
     return {'kept': float(projected.kept), 'disagreement': float(projected.disagreement)}
@@ -360,12 +321,9 @@ def main() -> None:
     """Measures what is not in the file yet, prints and writes."""
     options = parse_arguments()
     with exit_on_errors():
-        with Checkpoints(find_checkpoints(options.weights), read_only=True) as checkpoints:
-            trained = checkpoints.restore(checkpoints.best_step, config=None)['config']
-        network = projection_network_of(trained['model'])
-        weights = load_projection_weights(options.weights, network)
+        projection = load_projection(options.weights)
         content = json.loads(options.output.read_text()) if options.output.exists() else {'cases': []}
-        content |= {'device': jax.devices()[0].device_kind, 'step': weights.step, 'seed': options.seed}
+        content |= {'device': jax.devices()[0].device_kind, 'weights': str(options.weights), 'seed': options.seed}
         done = {(case['name'], case['cut']) for case in content['cases']}
         wanted = [
             (make, each, name, cut)
@@ -382,7 +340,7 @@ def main() -> None:
             case = make(each, cut)
             if case is None:
                 continue
-            entry = measure(case, network, weights.params, options.seed, options.starts)
+            entry = measure(case, projection, options.seed, options.starts)
             content['cases'].append({'cut': cut, **entry})
             write_json(options.output, content)
             best = {method: max(start[method]['map'] for start in entry['starts']) for method in METHODS}

@@ -157,11 +157,6 @@ def with_later_fields(model: dict) -> dict:
     return {'input_size': 0} | model if model['network'] == 'paper' else model
 
 
-def projection_network_of(model: dict) -> ProjectionNet:
-    """The learned projection of a recorded config's section `model`. Raises InputError."""
-    return _section('model', ConfigDict(model), ProjectionNet)
-
-
 def _chosen_network(section):
     """The fields of the section `model`, and the network that it names."""
     if 'network' not in section:

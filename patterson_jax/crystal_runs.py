@@ -17,7 +17,7 @@ import numpy as np
 
 from patterson_jax.crystal.preparation import ClassScore, Prepared
 from patterson_jax.crystal.structure import CrystalSolution
-from patterson_jax.crystals import CrystalSettings, read_and_prepare
+from patterson_jax.crystals import CrystalSettings, projection_for, read_and_prepare
 from patterson_jax.errors import InputError
 from patterson_jax.files.crystal_results import solution_content, write_crystal_cif, write_crystal_res, write_hkl
 from patterson_jax.files.crystals import CrystalFile
@@ -50,6 +50,9 @@ def solve_crystal_file(settings: CrystalSettings, seed: int, output: Path, path:
     crystal, prepared = read_and_prepare(path, settings)
     print('\n'.join(describe(crystal, prepared)), flush=True)
     refuse_to_overwrite(crystal, output)
+    projection = projection_for(settings.network, prepared.data)
+    if projection:
+        print(f'maps are finished by a network, not by elimination (crystal.network={settings.network})')
     course: list[tuple[int, float, str]] = []
     began = time.perf_counter()
 
@@ -64,6 +67,7 @@ def solve_crystal_file(settings: CrystalSettings, seed: int, output: Path, path:
                 seed=seed,
                 max_starts=settings.max_starts,
                 max_seconds=settings.max_seconds,
+                projection=projection,
                 progress=progress,
             )
     except InputError as error:

@@ -9,11 +9,16 @@ import numpy as np
 from patterson_jax.compiler import avoid_wrong_fusion, require_right_results
 from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.crystal.preparation import Prepared, prepare
-from patterson_jax.crystal.structure import CrystalSolution
+from patterson_jax.crystal.structure import CrystalData, CrystalSolution
 from patterson_jax.errors import InputError, is_real, is_whole, real_array, require
 from patterson_jax.files.claims import Columns, measurements_of, parse_formula
 from patterson_jax.files.crystals import CrystalFile, parse_cell, read_crystal
-from patterson_jax.solving import crystal_solver
+from patterson_jax.projection_weights import load_projection
+from patterson_jax.solving import crystal_projection, crystal_solver
+from patterson_jax.solving.crystal_projection import Projection
+
+NETWORK = 'projection'  # the learned projection that comes with the code
+CHOICES = "'auto', 'none', or the name or directory of a learned projection"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +32,7 @@ class CrystalSettings:
     block: str
     max_starts: int
     max_seconds: float
+    network: str
 
     def __post_init__(self):
         require(self.max_starts >= 1, 'max_starts', self.max_starts, '1 or more')
@@ -60,6 +66,23 @@ def read_and_prepare(path: Path, settings: CrystalSettings) -> tuple[CrystalFile
     return crystal, prepared
 
 
+def projection_for(network: str | Path, data: CrystalData) -> Projection | None:
+    """The learned projection with which the maps of a crystal are to be finished; None: by elimination.
+
+    Args:
+        network: 'auto' (the one that comes with the code, at resolutions at which it is better), 'none', or the name or
+            directory of one.
+        data: of the crystal.
+
+    Raises:
+        InputError: there is no such network, or it is none of crystals.
+    """
+    require(isinstance(network, (str, Path)) and network != '', 'network', network, CHOICES)
+    if network == 'none' or (network == 'auto' and not crystal_projection.is_better(data)):
+        return None
+    return load_projection(NETWORK if network == 'auto' else network)
+
+
 def solve_crystal(
     hkl: np.ndarray,
     intensities: np.ndarray,
@@ -69,6 +92,7 @@ def solve_crystal(
     wavelength: float | None = None,
     formula: str | None = None,
     laue: str | None = None,
+    network: str | Path = 'none',
     seed: int = 0,
 ) -> CrystalSolution:
     """Solves a crystal from measured intensities and the cell alone.
@@ -81,6 +105,8 @@ def solve_crystal(
         wavelength: in Å, for f′; None: f′ is left out.
         formula: for example 'C10H10F2N4'; only the proportions count. None: any elements.
         laue: symbol of the Laue class, for example '2/m'. None: it is found from the data.
+        network: that finishes maps: 'auto' (a learned one at 1.1 to 1.6 Å, where it is better), 'none', or the name or
+            directory of a learned projection.
         seed: fixes the starts.
 
     Raises:
@@ -110,4 +136,5 @@ def solve_crystal(
         elements=tuple(contents or ()),
         laue=laue,
     )
-    return crystal_solver.solve_crystal(prepared.data, seed=seed)
+    projection = projection_for(network, prepared.data)
+    return crystal_solver.solve_crystal(prepared.data, seed=seed, projection=projection)

@@ -22,7 +22,7 @@ from patterson_jax.files.structures import (
 from patterson_jax.inspection import describe_example, describe_network
 from patterson_jax.learning.checkpoints import has_checkpoint
 from patterson_jax.learning.stopping import unfinished_on_sigterm
-from patterson_jax.publishing import publish
+from patterson_jax.publishing import publish, publish_projection
 from patterson_jax.runs import evaluate_experiment, train_experiment, train_projection
 from patterson_jax.simulation.examples import example_key, make_example, stream_key
 from patterson_jax.simulation.molecules import place_atoms, simulate_problem
@@ -71,9 +71,13 @@ def run(
         solve_crystals(config, inputs, output)
         return
     if 'states' in config:
-        require(mode == 'train', '--mode', mode, 'train for a learned projection')
+        require(mode in ('train', 'publish'), '--mode', mode, 'train or publish for a learned projection')
+        projection = validate_projection(config)
+        if mode == 'publish':
+            publish_projection(projection, config, workdir, output)
+            return
         with unfinished_on_sigterm():
-            train_projection(validate_projection(config), config, workdir, overrides or {})
+            train_projection(projection, config, workdir, overrides or {})
         return
     experiment = validate(config)
     if mode == 'train':

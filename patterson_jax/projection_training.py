@@ -88,7 +88,8 @@ class ProjectionTask:
         stream = stream_key(self.seed, 'training')
         indices = step * self.settings.batch_size + share_of_batch(self.settings.batch_size)
         step_key = example_key(stream_key(self.seed, 'order'), sets_before, step)
-        cases = self.cases(stream, sets_before, indices, jax.random.fold_in(step_key, CYCLES))
+        chunks = draw_chunks(jax.random.fold_in(step_key, CYCLES), self.states)
+        cases = self.cases(stream, sets_before, indices, chunks)
         passes = jax.random.randint(jax.random.fold_in(step_key, PASSES), (), 0, self.settings.most_passes + 1)
         figures = self.figures(weights, self.passed(jax.lax.stop_gradient(weights), cases, passes))
         metrics = {name: jnp.mean(each) for name, each in figures.items()}
@@ -101,23 +102,23 @@ class ProjectionTask:
         """
         stream = stream_key(self.seed, 'validation')
         indices = start + share_of_batch(self.settings.batch_size)
-        cases = self.cases(stream, 0, indices, example_key(stream, 1, start))
+        chunks = jax.vmap(lambda index: draw_chunks(example_key(stream, 1, index), self.states))(indices)
+        cases = self.cases(stream, 0, indices, chunks)  # so that they are the same in batches of any size
         figures = self.figures(variables, cases)
         figures['correlation_later'] = self._agreement(self.passed(variables, cases, LATER_PASSES))
         return {name: jnp.mean(each.reshape(-1, self.states.starts), axis=1) for name, each in figures.items()}
 
-    def cases(self, stream: Array, set_number: Array | int, indices: Array, cycle_key: Array) -> Cases:
+    def cases(self, stream: Array, set_number: Array | int, indices: Array, chunks: Array) -> Cases:
         """Cases of one set.
 
         Args:
             stream: a key from `stream_key`.
             set_number: of the set.
             indices: `(crystals,)` within it.
-            cycle_key: draws how many cycles of charge flipping all of them have behind them.
+            chunks: from `draw_chunks`, `()` for all of them, which costs less, or `(crystals,)`.
         """
-        chunks = draw_chunks(cycle_key, self.states)
 
-        def one(index):
+        def one(index, chunks):
             key = example_key(stream, set_number, index)
             crystal = draw_crystal(key, self.recipe)
             states = draw_states(
@@ -125,7 +126,7 @@ class ProjectionTask:
             )
             return crystal, states, told(crystal)
 
-        crystals, factors, words = jax.vmap(one)(indices)
+        crystals, factors, words = jax.vmap(one, (0, 0 if chunks.ndim else None))(indices, chunks)
         repeated = jax.tree.map(lambda each: jnp.repeat(each, self.states.starts, axis=0), (crystals, words))
         return Cases(repeated[0], factors.reshape(-1, *factors.shape[2:]), repeated[1])
 

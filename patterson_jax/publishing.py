@@ -5,10 +5,12 @@ weights of such a directory, or of another run, is one more slice of their train
 to theirs.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -25,6 +27,9 @@ from patterson_jax.learning.checkpoints import (
     has_checkpoint,
 )
 from patterson_jax.learning.metrics import LearningCurve, fit_learning_curve, read_metrics
+from patterson_jax.projection_training import LATER_PASSES, ProjectionExperiment
+from patterson_jax.projection_weights import WEIGHT_FIELDS as PROJECTION_FIELDS
+from patterson_jax.projection_weights import count_projection_weights
 from patterson_jax.releases import update_manifest
 from patterson_jax.runs import RECORD, check_record, evaluation_settings, read_record
 from patterson_jax.shipped import find_network
@@ -60,6 +65,51 @@ def publish(experiment: Experiment, config: ConfigDict, workdir: Path, output: P
             another config, or was not evaluated with this config and its best weights; its checkpoint has no checksums
             or is larger than 16 MiB.
     """
+    best = _best_of(workdir, config, output)
+    report = _evaluation_of(workdir, config, best.step)
+    slices, rows = _with_history(best, workdir, config.to_dict(), _map_details)
+    _check_replaced(output, config.to_dict(), slices[-1], weight_fields)
+    curve = fit_learning_curve(rows)
+    with _replacing(output) as part:
+        seal = _write_weights(part, best, workdir, slices, rows)
+        write_json(part / 'evaluation.json', report)
+        goal = LOSS_OF_PAPERS_ERROR if _is_papers(experiment.problem) else None
+        draw_learning_curve(part / 'figures' / 'learning.png', rows, curve, goal)
+        for name in FIGURES:
+            shutil.copyfile(workdir / 'figures' / name, part / 'figures' / name)
+        card = model_card(experiment, slices, report, best.step, seal, curve)
+        (part / 'README.md').write_text(card, encoding='utf-8')
+    _tell(output, slices, best)
+
+
+def publish_projection(
+    experiment: ProjectionExperiment, config: ConfigDict, workdir: Path, output: Path | None
+) -> None:
+    """Writes the best checkpoint of a learned projection of crystals, its log, and a card, `README.md`, to `output`.
+
+    Arguments and errors are those of `publish`, but that no evaluation is asked for.
+    """
+    best = _best_of(workdir, config, output)
+    slices, rows = _with_history(best, workdir, config.to_dict(), _projection_details)
+    _check_replaced(output, config.to_dict(), slices[-1], _projection_fields)
+    with _replacing(output) as part:
+        seal = _write_weights(part, best, workdir, slices, rows)
+        card = projection_card(experiment, slices, rows[-1], best.step, seal)
+        (part / 'README.md').write_text(card, encoding='utf-8')
+    _tell(output, slices, best)
+
+
+class Best(NamedTuple):
+    """The best checkpoint of a run: its step, its directory, its counters, and the rows of the log up to it."""
+
+    step: int
+    source: Path
+    counters: dict
+    rows: list[dict]
+
+
+def _best_of(workdir, config, output):
+    """The best checkpoint of the run in a workdir, if it can be published at `output`. Raises InputError."""
     if output is None:
         raise InputError('--output is missing; it names the directory to publish in, as in --output=pretrained/NAME')
     require(output.resolve() != workdir.resolve(), '--output', str(output), 'another directory than the run')
@@ -69,35 +119,44 @@ def publish(experiment: Experiment, config: ConfigDict, workdir: Path, output: P
         source = checkpoints.directory / str(step)
         counters = checkpoints.restore(step, counters=None)['counters']
     _check_checkpoint(source)
-    report = _evaluation_of(workdir, config, step)
     rows = [row for row in read_metrics(workdir / LOG) if row['step'] <= step]
     if not rows or rows[-1]['step'] != step or 'validation_loss' not in rows[-1]:
         raise InputError(f'{workdir}: step {step} was not validated; let the run reach its next validation')
-    own = _slice_of(config.to_dict(), workdir, counters, rows[-1])
-    slices, before = _history(experiment.train.init_from, own['begin'])
-    slices = [*slices, own]
-    rows = [*before, *({'slice': len(slices)} | row for row in rows)]
-    _check_replaced(output, config, slices[-1])
+    return Best(step, source, counters, rows)
 
+
+def _with_history(best, workdir, config, details):
+    """All slices that led to the best weights of a run, and the rows of their logs, with the number of the slice."""
+    own = _slice_of(config, workdir, best.counters, best.rows[-1], details)
+    slices, before = _history(config['train']['init_from'], own['begin'], details)
+    slices = [*slices, own]
+    return slices, [*before, *({'slice': len(slices)} | row for row in best.rows)]
+
+
+@contextlib.contextmanager
+def _replacing(output):
+    """A directory to fill, which then takes the place of `output`; nothing changes if that fails."""
     part = output.with_name(f'.{output.name}.part')
     shutil.rmtree(part, ignore_errors=True)
-    copy_checkpoint(source, part / 'checkpoints' / str(step), with_optimizer=False)
-    shutil.copyfile(workdir / RECORD, part / RECORD)
-    write_json(part / 'evaluation.json', report)
-    write_json(part / SLICES, slices)
-    (part / LOG).write_text(''.join(json.dumps(row) + '\n' for row in rows), encoding='utf-8')
-    draw_losses(part / 'figures' / 'losses.png', rows)
-    goal = LOSS_OF_PAPERS_ERROR if _is_papers(experiment.problem) else None
-    curve = fit_learning_curve(rows)
-    draw_learning_curve(part / 'figures' / 'learning.png', rows, curve, goal)
-    for name in FIGURES:
-        shutil.copyfile(workdir / 'figures' / name, part / 'figures' / name)
-    seal = hashlib.sha256((part / 'checkpoints' / str(step) / CHECKSUMS).read_bytes()).hexdigest()
-    (part / 'README.md').write_text(model_card(experiment, slices, report, step, seal, curve), encoding='utf-8')
+    yield part
     _replace(part, output)
     if output.resolve().parent == ROOT / 'pretrained':
         update_manifest(ROOT)
-    print(f'{output}: slice {len(slices)}, step {step}, {counters["examples"]:,} examples')
+
+
+def _write_weights(part, best, workdir, slices, rows):
+    """Writes weights, record, slices, log and the figure of the losses; returns the SHA-256 of the checksums."""
+    place = part / 'checkpoints' / str(best.step)
+    copy_checkpoint(best.source, place, with_optimizer=False)
+    shutil.copyfile(workdir / RECORD, part / RECORD)
+    write_json(part / SLICES, slices)
+    (part / LOG).write_text(''.join(json.dumps(row) + '\n' for row in rows), encoding='utf-8')
+    draw_losses(part / 'figures' / 'losses.png', rows)
+    return hashlib.sha256((place / CHECKSUMS).read_bytes()).hexdigest()
+
+
+def _tell(output, slices, best):
+    print(f'{output}: slice {len(slices)}, step {best.step}, {best.counters["examples"]:,} examples')
 
 
 def _check_checkpoint(source):
@@ -123,7 +182,7 @@ def _evaluation_of(workdir, config, step):
     return report
 
 
-def _slice_of(config, workdir, counters, validated):
+def _slice_of(config, workdir, counters, validated, details):
     """The slice of one run, up to the weights with these counters; `validated` is the row of their validation."""
     training = config['train']
     begin = counters['examples'] - counters['step'] * training['batch_size']
@@ -132,8 +191,7 @@ def _slice_of(config, workdir, counters, validated):
         'end': counters['examples'],
         'batch_size': training['batch_size'],
         'learning_rate': training['learning_rate'],
-        'filled_weight': training['filled_weight'],
-        'seen': network_of(config['model']).seen(config['problem']['grid_size']),
+        **details(config),
         'seed': config['seed'],
         'seconds': counters['seconds'],
         'validation_loss': validated['validation_loss'],
@@ -141,7 +199,21 @@ def _slice_of(config, workdir, counters, validated):
     } | read_record(workdir)['machine']
 
 
-def _history(name, begin):
+def _map_details(config):
+    """What a slice tells beside what all tasks have in common."""
+    seen = network_of(config['model']).seen(config['problem']['grid_size'])
+    return {'filled_weight': config['train']['filled_weight'], 'seen': seen}
+
+
+def _projection_details(config):
+    return {'most_passes': config['train']['most_passes']}
+
+
+def _projection_fields(config):
+    return {'model': {field: config['model'].get(field) for field in PROJECTION_FIELDS}}
+
+
+def _history(name, begin, details):
     """Slices and log that led to the weights with which a run began, at example `begin`, as far as they exist."""
     if not name:
         return [], []
@@ -160,8 +232,8 @@ def _history(name, begin):
     validated = [row for row in rows if 'validation_loss' in row]
     if not validated or counters['examples'] != begin:  # the run was continued since
         return [], []
-    own = _slice_of(config, workdir, counters, validated[-1])
-    slices, before = _history(config['train']['init_from'], own['begin'])
+    own = _slice_of(config, workdir, counters, validated[-1], details)
+    slices, before = _history(config['train']['init_from'], own['begin'], details)
     slices = [*slices, own]
     return slices, [*before, *({'slice': len(slices)} | row for row in rows)]
 
@@ -178,13 +250,13 @@ def _published(name):
     return place if (place / SLICES).exists() else None
 
 
-def _check_replaced(output, config, own):
+def _check_replaced(output, config, own, fields_of):
     """Raises InputError if `output` has better weights, weights of another kind, or other files."""
     if not output.exists() or not any(output.iterdir()):
         return
     if not (output / SLICES).exists():
         raise InputError(f'{output} has files that are not published weights; name another --output')
-    theirs, ours = (weight_fields(each) for each in (read_record(output)['config'], config.to_dict()))
+    theirs, ours = (fields_of(each) for each in (read_record(output)['config'], config))
     differing = differences(theirs, ours, ('model', 'problem'))
     if differing:
         raise InputError(f'{output} has weights of another config: {"; ".join(differing)}. Name another --output')
@@ -286,6 +358,73 @@ def _outlook(problem, last, curve):
         f'they would reach it {when}. The paper took some 1.3e+07 cases. Such curves are not straight, least of all at '
         'the beginning.'
     )
+
+
+def projection_card(experiment: ProjectionExperiment, slices: list[dict], validated: dict, step: int, seal: str) -> str:
+    """The card of a published learned projection, as Markdown.
+
+    Args:
+        experiment: of the last slice.
+        slices: the content of `slices.json`.
+        validated: the row of the log with the last validation.
+        step: of the checkpoint.
+        seal: SHA-256 of the checkpoint's checksums.
+    """
+    network, crystals = experiment.model, experiment.crystals
+    shape, (finest, coarsest) = ' × '.join(map(str, crystals.shape)), crystals.d_min
+    facts = {
+        'use': 'finishes the maps of crystals in place of low-density elimination, in any cell and space group',
+        'network': f'{count_projection_weights(network):,} weights; `{RECORD}` has every field',
+        'data': f'{slices[-1]["end"] - slices[0]["begin"]:,} invented crystals of {shape} voxels, cut at {finest:g} to '
+        f'{coarsest:g} Å, {experiment.states.starts} maps of each, made when they were needed',
+        'training': f'{sum(each["seconds"] for each in slices) / 3600:.2f} hours',
+        'validation': f'{experiment.train.num_validation} crystals, squared error {validated["validation_loss"]:.3f}; '
+        f'mean cosine of phase errors, weighted by E², {_cosines(validated)}',
+        'what it brings': '[docs/learned_projection.md](../../docs/learned_projection.md)',
+        'checksums': f'in `checkpoints/{step}/{CHECKSUMS}`, verified whenever the weights are loaded; SHA-256 of that '
+        f'file: `{seal}`',
+        'licence': 'Apache 2.0, as the code',
+    }
+    head = (
+        'crystals',
+        'batch',
+        'most passes',
+        'learning rate',
+        'seed',
+        'hours',
+        'on',
+        'validation: correlation',
+        'loss',
+    )
+    runs = markdown_table(
+        head,
+        (
+            (
+                f'{each["begin"]:,} to {each["end"]:,}',
+                each['batch_size'],
+                each['most_passes'],
+                f'{each["learning_rate"]:g}',
+                each['seed'],
+                f'{each["seconds"] / 3600:.2f}',
+                f'{each["devices"]} × {each["device"]}, JAX {each["jax"]}',
+                f'{each["validation_correlation"]:.4f}',
+                f'{each["validation_loss"]:.4g}',
+            )
+            for each in slices
+        ),
+    )
+    title = f'# {type(network).__name__}, for crystals at {finest:g} to {coarsest:g} Å'
+    words = (
+        'These weights turn a map of E values with wrong phases into a map of sharp atoms. '
+        '`run_experiment.py --mode=publish` wrote them, the log, the figure and this card.'
+    )
+    figure = '![Losses](figures/losses.png)'
+    return '\n\n'.join((title, words, markdown_table(('', ''), facts.items()), runs, figure)) + '\n'
+
+
+def _cosines(validated):
+    before, after, later = (validated[f'validation_correlation{each}'] for each in ('_before', '', '_later'))
+    return f'{before:.3f} before, {after:.3f} after a pass, {later:.3f} after {LATER_PASSES}'
 
 
 def _seen(own, experiment):

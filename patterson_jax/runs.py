@@ -19,9 +19,10 @@ from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.learning.parallel import is_first_process, on_any_process, wait_for_all
 from patterson_jax.learning.training import Start, train
 from patterson_jax.projection_training import ProjectionExperiment
+from patterson_jax.projection_weights import load_projection_weights
 from patterson_jax.reports import evaluation_report, write_report
 from patterson_jax.shipped import find_network
-from patterson_jax.weights import load_projection_weights, load_weights, network_with
+from patterson_jax.weights import load_weights, network_with
 from patterson_jax.writing import write_json
 
 RECORD = 'config.json'

@@ -2,41 +2,24 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
 from patterson_jax.config import Experiment, differences, network_of, with_later_fields
 from patterson_jax.errors import InputError
-from patterson_jax.learning.checkpoints import Checkpoints, find_checkpoints
+from patterson_jax.learning.checkpoints import Checkpoints, Weights, find_checkpoints
 from patterson_jax.networks.density_network import DensityNetwork
-from patterson_jax.networks.projection import NUM_CONDITIONS, ProjectionNet
 from patterson_jax.shipped import find_network
 from patterson_jax.simulation.problem import Problem, problem_field_types
 from patterson_jax.solving.attempt import Network
 
 WEIGHT_FIELDS = ('grid_size', 'atom_radius', 'input_scale', 'origin')
 COMPUTING_FIELDS = ('convolution', 'precision')  # of the network: how it computes, not what
-
-
-class Weights(NamedTuple):
-    """Trained weights.
-
-    Attributes:
-        params: what the network's `apply` takes.
-        step: at which they were saved.
-        config: of their training.
-        counters: of that run at its latest checkpoint.
-    """
-
-    params: Any
-    step: int
-    config: dict
-    counters: dict
 
 
 def load_network(name: str | Path, problem: Problem | None = None) -> Network:
@@ -54,6 +37,7 @@ def load_network(name: str | Path, problem: Problem | None = None) -> Network:
     with Checkpoints(find_checkpoints(directory), read_only=True) as checkpoints:
         step = checkpoints.best_step
         trained = checkpoints.restore(step, config=None)['config']
+        _require_maps(directory, trained)
         network = network_of(trained['model'])
         if problem is not None:
             now = {'model': trained['model'], 'problem': problem.fields}
@@ -92,6 +76,7 @@ def load_weights(experiment: Experiment, config: ConfigDict, directory: Path) ->
     with Checkpoints(find_checkpoints(directory), read_only=True) as checkpoints:
         step = checkpoints.best_step
         trained = checkpoints.restore(step, config=None)['config']
+        _require_maps(directory, trained)
         _require_same_weights(directory, trained, config.to_dict(), experiment.model)
         template = _shapes(experiment.model, experiment.problem.grid_size)
         counters = checkpoints.restore(checkpoints.latest_step, counters=None)['counters']
@@ -99,30 +84,14 @@ def load_weights(experiment: Experiment, config: ConfigDict, directory: Path) ->
         return Weights(params, step, trained, counters)
 
 
-def load_projection_weights(directory: Path, network: ProjectionNet) -> Weights:
-    """The weights of a learned projection with the lowest validation loss.
-
-    Raises:
-        InputError: no checkpoint there, only damaged ones, or one of another network.
-    """
-    with Checkpoints(find_checkpoints(directory), read_only=True) as checkpoints:
-        step = checkpoints.best_step
-        trained = checkpoints.restore(step, config=None)['config']
-        now = {field: getattr(network, field) for field in ('features', 'num_blocks')}
-        before = {field: trained['model'].get(field) for field in now}
-        differing = differences({'model': before}, {'model': now}, ('model',))
-        if differing:
-            raise InputError(f'{directory}: these weights are for another config: {"; ".join(differing)}')
-        maps, told = jax.ShapeDtypeStruct((1, 4, 4, 4), jnp.float32), jnp.zeros((1, NUM_CONDITIONS))
-        template = jax.eval_shape(network.init, jax.random.key(0), maps, told)
-        counters = checkpoints.restore(checkpoints.latest_step, counters=None)['counters']
-        params = jax.device_get(checkpoints.restore(step, params=template)['params'])
-        return Weights(params, step, trained, counters)
-
-
 def _shapes(network, grid_size):
-    maps = jax.ShapeDtypeStruct((1,) + (grid_size,) * 3, jnp.float32)
+    maps = jax.ShapeDtypeStruct((1,) + (grid_size,) * 3, np.float32)
     return jax.eval_shape(network.init, jax.random.key(0), maps)
+
+
+def _require_maps(directory, trained):
+    if 'problem' not in trained:
+        raise InputError(f'{directory}: these weights are of a network for crystals, not for Patterson maps')
 
 
 def _require_same_weights(directory, trained, now, network):

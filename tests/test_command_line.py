@@ -348,7 +348,7 @@ def test_a_checkpoint_may_be_a_network_that_comes_with_the_code(command, monkeyp
     assert command('--config=unrolled', '--mode=evaluate', '--checkpoint=unrolled').status == 0
     assert given == [REPOSITORY / 'pretrained' / 'unrolled']
     result = command('--config=unrolled', '--mode=evaluate', '--checkpoint=rolled')
-    expected = 'rolled: no such directory, nor a network that comes with the code: paper, unrolled'
+    expected = 'rolled: no such directory, nor a network that comes with the code: paper, projection, unrolled'
     assert result.lines() == [result.error()] == [expected]
 
 

@@ -146,13 +146,18 @@ def test_the_spectral_method_serves_images_and_kernels_of_half_precision_in_sing
         assert relative_error(half.astype(jnp.float32), full) < 2**-8  # half a unit in the last of eight places
 
 
-@pytest.mark.parametrize(('kernel_size', 'method'), [(1, 'direct'), (3, 'spectral'), (7, 'spectral')])
-def test_auto_is_spectral_on_a_cpu_unless_the_kernel_is_a_point(kernel_size, method, monkeypatch):
+@pytest.mark.parametrize(
+    ('kernel_size', 'method', 'on_gpu'),
+    [(1, 'direct', 'direct'), (3, 'spectral', 'direct'), (5, 'spectral', 'spectral'), (7, 'spectral', 'spectral')],
+)
+def test_auto_is_spectral_on_a_cpu_unless_the_kernel_is_a_point(kernel_size, method, on_gpu, monkeypatch):
     shapes = (6, 6, 6, 2, 1), (kernel_size,) * 3 + (2, 3)
     assert fastest_method(*shapes) == method
     image, kernel = (jnp.ones(shape) for shape in shapes)
     assert str(jax.make_jaxpr(convolve)(image, kernel)).count('conv_general_dilated') == (method == 'direct')
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    assert fastest_method(*shapes) == on_gpu
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
     assert fastest_method(*shapes) == 'direct'
 
 

@@ -9,7 +9,8 @@ from invented import invent
 from patterson_jax.crystal.expansion import expand
 from patterson_jax.crystal.grid import Grid, grid_for
 from patterson_jax.solving.charge_flipping import prepare_search
-from patterson_jax.solving.learned_projection import LearnedProjection, network_grid, project, standard_map
+from patterson_jax.solving.crystal_projection import CrystalProjection, Projection, network_grid
+from patterson_jax.solving.learned_projection import project, standard_map
 from patterson_jax.solving.search_states import (
     StateSettings,
     draw_chunks,
@@ -113,7 +114,9 @@ def test_a_network_works_on_a_grid_of_its_own(crystal):
     grid = network_grid(hkl, np.array([5.0, 6.0, 7.0]), (2, 0, 1))
     assert grid == Grid((16, 10, 12), (2, 0, 1))
     placed = grid.place(hkl, normalised.astype(np.float32))
-    learned = LearnedProjection(lambda weights, density, told: weights * density + told, 2.0, 0.0, hkl, grid, placed)
+    learned = CrystalProjection(
+        Projection(lambda weights, density, told: weights * density + told, 2.0), 0.0, hkl, grid, placed
+    )
     factors, projected = learned.passed(truth, 3)
     np.testing.assert_allclose(factors, truth, atol=1e-3)
     assert projected.kept > 0.999

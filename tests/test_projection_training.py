@@ -17,8 +17,8 @@ from patterson_jax.learning import training
 from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.networks.projection import NUM_CONDITIONS
 from patterson_jax.projection_training import Cases
+from patterson_jax.projection_weights import load_projection_weights
 from patterson_jax.simulation.training_crystals import TrainingCrystal
-from patterson_jax.weights import load_projection_weights
 
 pytestmark = pytest.mark.usefixtures('optax_promotes_types')
 
@@ -85,6 +85,23 @@ def test_a_run_begins_with_the_weights_of_another_and_new_cases(whole_run, tmp_p
         experiment.run('train', config, tmp_path / 'other')
 
 
+def test_what_is_published_is_the_best_checkpoint_with_a_card(whole_run, tmp_path):
+    output = tmp_path / 'published'
+    experiment.run('publish', tiny_config(), whole_run, output=output)
+    network = validate_projection(tiny_config()).model
+    published, trained = (load_projection_weights(each, network) for each in (output, whole_run))
+    assert_same_trees(published.params, trained.params)
+    card = (output / 'README.md').read_text(encoding='utf-8')
+    assert f'| 0 to {2 * published.step} | 2 | 1 | 0.01 | 0 |' in card
+    assert '32 invented crystals of 12 × 12 × 12 voxels' in card or published.step < 16
+    assert (output / 'figures' / 'losses.png').exists()
+    slices = json.loads((output / 'slices.json').read_text(encoding='utf-8'))
+    slices[0]['validation_loss'] = 1e-3
+    (output / 'slices.json').write_text(json.dumps(slices), encoding='utf-8')
+    with pytest.raises(InputError, match=r'has better weights: validation loss 0\.001'):
+        experiment.run('publish', tiny_config(), whole_run, output=output)
+
+
 def test_the_gradient_is_that_of_the_last_pass_alone():
     """The loss of a step with a pass before is the loss without one on the maps after that pass."""
     task = validate_projection(tiny_config()).task
@@ -131,13 +148,15 @@ def test_a_bad_field_is_refused_in_words(section, field, value, message):
         validate_projection(config)
 
 
-def test_the_config_is_that_of_its_experiment_and_only_trains(tmp_path):
+def test_the_config_is_that_of_its_experiment_and_trains_or_publishes(tmp_path):
     config = projection.get_config()
     made = validate_projection(config)
     assert made.crystals.shape == config.crystals.shape
     assert made.train.most_passes == config.train.most_passes
     assert json.loads(json.dumps(config.to_dict()))['states'] == dataclasses.asdict(made.states)
-    with pytest.raises(InputError, match=r'^--mode is \'evaluate\'; it must be train for a learned projection$'):
+    with pytest.raises(
+        InputError, match=r'^--mode is .evaluate.; it must be train or publish for a learned projection$'
+    ):
         experiment.run('evaluate', config, tmp_path)
     with pytest.raises(ValueError, match='has none'):
         projection.get_config('small')

@@ -93,7 +93,8 @@ def test_a_missing_network_is_fetched_once_and_is_the_shipped_one(cache, server,
     assert find_network('paper') == cache / release.sha256[:12] / 'paper'
     assert_same_trees(fetched.params, load_network(ROOT / 'pretrained' / 'unrolled').params)
     assert asked == [f'/{release.file}']
-    assert capsys.readouterr().err == f'note: fetching trained networks, 7.8 MB, from {address}/{release.file}\n'
+    size = f'{release.size / 1e6:.1f} MB'
+    assert capsys.readouterr().err == f'note: fetching trained networks, {size}, from {address}/{release.file}\n'
     assert [path.name for path in cache.iterdir()] == [release.sha256[:12]]
 
 

@@ -41,7 +41,14 @@ TINY = {
     'train': {'init_from': '', 'num_validation': 8, 'warmup_steps': 2},
 }
 TINY_MODEL = {
-    'paper': {'features': 4, 'outer_kernel_size': 3, 'inner_kernel_size': 3, 'encoder_depth': 1, 'inner_depth': 1},
+    'paper': {
+        'features': 4,
+        'outer_kernel_size': 3,
+        'inner_kernel_size': 3,
+        'encoder_depth': 1,
+        'inner_depth': 1,
+        'input_size': 0,
+    },
     'unrolled': {'features': 4, 'kernel_size': 3, 'stages': 2, 'input_size': 12, 'output_size': 8},
 }
 

@@ -57,7 +57,9 @@ def changes_for(config: ConfigDict, row: dict | None, seconds: float, backend: s
     if row is None:
         return changes
     convolution, precision = SETTINGS[row['setting']]
-    usual = 'spectral' if backend == 'cpu' else 'direct'  # which 'auto' chooses, and other machines then choose theirs
+    usual = (
+        'spectral' if backend in ('cpu', 'gpu') else 'direct'
+    )  # which 'auto' chooses, and other machines then choose theirs
     second = 1 / (row['step_seconds_per_example'] * row['batch'])  # steps in one
     steps = max(round(USED * max(seconds - STARTING, seconds / 4) * second), 2)
     minute = max(min(round(60 * second), steps), 1)

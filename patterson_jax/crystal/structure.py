@@ -116,6 +116,7 @@ class CrystalSolution:
         starts: number of starts tried.
         seconds: of all the work, without compilation.
         density: `(nu, nv, nw)`, roughly in electrons/Å³, the map from which atoms were taken; None without one.
+        learned: whether a learned projection finished the maps, and not elimination.
     """
 
     verdict: str
@@ -127,3 +128,4 @@ class CrystalSolution:
     starts: int
     seconds: float
     density: np.ndarray | None = None
+    learned: bool = False

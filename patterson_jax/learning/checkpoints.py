@@ -17,7 +17,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -44,6 +44,22 @@ class CheckpointSettings:
     def __post_init__(self):
         require(self.every_steps >= 1, 'every_steps', self.every_steps, '1 or more')
         require(self.keep >= 1, 'keep', self.keep, '1 or more')
+
+
+class Weights(NamedTuple):
+    """Trained weights.
+
+    Attributes:
+        params: what the network's `apply` takes.
+        step: at which they were saved.
+        config: of their training.
+        counters: of that run at its latest checkpoint.
+    """
+
+    params: Any
+    step: int
+    config: dict
+    counters: dict
 
 
 class Checkpoints:

@@ -239,13 +239,14 @@ def interatomic_vectors(patterson: np.ndarray, grid: Grid, expanded: Expanded, r
     return np.reshape(vectors, (-1, 3))[:, grid.axes].astype(np.float32)
 
 
-def phase(crystal: Crystal, key: Array, max_starts: int) -> Iterator[PhasedMap]:
+def phase(crystal: Crystal, key: Array, max_starts: int, sharpen: Sharpen | None = None) -> Iterator[PhasedMap]:
     """Runs starts, several at a time, and yields the map of each, in the order in which they end.
 
     Args:
         crystal: from `prepare_crystal`.
         key: fixes the starts; start i depends on the key and on i alone.
         max_starts: number of starts.
+        sharpen: takes the place of low-density elimination.
     """
     densities = jnp.zeros((STARTS_AT_ONCE, *crystal.grid.shape), jnp.float32)
     slots = [Slot(start) for start in range(STARTS_AT_ONCE)]
@@ -260,7 +261,7 @@ def phase(crystal: Crystal, key: Array, max_starts: int) -> Iterator[PhasedMap]:
             if slot.start >= max_starts or not slot.worth_finishing(noise):
                 continue
             slot.judged_at = len(slot.skewness)
-            reached = finish(crystal, np.asarray(densities[index]), slot, noise)
+            reached = finish(crystal, np.asarray(densities[index]), slot, noise, sharpen)
             if reached.promising or slot.has_ended:
                 yield reached
                 slots[index] = Slot(begun)

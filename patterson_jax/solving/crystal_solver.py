@@ -26,6 +26,7 @@ from patterson_jax.solving.crystal_phasing import (
     prepare_crystal,
     subgroups,
 )
+from patterson_jax.solving.crystal_projection import Projection, projection_on, sharpened_by
 from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases
 from patterson_jax.solving.crystal_verdict import Evidence, expected_r_factor, judge_crystal
 from patterson_jax.solving.spacegroup import Frame, find_space_group
@@ -72,6 +73,7 @@ def solve_crystal(
     seed: int = 0,
     max_starts: int = MAX_STARTS,
     max_seconds: float = 0,
+    projection: Projection | None = None,
     progress: Callable[[int, str], None] = lambda done, note: None,
 ) -> CrystalSolution:
     """Solves a crystal.
@@ -81,6 +83,7 @@ def solve_crystal(
         seed: fixes the starts.
         max_starts: the highest number of starts.
         max_seconds: the search ends with the first start that ends after so many seconds; 0: no limit.
+        projection: a trained network that finishes maps in place of low-density elimination.
         progress: is called with the number of starts that have ended, and a line about the best map.
 
     Raises:
@@ -93,7 +96,8 @@ def solve_crystal(
     clusters: list[Cluster] = []
     others: list[PhasedMap] = []
     ended, settled = 0, []
-    for reached in phase(crystal, jax.random.key(seed), max_starts):
+    sharpen = sharpened_by(projection_on(crystal, projection)) if projection else None
+    for reached in phase(crystal, jax.random.key(seed), max_starts, sharpen):
         ended += 1
         if reached.promising:
             _add_to_cluster(crystal, clusters, reached, ended)
@@ -119,7 +123,7 @@ def solve_crystal(
             clusters.append(Cluster([reached], ended))
             _interpret(crystal, clusters[-1], ended)
     seconds = time.perf_counter() - began - (_compiling - compiling)
-    return _answer(crystal, clusters, ended, seconds)
+    return dataclasses.replace(_answer(crystal, clusters, ended, seconds), learned=projection is not None)
 
 
 def answer_of_maps(crystal: Crystal, maps: list[PhasedMap]) -> CrystalSolution:

@@ -1,0 +1,147 @@
+"""The learned projection on a crystal: passes through a trained network in place of low-density elimination.
+
+Below 1.1 Å elimination sharpens a map to atoms. At lower resolution there is less than a σ between an atom and the
+ripples of its neighbours, and elimination keeps both. A network that knows bonds and rings tells them apart.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.fft
+from jax import Array
+
+from patterson_jax.crystal.grid import Grid
+from patterson_jax.crystal.structure import CrystalData
+from patterson_jax.precision import exact_products
+from patterson_jax.solving.crystal_phasing import Crystal, Sharpen
+from patterson_jax.solving.learned_projection import Projected, project
+
+PASSES = 8  # in place of an elimination
+FINEST, COARSEST = 1.1, 1.6  # Å, resolutions of the data at which passes are better than elimination
+VOXEL = 0.48  # Å, in the middle of what the network has learned from
+EVEN_SIZES = tuple(
+    size for size in range(8, 321, 2) if scipy.fft.next_fast_len(size, real=True) == size
+)  # that have no other factors than 2, 3 and 5
+MEAN_OF_NORMAL = math.sqrt(2 / math.pi)  # of the size of a number of standard deviation 1
+
+
+class Told(NamedTuple):
+    """What a network is told of a crystal.
+
+    Attributes:
+        axes: `(3, 3)`, edges of the cell along the axes of the grid, Å; a row each.
+        d_min: resolution of the data, Å, `()`.
+        noise: relative error of the amplitudes, `()`.
+        completeness: share of the reflections to `d_min` that are measured, `()`.
+    """
+
+    axes: Array
+    d_min: Array
+    noise: Array
+    completeness: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Projection:
+    """A trained network.
+
+    Attributes:
+        predict: from weights, a map `shape` of standard deviation 1 and what is told of the crystal, to a map of atoms;
+            programs are compiled once for functions that are equal.
+        weights: of the network.
+    """
+
+    predict: Callable[[Any, Array, Told], Array]
+    weights: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class CrystalProjection:
+    """A trained network on a crystal.
+
+    Attributes:
+        projection: the network.
+        told: of the crystal.
+        hkl: `(n, 3)`, of the crystal in P1, one of each Friedel pair.
+        grid: for the network's maps.
+        amplitudes: E values on its half grid.
+    """
+
+    projection: Projection
+    told: Told
+    hkl: np.ndarray
+    grid: Grid
+    amplitudes: np.ndarray
+
+    def passed(self, factors: np.ndarray, passes: int) -> tuple[np.ndarray, Projected]:
+        """Factors `(n,)` of the reflections after passes through the network, and what is told of the last of them."""
+        placed = self.grid.place(self.hkl, factors.astype(np.complex64))
+        predict, weights = self.projection.predict, self.projection.weights
+        projected = _project(predict, weights, self.told, placed, self.amplitudes, self.grid.shape, np.int32(passes))
+        return self.grid.take(np.asarray(projected.factors), self.hkl), projected
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+@exact_products
+def _project(predict, weights, told, factors, amplitudes, shape, passes):
+    return project(lambda density: predict(weights, density, told), factors, amplitudes, shape, passes)
+
+
+def is_better(data: CrystalData) -> bool:
+    """Whether passes through the network are to be preferred to elimination, by the resolution of the data."""
+    return FINEST <= 1 / float(np.max(data.cell.inverse_spacings(data.hkl))) <= COARSEST
+
+
+def projection_on(crystal: Crystal, projection: Projection) -> CrystalProjection:
+    """The network on a crystal from `prepare_crystal`."""
+    expanded, axes = crystal.expanded, crystal.grid.axes
+    edges = expanded.cell.orthogonalization
+    grid = network_grid(expanded.hkl, np.linalg.norm(edges, axis=0), axes)
+    d_min = 1 / expanded.inverse_spacings.max()
+    amplitudes = np.sqrt(np.maximum(expanded.intensities, expanded.sigmas))
+    noise = MEAN_OF_NORMAL * np.sum(expanded.sigmas / (2 * amplitudes)) / np.sum(amplitudes)
+    words = (edges.T[list(axes)], d_min, noise, _completeness(crystal, d_min))
+    told = Told(*(jnp.asarray(each, jnp.float32) for each in words))
+    placed = grid.place(expanded.hkl, crystal.normalised.astype(np.float32))
+    return CrystalProjection(projection, told, expanded.hkl, grid, placed)
+
+
+def sharpened_by(learned: CrystalProjection, passes: int = PASSES) -> Sharpen:
+    """What takes the place of low-density elimination: passes through the network on the crystal."""
+
+    def sharpen(factors, crystal):
+        hkl = crystal.expanded.hkl
+        taken, projected = learned.passed(crystal.grid.take(np.asarray(factors), hkl), passes)
+        return crystal.grid.place(hkl, taken), projected.skewness, projected.disagreement
+
+    return sharpen
+
+
+def network_grid(hkl: np.ndarray, edges: np.ndarray, axes: tuple[int, int, int]) -> Grid:
+    """A grid of even sizes whose voxels are nearest to `VOXEL`, on which no reflection reaches the border.
+
+    Args:
+        hkl: `(n, 3)`.
+        edges: `(3,)` of the cell, Å.
+        axes: edges of the cell along the axes of the grid.
+    """
+    needed = 2 * np.abs(hkl).max(axis=0) + 2
+    sizes = []
+    for axis in axes:
+        possible = [size for size in EVEN_SIZES if size >= needed[axis]] or [2 * -(-int(needed[axis]) // 2)]
+        sizes.append(min(possible, key=lambda size: abs(np.log(edges[axis] / size / VOXEL))))
+    return Grid((sizes[0], sizes[1], sizes[2]), axes)
+
+
+def _completeness(crystal, d_min):
+    """Share of the reflections of the sphere that are measured."""
+    most = np.abs(crystal.expanded.hkl).max(axis=0) + 1
+    every = np.stack(np.meshgrid(*(np.arange(-each, each + 1) for each in most), indexing='ij'), -1).reshape(-1, 3)
+    inside = crystal.expanded.cell.inverse_spacings(every) <= 1 / d_min + 1e-6
+    return min(1.0, 2 * len(crystal.expanded.hkl) / (np.sum(inside) - 1))
