@@ -4,6 +4,7 @@
     python -m benchmarks.crystal_verdicts --stream=evaluation     # the test, on crystals that those have not seen
     python -m benchmarks.crystal_verdicts --stream=evaluation --cases=500 --output=FILE     # goes on with what FILE has
     python -m benchmarks.crystal_verdicts --stream=evaluation --whole-way --cases=500 --output=FILE   # intensities only
+    python -m benchmarks.crystal_verdicts --stream=evaluation --light --cases=240 --output=FILE   # at low resolution
 
 Phases are those of the truth, spoilt, or wrong ones: of a molecule that is displaced, half wrong, or has its heavy atom
 alone; of the right structure in a group with too few or too many operations; with intensities permuted within shells,
@@ -11,8 +12,9 @@ or another crystal's. A model is right if its group is, nine in ten true atoms (
 and a tenth at most too many. Or the true atoms are judged as they are, but for one that is missing, displaced or too
 many; then every atom must be right. Or the whole way is gone from the intensities alone, at the crystal's resolution
 or at 1.2 Å, or with intensities permuted within shells; with --whole-way the whole way is gone at 1.4 Å too, from
-fewer atoms, without permutations. --network and --starts change how. One line a case on stderr with all that the
-verdict is from, counts on stdout, and the cases without these findings in the JSON of --output.
+fewer atoms, without permutations; with --light at 1.2, 1.3 and 1.4 Å, by crystals of C, N and O. --network and
+--starts change how. One line a case on stderr with all that the verdict is from, counts on stdout, and the cases
+without these findings in the JSON of --output.
 """
 
 import argparse
@@ -40,7 +42,7 @@ from patterson_jax.simulation.invented_crystals import (
     invent,
 )
 from patterson_jax.solving.crystal_maps import nearest_images
-from patterson_jax.solving.crystal_projection import Projection, is_better
+from patterson_jax.solving.crystal_projection import Projection, is_worth_it
 from patterson_jax.solving.crystal_solver import solve_crystal
 from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases, judge_atoms
 from patterson_jax.solving.crystal_verdict import Evidence, expected_r_factor
@@ -79,7 +81,8 @@ VERDICTS = ('solved', 'uncertain', 'not solved')
 NEAR = 0.5  # Å
 ROOM = 1.3  # Å around an added atom
 HALF = 0.45  # least occupancy of an atom that counts as a site
-LOW_RESOLUTIONS = {'1.2 Å': 1.2, '1.4 Å': 1.4}
+LIGHT_WAYS = ('whole way, 1.2 Å', 'whole way, 1.3 Å', 'whole way, 1.4 Å')
+LOW_RESOLUTIONS = {'1.2 Å': 1.2, '1.3 Å': 1.3, '1.4 Å': 1.4}
 STARTS = 16  # of a whole way, unless --starts says otherwise
 MOST_IN_CELL = 64  # atoms of the primitive cell, where only whole ways are gone: wrong maps in P1 take long
 GROUP_ORDERS = {'P1': 1, 'P-1': 2, 'P21': 2, 'P21/c': 4, 'C2/c': 4, 'Pc': 2, 'P212121': 4, 'Pbca': 8}
@@ -93,11 +96,13 @@ class Search(NamedTuple):
 
     Attributes:
         starts: at most.
-        projection: that finishes maps at resolutions at which it is better; None: elimination does everywhere.
+        projection: that finishes maps too, at resolutions at which it is worth it; None: elimination alone.
+        light: whether all crystals are of C, N and O.
     """
 
     starts: int = STARTS
     projection: Projection | None = None
+    light: bool = False
 
 
 USUAL = Search()
@@ -279,7 +284,7 @@ def _whole_way(kind, crystal, seed, generator, search):
     """The answer to a crystal's intensities, in the form of one to its phases; its group, and whether that is right."""
     permuted = kind.endswith('permuted')
     data = _with_permuted_intensities(crystal.data, generator) if permuted else crystal.data
-    projection = search.projection if search.projection and is_better(data) else None
+    projection = search.projection if search.projection and is_worth_it(data) else None
     solution = solve_crystal(data, seed=seed, max_starts=search.starts, projection=projection)
     group = solution.space_group
     found = Interpretation(
@@ -298,6 +303,8 @@ def measure(kind: str, index: int, stream: str, few: bool = False, search: Searc
     for words, d_min in LOW_RESOLUTIONS.items():
         if words in kind:
             recipe = dataclasses.replace(recipe, d_min=d_min)
+    if search.light:
+        recipe = dataclasses.replace(recipe, heavy=(), special=False)
     if few:
         recipe = dataclasses.replace(
             recipe, num_atoms=min(recipe.num_atoms, MOST_IN_CELL // GROUP_ORDERS[recipe.group])
@@ -357,7 +364,7 @@ def run(
     require(done.get('stream', stream) == stream, '--stream', stream, f'that of {output}, {done.get("stream")}')
     results = done['results']
     for index in range(done['cases'], number):
-        case = measure(kinds[index % len(kinds)], index, stream, few=kinds is WHOLE_WAYS, search=search)
+        case = measure(kinds[index % len(kinds)], index, stream, few=kinds is not CASES, search=search)
         if case:
             print(json.dumps(case, default=str), file=sys.stderr, flush=True)
             results.append({key: _rounded(case.get(key)) for key in KEPT})
@@ -385,15 +392,16 @@ def main() -> None:
     parser.add_argument('--stream', choices=tuple(STREAMS), default='calibration', help='of the crystals')
     parser.add_argument('--whole-way', action='store_true', help='only from intensities, without permuted ones')
     parser.add_argument('--cases', type=int, default=119, help='of all kinds together')
-    parser.add_argument('--network', default=NETWORK, help="that finishes maps; 'none': elimination does everywhere")
+    parser.add_argument('--light', action='store_true', help='only from intensities, of C, N and O, at low resolution')
+    parser.add_argument('--network', default=NETWORK, help="finishes maps too; 'none': elimination alone")
     parser.add_argument('--starts', type=int, default=STARTS, help='most starts of a whole way')
     parser.add_argument('--output', type=Path, help='JSON to write, or to go on with')
     options = parser.parse_args()
     with exit_on_errors():
         enable_compilation_cache()  # most of the time would go there: the refinement alone has some hundred shapes
-        kinds = WHOLE_WAYS if options.whole_way else CASES
+        kinds = LIGHT_WAYS if options.light else WHOLE_WAYS if options.whole_way else CASES
         projection = None if options.network == 'none' else load_projection(options.network)
-        search = Search(options.starts, projection)
+        search = Search(options.starts, projection, options.light)
         print(table(run(options.stream, options.cases, options.output, kinds, search), kinds))
 
 

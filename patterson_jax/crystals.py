@@ -67,18 +67,18 @@ def read_and_prepare(path: Path, settings: CrystalSettings) -> tuple[CrystalFile
 
 
 def projection_for(network: str | Path, data: CrystalData) -> Projection | None:
-    """The learned projection with which the maps of a crystal are to be finished; None: by elimination.
+    """The learned projection with which the maps of a crystal are to be finished too; None: by elimination alone.
 
     Args:
-        network: 'auto' (the one that comes with the code, at resolutions at which it is better), 'none', or the name or
-            directory of one.
+        network: 'auto' (the one that comes with the code, at resolutions at which it is worth it), 'none', or the name
+            or directory of one.
         data: of the crystal.
 
     Raises:
         InputError: there is no such network, or it is none of crystals.
     """
     require(isinstance(network, (str, Path)) and network != '', 'network', network, CHOICES)
-    if network == 'none' or (network == 'auto' and not crystal_projection.is_better(data)):
+    if network == 'none' or (network == 'auto' and not crystal_projection.is_worth_it(data)):
         return None
     return load_projection(NETWORK if network == 'auto' else network)
 
@@ -105,8 +105,8 @@ def solve_crystal(
         wavelength: in Å, for f′; None: f′ is left out.
         formula: for example 'C10H10F2N4'; only the proportions count. None: any elements.
         laue: symbol of the Laue class, for example '2/m'. None: it is found from the data.
-        network: that finishes maps: 'auto' (a learned one at 1.1 to 1.6 Å, where it is better), 'none', or the name or
-            directory of a learned projection.
+        network: that finishes maps beside elimination: 'auto' (the one that comes with the code, at 1.1 to 1.6 Å),
+            'none', or the name or directory of a learned projection.
         seed: fixes the starts.
 
     Raises:

@@ -13,7 +13,7 @@ from patterson_jax.crystals import projection_for
 from patterson_jax.errors import InputError
 from patterson_jax.projection_weights import load_projection
 from patterson_jax.solving.crystal_phasing import prepare_crystal
-from patterson_jax.solving.crystal_projection import is_better, projection_on
+from patterson_jax.solving.crystal_projection import is_worth_it, projection_on
 
 
 def data_to(d_min):
@@ -23,7 +23,7 @@ def data_to(d_min):
 @pytest.mark.parametrize(('d_min', 'better'), [(0.9, False), (1.08, False), (1.12, True), (1.55, True), (1.7, False)])
 def test_passes_take_the_place_of_elimination_at_some_resolutions(d_min, better):
     data = data_to(d_min)
-    assert is_better(data) == better
+    assert is_worth_it(data) == better
     assert (projection_for('auto', data) is not None) == better
     assert projection_for('none', data) is None
     assert projection_for('projection', data) is not None

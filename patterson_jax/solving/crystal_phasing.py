@@ -239,15 +239,18 @@ def interatomic_vectors(patterson: np.ndarray, grid: Grid, expanded: Expanded, r
     return np.reshape(vectors, (-1, 3))[:, grid.axes].astype(np.float32)
 
 
-def phase(crystal: Crystal, key: Array, max_starts: int, sharpen: Sharpen | None = None) -> Iterator[PhasedMap]:
+def phase(
+    crystal: Crystal, key: Array, max_starts: int, sharpeners: tuple[Sharpen, ...] | None = None
+) -> Iterator[PhasedMap]:
     """Runs starts, several at a time, and yields the map of each, in the order in which they end.
 
     Args:
         crystal: from `prepare_crystal`.
         key: fixes the starts; start i depends on the key and on i alone.
         max_starts: number of starts.
-        sharpen: takes the place of low-density elimination.
+        sharpeners: each finishes the map of a start, and the best of these maps is taken; None: elimination alone.
     """
+    sharpeners = sharpeners or (eliminated,)
     densities = jnp.zeros((STARTS_AT_ONCE, *crystal.grid.shape), jnp.float32)
     slots = [Slot(start) for start in range(STARTS_AT_ONCE)]
     begun = len(slots)
@@ -261,7 +264,9 @@ def phase(crystal: Crystal, key: Array, max_starts: int, sharpen: Sharpen | None
             if slot.start >= max_starts or not slot.worth_finishing(noise):
                 continue
             slot.judged_at = len(slot.skewness)
-            reached = finish(crystal, np.asarray(densities[index]), slot, noise, sharpen)
+            density = np.asarray(densities[index])
+            finished = (finish(crystal, density, slot, noise, sharpen) for sharpen in sharpeners)
+            reached = max(finished, key=lambda each: each.rank)
             if reached.promising or slot.has_ended:
                 yield reached
                 slots[index] = Slot(begun)

@@ -19,11 +19,11 @@ from jax import Array
 from patterson_jax.crystal.grid import Grid
 from patterson_jax.crystal.structure import CrystalData
 from patterson_jax.precision import exact_products
-from patterson_jax.solving.crystal_phasing import Crystal, Sharpen
+from patterson_jax.solving.crystal_phasing import Crystal, Sharpen, eliminated
 from patterson_jax.solving.learned_projection import Projected, project
 
 PASSES = 8  # in place of an elimination
-FINEST, COARSEST = 1.1, 1.6  # Å, resolutions of the data at which passes are better than elimination
+FINEST, COARSEST = 1.1, 1.6  # Å, resolutions of the data at which passes find what elimination does not
 VOXEL = 0.48  # Å, in the middle of what the network has learned from
 EVEN_SIZES = tuple(
     size for size in range(8, 321, 2) if scipy.fft.next_fast_len(size, real=True) == size
@@ -93,8 +93,8 @@ def _project(predict, weights, told, factors, amplitudes, shape, passes):
     return project(lambda density: predict(weights, density, told), factors, amplitudes, shape, passes)
 
 
-def is_better(data: CrystalData) -> bool:
-    """Whether passes through the network are to be preferred to elimination, by the resolution of the data."""
+def is_worth_it(data: CrystalData) -> bool:
+    """Whether passes through the network find what elimination does not, by the resolution of the data."""
     return FINEST <= 1 / float(np.max(data.cell.inverse_spacings(data.hkl))) <= COARSEST
 
 
@@ -113,12 +113,18 @@ def projection_on(crystal: Crystal, projection: Projection) -> CrystalProjection
 
 
 def sharpened_by(learned: CrystalProjection, passes: int = PASSES) -> Sharpen:
-    """What takes the place of low-density elimination: passes through the network on the crystal."""
+    """What takes the place of low-density elimination: passes through the network on the crystal.
+
+    Skewness and disagreement of amplitudes are those after elimination, so that they compare with those of maps that
+    were finished without the network. The phases are the network's.
+    """
 
     def sharpen(factors, crystal):
         hkl = crystal.expanded.hkl
-        taken, projected = learned.passed(crystal.grid.take(np.asarray(factors), hkl), passes)
-        return crystal.grid.place(hkl, taken), projected.skewness, projected.disagreement
+        taken, _ = learned.passed(crystal.grid.take(np.asarray(factors), hkl), passes)
+        placed = crystal.grid.place(hkl, taken)
+        _, skewness, disagreement = eliminated(placed, crystal)
+        return placed, skewness, disagreement
 
     return sharpen
 

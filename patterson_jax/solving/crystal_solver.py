@@ -18,8 +18,10 @@ from patterson_jax.solving.crystal_phasing import (
     SAME_MAP,
     Crystal,
     PhasedMap,
+    Sharpen,
     agreement,
     averaged_in_frame,
+    eliminated,
     in_frame,
     phase,
     phased_by_atoms,
@@ -83,7 +85,7 @@ def solve_crystal(
         seed: fixes the starts.
         max_starts: the highest number of starts.
         max_seconds: the search ends with the first start that ends after so many seconds; 0: no limit.
-        projection: a trained network that finishes maps in place of low-density elimination.
+        projection: a trained network that finishes maps too, beside low-density elimination.
         progress: is called with the number of starts that have ended, and a line about the best map.
 
     Raises:
@@ -96,8 +98,10 @@ def solve_crystal(
     clusters: list[Cluster] = []
     others: list[PhasedMap] = []
     ended, settled = 0, []
-    sharpen = sharpened_by(projection_on(crystal, projection)) if projection else None
-    for reached in phase(crystal, jax.random.key(seed), max_starts, sharpen):
+    sharpeners: tuple[Sharpen, ...] = (eliminated,)
+    if projection:
+        sharpeners += (sharpened_by(projection_on(crystal, projection)),)
+    for reached in phase(crystal, jax.random.key(seed), max_starts, sharpeners):
         ended += 1
         if reached.promising:
             _add_to_cluster(crystal, clusters, reached, ended)
