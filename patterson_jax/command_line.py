@@ -4,6 +4,7 @@ An installed package has it as the command `patterson-jax`, a clone as `run_expe
 explains a mode.
 """
 
+import gc
 import os
 import runpy
 import sys
@@ -78,6 +79,8 @@ def parse_flags(arguments: list[str]) -> list[str]:
 
 def main() -> None:
     """The program: reads the flags of the command line and runs the mode that they name."""
+    # JAX makes so many objects while it traces that Python would look for garbage a tenth of the time.
+    gc.set_threshold(50_000, 20)
     program = sys.modules['__main__']
     if not program.__doc__:  # an installed command has none; --help shows it
         program.__doc__ = EXAMPLES

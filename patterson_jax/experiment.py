@@ -1,4 +1,7 @@
-"""The modes of `run_experiment.py`: train, evaluate, simulate, solve, inspect, publish."""
+"""The modes of `run_experiment.py`: train, evaluate, simulate, solve, inspect, publish.
+
+Each imports at its begin what it alone needs, so that a mistake or a small file takes no longer than it must.
+"""
 
 import functools
 from collections.abc import Callable
@@ -8,22 +11,14 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from patterson_jax.ablations import compare
 from patterson_jax.answers import ENDINGS, Answer, require_replaceable
 from patterson_jax.config import Experiment, validate, validate_crystal, validate_projection
-from patterson_jax.crystal_runs import solve_crystal_file
 from patterson_jax.errors import InputError, require
-from patterson_jax.figures import draw_example
 from patterson_jax.files.common import make_directory, plain_name
 from patterson_jax.files.maps import read_map, require_memory, write_map
-from patterson_jax.files.structures import (
-    read_xyz,
-)
-from patterson_jax.inspection import describe_example, describe_network
+from patterson_jax.files.structures import read_xyz
 from patterson_jax.learning.checkpoints import has_checkpoint
 from patterson_jax.learning.stopping import unfinished_on_sigterm
-from patterson_jax.publishing import publish, publish_projection
-from patterson_jax.runs import evaluate_experiment, train_experiment, train_projection
 from patterson_jax.simulation.examples import example_key, make_example, stream_key
 from patterson_jax.simulation.molecules import place_atoms, simulate_problem
 from patterson_jax.solving.map_solver import solve_map
@@ -63,6 +58,8 @@ def run(
     require(alone, '--mode', mode, 'train or evaluate with --distributed')
     if 'ablation' in config:
         require(mode == 'train', '--mode', mode, 'train for a comparison of runs')
+        from patterson_jax.ablations import compare
+
         with unfinished_on_sigterm():
             compare(config, workdir, overrides or {})
         return
@@ -74,22 +71,32 @@ def run(
         require(mode in ('train', 'publish'), '--mode', mode, 'train or publish for a learned projection')
         projection = validate_projection(config)
         if mode == 'publish':
+            from patterson_jax.publishing import publish_projection
+
             publish_projection(projection, config, workdir, output)
             return
+        from patterson_jax.runs import train_projection
+
         with unfinished_on_sigterm():
             train_projection(projection, config, workdir, overrides or {})
         return
     experiment = validate(config)
     if mode == 'train':
+        from patterson_jax.runs import train_experiment
+
         with unfinished_on_sigterm():
             train_experiment(experiment, config, workdir, overrides or {})
     elif mode == 'evaluate':
+        from patterson_jax.runs import evaluate_experiment
+
         evaluate_experiment(experiment, config, workdir, checkpoint)
     elif mode == 'simulate':
         simulate_files(experiment, inputs, output)
     elif mode == 'inspect':
         inspect_experiment(experiment, output or workdir / 'figures')
     elif mode == 'publish':
+        from patterson_jax.publishing import publish
+
         publish(experiment, config, workdir, output)
     else:
         solve_files(experiment, config, workdir, checkpoint, inputs, output)
@@ -97,6 +104,9 @@ def run(
 
 def inspect_experiment(experiment: Experiment, output: Path) -> None:
     """Describes the network and the first training example, and draws the example as `example.png`."""
+    from patterson_jax.figures import draw_example
+    from patterson_jax.inspection import describe_example, describe_network
+
     make_directory(output, '--output')
     problem, figure = experiment.problem, output / 'example.png'
     key = example_key(stream_key(experiment.seed, 'training'), 0, 0)
@@ -135,6 +145,8 @@ def _simulate_file(experiment, output, path):
 
 def solve_crystals(config: ConfigDict, inputs: tuple[Path, ...], output: Path | None) -> None:
     """Solves crystals from their reflections: `NAME.html`, `.json`, `.res`, `.hkl`, `.cif`, `.png`, `_density.ccp4`."""
+    from patterson_jax.crystal_runs import solve_crystal_file
+
     seed, settings = validate_crystal(config)
     output = _prepare_output(inputs, output)
     _for_each(inputs, functools.partial(solve_crystal_file, settings, seed, output))

@@ -8,7 +8,6 @@ zero.
 import dataclasses
 
 import numpy as np
-import scipy.fft
 
 SIZES = (12, 16, 20, 24, 30, 36, 40, 48, 54, 60, 72, 80, 90, 96, 108, 120, 144, 160, 180, 200, 240, 288, 320, 360, 400)
 
@@ -54,6 +53,20 @@ class Grid:
         return np.transpose(values, np.argsort(self.axes))
 
 
+def real_map(half_grid: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """The real map of a `shape` whose transform by `numpy.fft.rfftn` is given; of complex64 it is float32."""
+    import scipy.fft  # a tenth of a second, which only who solves a crystal need wait
+
+    return scipy.fft.irfftn(half_grid, shape)
+
+
+def fast_size(needed: int, real: bool = False) -> int:
+    """The smallest size from `needed` on for which SciPy's transform of complex, or of real, numbers is fast."""
+    import scipy.fft
+
+    return scipy.fft.next_fast_len(needed, real=real)
+
+
 def grid_for(hkl: np.ndarray) -> Grid:
     """The smallest grid on which no reflection of `(n, 3)` reaches the border of the transform."""
     needed = 2 * np.abs(hkl).max(axis=0) + 2
@@ -63,4 +76,4 @@ def grid_for(hkl: np.ndarray) -> Grid:
 
 
 def _size(needed):
-    return next((size for size in SIZES if size >= needed), scipy.fft.next_fast_len(needed, real=True))
+    return next((size for size in SIZES if size >= needed), None) or fast_size(needed, real=True)

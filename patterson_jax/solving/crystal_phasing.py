@@ -14,11 +14,10 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.fft
 from jax import Array
 
 from patterson_jax.crystal.expansion import Expanded, expand
-from patterson_jax.crystal.grid import Grid, grid_for
+from patterson_jax.crystal.grid import Grid, grid_for, real_map
 from patterson_jax.crystal.normalisation import expected_amplitudes, mean_intensities, normalised_amplitudes
 from patterson_jax.crystal.scatterers import form_factors
 from patterson_jax.crystal.structure import CrystalData, Site, SpaceGroup
@@ -218,7 +217,7 @@ def interatomic_vectors(patterson: np.ndarray, grid: Grid, expanded: Expanded, r
         expanded: the crystal in its primitive cell.
         rotations: `(m, 3, 3)`, of the Laue class in the given cell; of equivalent vectors one is taken.
     """
-    values = grid.in_cell_order(scipy.fft.irfftn(patterson, grid.shape))
+    values = grid.in_cell_order(real_map(patterson, grid.shape))
     highest = np.ones(values.shape, bool)
     for axis in range(3):
         for step in (-1, 1):
@@ -368,7 +367,7 @@ def agreement(crystal: Crystal, first: PhasedMap, second: PhasedMap) -> float:
     highest = 0.0
     for hand in (1, -1):
         terms = weights * np.exp(1j * (np.angle(first.factors) - hand * np.angle(second.factors)))
-        values = scipy.fft.irfftn(grid.place(hkl, terms).astype(np.complex64), shape)
+        values = real_map(grid.place(hkl, terms).astype(np.complex64), shape)
         highest = max(highest, float(values.max()) * np.prod(shape) / (2 * np.sum(weights)))
     return highest
 

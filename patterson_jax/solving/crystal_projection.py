@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.fft
 from jax import Array
 
 from patterson_jax.crystal.grid import Grid
@@ -25,9 +24,7 @@ from patterson_jax.solving.learned_projection import Projected, project
 PASSES = 8  # in place of an elimination
 FINEST, COARSEST = 1.1, 1.6  # Å, resolutions of the data at which passes find what elimination does not
 VOXEL = 0.48  # Å, in the middle of what the network has learned from
-EVEN_SIZES = tuple(
-    size for size in range(8, 321, 2) if scipy.fft.next_fast_len(size, real=True) == size
-)  # that have no other factors than 2, 3 and 5
+EVEN_SIZES = tuple(size for size in range(8, 321, 2) if 60**8 % size == 0)  # with no other factors than 2, 3 and 5
 MEAN_OF_NORMAL = math.sqrt(2 / math.pi)  # of the size of a number of standard deviation 1
 
 

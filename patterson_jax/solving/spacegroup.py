@@ -16,10 +16,10 @@ from typing import NamedTuple
 import gemmi
 import moyopy
 import numpy as np
-import scipy.fft
 
 from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.crystal.expansion import GEMMI_DENOMINATOR
+from patterson_jax.crystal.grid import fast_size, real_map
 from patterson_jax.crystal.structure import SpaceGroup
 
 CHANCE = 0.3  # agreement that false operations reach easily
@@ -163,7 +163,8 @@ def find_operations(phased: PhasedReflections, rotations: np.ndarray) -> list[Op
 
 def fine_shape(hkl: np.ndarray) -> tuple[int, int, int]:
     """The shape of a grid for maps with frequencies `(n, 3)`: fine enough to find peaks, and even along each edge."""
-    return tuple(2 * scipy.fft.next_fast_len(int(2 * reach) + 1) for reach in np.abs(hkl).max(axis=0))
+    first, second, third = (2 * fast_size(int(2 * reach) + 1) for reach in np.abs(hkl).max(axis=0))
+    return first, second, third
 
 
 def closed_sets(operations: list[Operation]) -> list[tuple[int, float]]:
@@ -440,7 +441,7 @@ def _real_transform(hkl, values, shape):
     for sign, placed in ((1, np.conj(values)), (-1, values)):  # irfftn has exp(+2πi h·r)
         inside = sign * hkl[:, 2] >= 0
         np.add.at(coefficients, tuple((sign * hkl[inside]).T), placed[inside])
-    return scipy.fft.irfftn(coefficients, shape) * (np.prod(shape) / 2)
+    return real_map(coefficients, shape) * (np.prod(shape) / 2)
 
 
 def _peaks(values):
