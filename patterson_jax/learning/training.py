@@ -5,6 +5,7 @@ function of the seed and the step, so a run that is started again continues as i
 """
 
 import dataclasses
+import functools
 import math
 import typing
 from collections.abc import Callable
@@ -263,8 +264,7 @@ def train(
         examples_before = counters['examples'] - first_step * settings.batch_size
         log = MetricsLog(workdir / 'metrics.jsonl', first_step)
         state = replicate(state)
-        train_step = parallelize(make_train_step(task, sets_before), donate=True)
-        validate = make_validation(task)
+        train_step, validate = _programs(task, sets_before)
         clock = Clock(counters['seconds'])
         pending = _from_json(counters['pending'])  # metrics of steps that are not in the log yet
 
@@ -319,6 +319,12 @@ def train(
         if stop.too_late():
             raise Unfinished('stopped by SIGTERM after the training; the same command continues from there')
     return state
+
+
+@functools.lru_cache(maxsize=4)
+def _programs(task, sets_before):
+    """The step and the validation. A run that goes on in the same process need not have them traced again."""
+    return parallelize(make_train_step(task, sets_before), donate=True), make_validation(task)
 
 
 def _restore_or_begin(task, checkpoints, start):
