@@ -85,7 +85,7 @@ def test_pairs_are_those_of_a_brute_force(seed):
 
 @pytest.fixture(scope='module')
 def params():
-    return NETWORK.init(jax.random.key(0), jnp.zeros((1, 12, 12, 12)))
+    return jax.jit(NETWORK.init)(jax.random.key(0), jnp.zeros((1, 12, 12, 12)))
 
 
 def scored(params, num_cases, batch_size, problem=PROBLEM, num_shown=7, methods='', solving=SOLVING):
@@ -103,36 +103,47 @@ def without_timings(report):
     }
 
 
-def test_report_is_the_same_again_and_does_not_depend_on_the_batch(params):
-    first, again, whole = scored(params, 10, 4), scored(params, 10, 4), scored(params, 10, 10)
+@pytest.fixture(scope='module')
+def ten(params):
+    """Scores of ten cases, the paper's procedure alone, four at once."""
+    return scored(params, 10, 4)
+
+
+@pytest.fixture(scope='module')
+def in_orientations(params):
+    """The same of four cases, where the network is shown them in one orientation and in two."""
+    return {
+        number: scored(params, 4, 4, solving=dataclasses.replace(SOLVING, orientations=number)) for number in (1, 2)
+    }
+
+
+def test_report_is_the_same_again_and_does_not_depend_on_the_batch(params, ten):
+    first, again, whole = ten, scored(params, 10, 4), scored(params, 10, 10)
     assert without_timings(first[0]) == without_timings(again[0]) == without_timings(whole[0])
     np.testing.assert_allclose(first[1].examples.positions, whole[1].examples.positions)
 
 
-def test_the_scores_are_of_the_mean_map_of_all_orientations_asked_for(params):
-    solving = dataclasses.replace(SOLVING, orientations=2)
-    (report, shown), (other, _) = (scored(params, 4, 4, solving=each) for each in (solving, SOLVING))
-    predict = averaged_over_orientations(functools.partial(NETWORK.apply, params), 2)
+def test_the_scores_are_of_the_mean_map_of_all_orientations_asked_for(params, in_orientations):
+    (other, _), (report, shown) = in_orientations.values()
+    predict = jax.jit(averaged_over_orientations(functools.partial(NETWORK.apply, params), 2))
     expected = predict(network_input(shown.examples.patterson, PROBLEM.num_atoms, PROBLEM.encoding))
     np.testing.assert_allclose(shown.solutions.density, expected, atol=1e-6)
     assert report['map'] != other['map']
 
 
-def test_more_orientations_are_scored_beside_the_others_as_if_alone(params):
+def test_more_orientations_are_scored_beside_the_others_as_if_alone(params, in_orientations):
     settings = EvaluationSettings(4, 4, '', more_orientations=2)
     network = Network(NETWORK.apply, params)
     report, shown = evaluate(PROBLEM, SEPARATION, SOLVING, settings, seed=3, network=network)
     more = without_timings(report).pop('in_more_orientations')
-    (alone, _), (other, expected) = (
-        scored(params, 4, 4, solving=dataclasses.replace(SOLVING, orientations=number)) for number in (2, 1)
-    )
+    (other, expected), (alone, _) = in_orientations.values()
     assert more['orientations'] == 2 and more['map'] == alone['map'] != other['map'] == report['map']
     assert more['separated_in_place'] == alone['separated_in_place']
     np.testing.assert_array_equal(shown.solutions.density, expected.solutions.density)
 
 
-def test_report_counts_are_consistent(params):
-    report, shown = scored(params, 10, 4)
+def test_report_counts_are_consistent(ten):
+    report, shown = ten
     assert report['cases'] == 10 and report['atoms'] == 30
     assert sum(report['separated']['histogram']['counts']) == report['separated']['matched'] <= 30
     assert 0 <= report['random']['recall'] <= 1
@@ -183,8 +194,8 @@ def test_a_corner_that_training_left_empty_is_filled_in_evaluation(params, fille
     np.testing.assert_array_equal(shown.examples.positions, filled[1].examples.positions)
 
 
-def test_without_a_corner_there_are_no_scores_of_one(params):
-    assert 'corner' not in scored(params, 10, 4)[0]
+def test_without_a_corner_there_are_no_scores_of_one(ten):
+    assert 'corner' not in ten[0]
 
 
 def test_where_no_atom_or_pair_is_there_is_no_mean_of_them():
@@ -197,10 +208,10 @@ def test_where_no_atom_or_pair_is_there_is_no_mean_of_them():
     }
 
 
-def test_of_the_cases_shown_three_are_drawn_as_maps(params, monkeypatch):
+def test_of_the_cases_shown_three_are_drawn_as_maps(ten, monkeypatch):
     figures = []
     monkeypatch.setattr('patterson_jax.pictures.save_figure', lambda path, figure: figures.append(figure))
-    draw_maps(None, scored(params, 10, 4)[1], PROBLEM)
+    draw_maps(None, ten[1], PROBLEM)
     titles = [axes.get_title().partition(':')[0] for axes in figures[0].axes[::2]]
     assert titles == ['case 1', 'case 2', 'case 3']
 
