@@ -181,16 +181,14 @@ def test_a_step_descends_the_errors_with_the_weights_of_stages_and_filled_voxels
         ]
         return early_weight * (errors[0] + errors[1]) + errors[2]
 
-    norms = []
-    for early_weight, filled_weight in ((0.0, 0.0), (0.3, 0.0), (0.3, 10.0)):
-        weights_of_errors = {'early_weight': early_weight, 'filled_weight': filled_weight}
-        settings = dataclasses.replace(SETTINGS, max_gradient_norm=1e-3, adam_epsilon=1e-12, **weights_of_errors)
-        state = replicate(state_with(weights, settings))
-        state, metrics = parallelize(make_train_step(MapTask(NETWORK, PROBLEM, settings, SEED)))(state)
-        expected = optax.tree.norm(gradient(weights, early_weight, filled_weight))
-        assert float(metrics['gradient_norm']) == pytest.approx(float(expected), rel=1e-3)
-        norms.append(float(expected))
+    pairs = ((0.0, 0.0), (0.3, 0.0), (0.3, 10.0))
+    norms = [float(optax.tree.norm(gradient(weights, *pair))) for pair in pairs]
     assert abs(norms[1] / norms[0] - 1) > 0.01 and abs(norms[2] / norms[1] - 1) > 0.1
+    weights_of_errors = dict(zip(('early_weight', 'filled_weight'), pairs[-1], strict=True))
+    settings = dataclasses.replace(SETTINGS, max_gradient_norm=1e-3, adam_epsilon=1e-12, **weights_of_errors)
+    state = replicate(state_with(weights, settings))
+    _, metrics = parallelize(make_train_step(MapTask(NETWORK, PROBLEM, settings, SEED)))(state)
+    assert float(metrics['gradient_norm']) == pytest.approx(norms[-1], rel=1e-3)
 
 
 def test_training_learns_and_goes_on_from_its_checkpoint(tmp_path):
