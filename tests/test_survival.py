@@ -15,7 +15,7 @@ from patterson_jax.learning.checkpoints import Checkpoints
 from patterson_jax.learning.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent
-NUM_STEPS, STEPS_BETWEEN_CHECKPOINTS = 90, 3
+NUM_STEPS, STEPS_BETWEEN_CHECKPOINTS = 60, 3
 TINY = [
     f'--config={ROOT / "configs" / "quick.py"}',
     '--config.problem.grid_size=12',
