@@ -90,9 +90,13 @@ def centre(positions: Array) -> Array:
 def check_drawable(problem: Problem, attempts: int = 256) -> None:
     """Raises InputError if none of `attempts` seeded draws succeeds, for the problem or for its test cases."""
 
+    # Every command waits for this. On CPU nearly all of the time goes into optimising what then runs once.
+    options = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
+
     def any_of(one, problem):
         keys = jax.random.split(jax.random.key(0), attempts)
-        return bool(jnp.any(jax.jit(jax.vmap(lambda key: one(key, problem)[1]))(keys)))
+        succeeded = jax.jit(jax.vmap(lambda key: one(key, problem)[1]), compiler_options=options)
+        return bool(jnp.any(succeeded(keys)))
 
     require(
         any_of(insert_atoms, problem),
