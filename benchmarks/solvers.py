@@ -30,7 +30,6 @@ from configs import base, unrolled
 from patterson_jax.config import Experiment, validate
 from patterson_jax.errors import InputError, exit_on_errors, require
 from patterson_jax.evaluation import EvaluationSettings, evaluate
-from patterson_jax.figures import draw_frontier
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.attempt import Network
 from patterson_jax.solving.limit import TRUTH
@@ -195,6 +194,8 @@ def main() -> None:
         output = options.json or Path(__file__).with_name(f'solvers-{jax.default_backend()}.json')
         cells = run(options, output)
         print(table(cells))
+        from patterson_jax.figures import draw_frontier  # with matplotlib, which no table needs
+
         draw_frontier(output.with_suffix('.png'), cells)
         print(f'\n{output}, {output.with_suffix(".png")}')
 

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import solvers, verdicts
 from patterson_jax.errors import InputError
+from patterson_jax.figures import draw_frontier
 from patterson_jax.simulation.problem import Problem
 
 CELL = (2, 8.0, 0.0)
@@ -52,7 +53,7 @@ def test_the_table_and_the_figure_have_every_cell(output, tmp_path):
     assert len(lines) == 2 + len(cells) and lines[2].startswith(
         '| 2 | 8.0 | 0% | least squares | 1.000 | 2 / 2 | 2, 0 |'
     )
-    solvers.draw_frontier(tmp_path / 'frontier.png', cells)
+    draw_frontier(tmp_path / 'frontier.png', cells)
     assert (tmp_path / 'frontier.png').stat().st_size > 10_000
 
 

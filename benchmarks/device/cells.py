@@ -24,7 +24,6 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from benchmarks import verdicts
-from benchmarks.device.packing import packing
 from benchmarks.machine import describe_machine
 from benchmarks.speed.experiments import machine_cell
 from benchmarks.speed.in_pytorch import torch_cell
@@ -38,7 +37,6 @@ from patterson_jax.evaluation import match_atoms
 from patterson_jax.learning.stopping import unfinished_on_sigterm
 from patterson_jax.networks.convolution import convolve
 from patterson_jax.networks.layers import max_pool
-from patterson_jax.runs import train_experiment
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.patterson import patterson_map
 from patterson_jax.simulation.problem import Problem
@@ -200,6 +198,10 @@ def solving(cell: dict, tell: Tell) -> None:
 
 def training(cell: dict, tell: Tell) -> None:
     """Trains in `workdir` for some minutes, and packs new checkpoints into files in `output`."""
+    # They need matplotlib, which no other cell does.
+    from benchmarks.device.packing import packing
+    from patterson_jax.runs import train_experiment
+
     config, workdir = ConfigDict(cell['config']), Path(cell['workdir'])
     config.train.max_minutes = cell['minutes']
     experiment = validate(config)
