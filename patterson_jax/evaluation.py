@@ -30,6 +30,7 @@ from patterson_jax.solving.interpretation import Interpretation, interpret_batch
 from patterson_jax.solving.limit import TRUTH, solutions_from_truth
 from patterson_jax.solving.methods.registry import method_names
 from patterson_jax.solving.orientations import ORIENTATIONS, averaged_over_orientations
+from patterson_jax.solving.programs import program
 from patterson_jax.solving.separation import SeparationSettings
 from patterson_jax.solving.solver import Search, cases_at_once, solve_maps
 from patterson_jax.solving.verdict import VERDICTS
@@ -278,11 +279,9 @@ def _method_scores(answers):
 
 def _evaluate_network(network, problem, separation, settings, seed, num_shown, orientations):
     """Scores of the network's maps and of the paper's procedure."""
-    chunk = functools.partial(
-        _evaluate_chunk, network.apply, orientations, problem, separation, settings.batch_size, seed
-    )
     params = jax.device_put(network.params, jax.devices()[0])  # one device solves; copies would repeat its work
-    run = jax.jit(chunk).lower(params, np.int32(0)).compile()
+    choices = {'problem': problem, 'separation': separation, 'batch_size': settings.batch_size, 'seed': seed}
+    run = program(_evaluate_chunk, params, np.int32(0), apply=network.apply, orientations=orientations, **choices)
     starts = range(0, settings.num_cases, settings.batch_size)
     parts, shown, seconds = [], [], 0.0
     with ProgressReport('evaluating', settings.num_cases) as progress:
@@ -304,7 +303,7 @@ def _evaluate_network(network, problem, separation, settings, seed, num_shown, o
     return report, first
 
 
-def _evaluate_chunk(apply, orientations, problem, separation, batch_size, seed, params, start):
+def _evaluate_chunk(params, start, apply, orientations, problem, separation, batch_size, seed):
     indices = start + jnp.arange(batch_size)
     examples = make_batch(stream_key(seed, 'evaluation'), 0, indices, problem)
     keys = _keys(seed, 'separation', indices)

@@ -83,6 +83,8 @@ class OptimizerSettings:
 class Task(Protocol):
     """What is learned: it makes the cases, the first weights, the loss and the figures of the validation.
 
+    It is a value: equal tasks share what is compiled for them.
+
     `init` and `loss` are pure, and so is `validation_figures`; the last two run inside a parallel function, where each
     device has its share of the cases (`learning.parallel`).
     """
@@ -94,6 +96,9 @@ class Task(Protocol):
     @property
     def seed(self) -> int:
         """Fixes the first weights and all cases."""
+
+    def __hash__(self) -> int:
+        """Equal for equal tasks."""
 
     def init(self, key: Array) -> Any:
         """The variables for the network's `apply` before the first step."""
