@@ -1,11 +1,15 @@
-"""A learned projection for crystals: a small periodic network that makes maps of atoms out of maps with wrong phases.
+r"""A learned projection for crystals: a small periodic network that makes maps of atoms out of maps with wrong phases.
 
     python run_experiment.py --config=configs/projection.py --config.train.max_minutes=60
 
 trains on invented molecular crystals cut at 1.1 to 1.5 Å, up to a quarter with a metal, in maps as charge flipping and
 the network itself leave them. A step of two crystals, eight maps, takes about 0.3 s on one CPU core, so that the run
-takes two days; the same command continues it. Nothing in the solver uses the network yet
-(docs/learned_projection.md).
+takes two days; the same command continues it. These commands train the published weights further, and replace them:
+
+    python run_experiment.py --config=configs/projection.py --workdir=runs/slice --config.train.init_from=projection \
+        --config.train.num_steps=2000 --config.train.learning_rate=1e-3
+    python run_experiment.py --config=configs/projection.py --workdir=runs/slice --config.train.init_from=projection \
+        --config.train.num_steps=2000 --config.train.learning_rate=1e-3 --mode=publish --output=pretrained/projection
 """
 
 import ml_collections
@@ -52,7 +56,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.train.max_gradient_norm = 1.0  # longer gradients are shortened to this; 0: no limit
     config.train.warmup_steps = 200  # from 0 to learning_rate
     config.train.schedule = 'cosine'  # to 1 % at the last step; 'trapezoid': a line to 1 % in the last 30 %; 'constant'
-    config.train.most_passes = 3  # through the network before the one with the gradient; their number is drawn
+    config.train.most_passes = 6  # through the network before the one with the gradient; their number is drawn
     config.train.init_from = ''  # begins with the weights of this run; '': new ones
     config.train.max_minutes = 0.0  # of the process; then training saves and stops with exit status 75; 0: no limit
     config.train.num_validation = 32  # crystals, always the same

@@ -92,7 +92,7 @@ def solve_crystal(
     wavelength: float | None = None,
     formula: str | None = None,
     laue: str | None = None,
-    network: str | Path = 'none',
+    network: str | Path = 'auto',
     seed: int = 0,
 ) -> CrystalSolution:
     """Solves a crystal from measured intensities and the cell alone.
