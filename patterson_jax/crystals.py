@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -70,8 +71,8 @@ def projection_for(network: str | Path, data: CrystalData) -> Projection | None:
     """The learned projection with which the maps of a crystal are to be finished too; None: by elimination alone.
 
     Args:
-        network: 'auto' (the one that comes with the code, at resolutions at which it is worth it), 'none', or the name
-            or directory of one.
+        network: 'auto' (the one that comes with the code, at resolutions at which it is worth it; without it a note on
+            stderr), 'none', or the name or directory of one.
         data: of the crystal.
 
     Raises:
@@ -80,7 +81,13 @@ def projection_for(network: str | Path, data: CrystalData) -> Projection | None:
     require(isinstance(network, (str, Path)) and network != '', 'network', network, CHOICES)
     if network == 'none' or (network == 'auto' and not crystal_projection.is_worth_it(data)):
         return None
-    return load_projection(NETWORK if network == 'auto' else network)
+    if network != 'auto':
+        return load_projection(network)
+    try:
+        return load_projection(NETWORK)
+    except InputError as error:  # a crystal can be solved without it
+        print(f'note: maps are finished by elimination alone, as {error}', file=sys.stderr)
+        return None
 
 
 def solve_crystal(

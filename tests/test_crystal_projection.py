@@ -9,9 +9,11 @@ from invented import invent
 
 import patterson_jax as pj
 from benchmarks.crystal_verdicts import Search, measure
+from patterson_jax import shipped
 from patterson_jax.crystals import projection_for
 from patterson_jax.errors import InputError
 from patterson_jax.projection_weights import load_projection
+from patterson_jax.releases import ADDRESS
 from patterson_jax.solving.crystal_phasing import prepare_crystal
 from patterson_jax.solving.crystal_projection import is_worth_it, projection_on
 
@@ -36,6 +38,16 @@ def test_a_network_that_is_none_of_crystals_is_refused_in_words():
         pj.load_network('projection')
     with pytest.raises(InputError, match=r"network is ''; it must be 'auto', 'none', or the name"):
         projection_for('', data_to(1.3))
+
+
+def test_without_the_network_a_crystal_is_solved_by_elimination_and_that_is_said(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(shipped, 'PACKAGE', tmp_path / 'patterson_jax')  # where there is no pretrained/
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    monkeypatch.delenv(ADDRESS, raising=False)
+    assert projection_for('auto', data_to(1.3)) is None
+    assert capsys.readouterr().err.startswith(
+        'note: maps are finished by elimination alone, as projection is not installed, and no address is known'
+    )
 
 
 def test_what_the_network_is_told_is_of_the_crystal():
