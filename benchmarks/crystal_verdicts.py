@@ -12,9 +12,9 @@ or another crystal's. A model is right if its group is, nine in ten true atoms (
 and a tenth at most too many. Or the true atoms are judged as they are, but for one that is missing, displaced or too
 many; then every atom must be right. Or the whole way is gone from the intensities alone, at the crystal's resolution
 or at 1.2 Å, or with intensities permuted within shells; with --whole-way the whole way is gone at 1.4 Å too, from
-fewer atoms, without permutations; with --light at 1.2, 1.3 and 1.4 Å, by crystals of C, N and O. --network and
---starts change how. One line a case on stderr with all that the verdict is from, counts on stdout, and the cases
-without these findings in the JSON of --output.
+fewer atoms, without permutations; with --light at 1.2, 1.3 and 1.4 Å, by crystals of C, N and O, and with
+--light-controls from permuted intensities of these. --network and --starts change how. One line a case on stderr with
+all that the verdict is from, counts on stdout, and the cases without these findings in the JSON of --output.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from typing import NamedTuple
 import gemmi
 import numpy as np
 
+from benchmarks.projection import sign_test
 from patterson_jax.compilation_cache import enable_compilation_cache
 from patterson_jax.crystal.structure import SpaceGroup
 from patterson_jax.crystals import NETWORK
@@ -82,9 +83,11 @@ NEAR = 0.5  # Å
 ROOM = 1.3  # Å around an added atom
 HALF = 0.45  # least occupancy of an atom that counts as a site
 LIGHT_WAYS = ('whole way, 1.2 Å', 'whole way, 1.3 Å', 'whole way, 1.4 Å')
+LIGHT_CONTROLS = tuple(f'{kind}, permuted' for kind in LIGHT_WAYS)
 LOW_RESOLUTIONS = {'1.2 Å': 1.2, '1.3 Å': 1.3, '1.4 Å': 1.4}
 STARTS = 16  # of a whole way, unless --starts says otherwise
 MOST_IN_CELL = 64  # atoms of the primitive cell, where only whole ways are gone: wrong maps in P1 take long
+CENTRED = ('P-1', 'P21/c', 'C2/c', 'Pbca')
 GROUP_ORDERS = {'P1': 1, 'P-1': 2, 'P21': 2, 'P21/c': 4, 'C2/c': 4, 'Pc': 2, 'P212121': 4, 'Pbca': 8}
 KEPT = (
     *('kind', 'index', 'group', 'd_min', 'right', 'verdict', 'r_factor', 'expected_r_factor', 'reasons', 'cpu_seconds'),
@@ -98,11 +101,18 @@ class Search(NamedTuple):
         starts: at most.
         projection: that finishes maps too, at resolutions at which it is worth it; None: elimination alone.
         light: whether all crystals are of C, N and O.
+        network: name or directory of the projection, for the record.
     """
 
     starts: int = STARTS
     projection: Projection | None = None
     light: bool = False
+    network: str = 'none'
+
+    @property
+    def described(self) -> dict:
+        """What the results depend on, for the file."""
+        return {'starts': self.starts, 'light': self.light, 'network': self.network}
 
 
 USUAL = Search()
@@ -356,12 +366,55 @@ def table(cases: list[dict], kinds: tuple[str, ...] = CASES) -> str:
     )
 
 
+def compare(cases: list[dict], others: list[dict]) -> str:
+    """What two searches made of the same crystals, as Markdown, by kind and whether there is an inversion centre.
+
+    Gained and lost are crystals that one of them alone solved rightly; p is that of a sign test.
+
+    Args:
+        cases: of the one search.
+        others: of the other; crystals that only one of them has are left out.
+    """
+    theirs = {(case['kind'], case['index']): case for case in others}
+    pairs = [(theirs[known], case) for case in cases if (known := (case['kind'], case['index'])) in theirs]
+    rows = []
+    for kind in dict.fromkeys(case['kind'] for _, case in pairs):
+        for centre in (True, False):
+            chosen = [pair for pair in pairs if pair[1]['kind'] == kind and has_centre(pair[1]) == centre]
+            rows += [(kind, 'yes' if centre else 'no', *_comparison(chosen))] if chosen else []
+    rows.append(('all', '', *_comparison(pairs)))
+    heads = ('right', 'solved, right', 'gained, lost', 'p', 'solved, wrong', 'processor seconds a crystal')
+    return markdown_table(('phases', 'inversion', 'crystals', *heads), rows)
+
+
+def has_centre(case: dict) -> bool:
+    """Whether the true group of a case has an inversion centre."""
+    return tuple(GROUPS)[case['index'] % len(GROUPS)] in CENTRED
+
+
+def _comparison(pairs):
+    right = [[each['right'] for each in pair] for pair in pairs]
+    solved = [[each['right'] and each['verdict'] == 'solved' for each in pair] for pair in pairs]
+    wrong = [[not each['right'] and each['verdict'] == 'solved' for each in pair] for pair in pairs]
+    gained = sum(ours and not before for before, ours in solved)
+    lost = sum(before and not ours for before, ours in solved)
+    seconds = [sum(pair[side]['cpu_seconds'] for pair in pairs) / len(pairs) for side in (0, 1)]
+    counts = (f'{sum(each[0] for each in kind)} → {sum(each[1] for each in kind)}' for kind in (right, solved, wrong))
+    right_words, solved_words, wrong_words = counts
+    return (
+        *(len(pairs), right_words, solved_words, f'+{gained} −{lost}', f'{sign_test(gained, lost):.2g}', wrong_words),
+        f'{seconds[0]:.1f} → {seconds[1]:.1f}',
+    )
+
+
 def run(
     stream: str, number: int, output: Path | None, kinds: tuple[str, ...] = CASES, search: Search = USUAL
 ) -> list[dict]:
     """Cases of some kinds in turn up to a number, those that a file has apart; tells each, and writes after each."""
     done = json.loads(output.read_text(encoding='utf-8')) if output and output.exists() else {'cases': 0, 'results': []}
-    require(done.get('stream', stream) == stream, '--stream', stream, f'that of {output}, {done.get("stream")}')
+    asked = search.described | {'stream': stream, 'kinds': sorted(set(kinds))}
+    for name, value in asked.items():
+        require(done.get(name, value) == value, name, value, f'that of {output}, {done.get(name)}')
     results = done['results']
     for index in range(done['cases'], number):
         case = measure(kinds[index % len(kinds)], index, stream, few=kinds is not CASES, search=search)
@@ -369,14 +422,15 @@ def run(
             print(json.dumps(case, default=str), file=sys.stderr, flush=True)
             results.append({key: _rounded(case.get(key)) for key in KEPT})
         if output:
-            _write(output, stream, index + 1, results)
+            _write(output, asked, index + 1, results)
     return results
 
 
-def _write(output, stream, number, results):
+def _write(output, asked, number, results):
     """JSON with one line for each case."""
     lines = ',\n'.join(json.dumps(each, ensure_ascii=False, default=str) for each in results)
-    text = f'{{"stream": "{stream}", "cases": {number}, "results": [\n{lines}\n]}}\n'
+    head = json.dumps(asked | {'cases': number}, ensure_ascii=False)
+    text = f'{head[:-1]}, "results": [\n{lines}\n]}}\n'
     write_whole(output, lambda part: part.write_text(text, encoding='utf-8'))
 
 
@@ -390,19 +444,26 @@ def main() -> None:
         prog='python -m benchmarks.crystal_verdicts', description=__doc__.partition('\n')[0]
     )
     parser.add_argument('--stream', choices=tuple(STREAMS), default='calibration', help='of the crystals')
-    parser.add_argument('--whole-way', action='store_true', help='only from intensities, without permuted ones')
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument('--whole-way', action='store_true', help='only from intensities, without permuted ones')
+    one.add_argument('--light', action='store_true', help='only from intensities, of C, N and O, at low resolution')
+    one.add_argument('--light-controls', action='store_true', help='the same with permuted intensities')
     parser.add_argument('--cases', type=int, default=119, help='of all kinds together')
-    parser.add_argument('--light', action='store_true', help='only from intensities, of C, N and O, at low resolution')
     parser.add_argument('--network', default=NETWORK, help="finishes maps too; 'none': elimination alone")
     parser.add_argument('--starts', type=int, default=STARTS, help='most starts of a whole way')
     parser.add_argument('--output', type=Path, help='JSON to write, or to go on with')
+    parser.add_argument('--against', type=Path, help='JSON of another search, which is compared with this one')
     options = parser.parse_args()
     with exit_on_errors():
         enable_compilation_cache()  # most of the time would go there: the refinement alone has some hundred shapes
-        kinds = LIGHT_WAYS if options.light else WHOLE_WAYS if options.whole_way else CASES
+        asked = {LIGHT_WAYS: options.light, LIGHT_CONTROLS: options.light_controls, WHOLE_WAYS: options.whole_way}
+        kinds = next((kinds for kinds, wanted in asked.items() if wanted), CASES)
         projection = None if options.network == 'none' else load_projection(options.network)
-        search = Search(options.starts, projection, options.light)
-        print(table(run(options.stream, options.cases, options.output, kinds, search), kinds))
+        search = Search(options.starts, projection, kinds in (LIGHT_WAYS, LIGHT_CONTROLS), options.network)
+        cases = run(options.stream, options.cases, options.output, kinds, search)
+        print(table(cases, kinds))
+        if options.against:
+            print(f'\n{compare(cases, json.loads(options.against.read_text(encoding="utf-8"))["results"])}')
 
 
 if __name__ == '__main__':

@@ -54,6 +54,7 @@ from patterson_jax.crystals import projection_for
 from patterson_jax.errors import InputError, exit_on_errors
 from patterson_jax.files.crystals import read_crystal
 from patterson_jax.solving.crystal_phasing import Slot, finish, prepare_crystal
+from patterson_jax.solving.crystal_projection import sharpeners
 from patterson_jax.solving.crystal_solver import AGREEING, MAX_STARTS, answer_of_maps, solve_crystal
 from patterson_jax.solving.crystal_structure import interpret_phases, judge_atoms
 from patterson_jax.solving.crystal_verdict import Evidence
@@ -365,7 +366,9 @@ def measure_truth(folder: Path, options: argparse.Namespace) -> dict | None:
     known_factors = known_structure_factors(known, crystal.expanded.in_given_cell(crystal.expanded.hkl))
     factors = crystal.normalised * np.exp(-1j * np.angle(known_factors))
     density = scipy.fft.irfftn(crystal.grid.place(crystal.expanded.hkl, factors), crystal.grid.shape)
-    reached = finish(crystal, density, Slot(0), noise=1.0)
+    projection = projection_for(options.network, known.data)
+    finished = (finish(crystal, density, Slot(0), 1.0, sharpen) for sharpen in sharpeners(crystal, projection))
+    reached = max(finished, key=lambda each: each.rank)
     return {
         'name': known.content['name'],
         'known_group': known.content['spacegroup'],

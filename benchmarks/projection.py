@@ -163,8 +163,8 @@ def measure(case: Case, projection: Projection, seed: int, starts: int) -> dict:
     noise = ends[NOISE][1].first_skewness
     first = np.fft.rfftn(ends[0][0])
     one_elimination = seconds_of(lambda: jax.block_until_ready(eliminated(first, crystal)))
-    passes_take = seconds_of(lambda: sharpened_by(learned, PASSES)(first, crystal))
-    one_takes = seconds_of(lambda: sharpened_by(learned, 1)(first, crystal))
+    passes_take = seconds_of(lambda: sharpened_by(learned, PASSES, judged=False)(first, crystal))
+    one_takes = seconds_of(lambda: sharpened_by(learned, 1, judged=False)(first, crystal))
     each_pass = max((passes_take - one_takes) / (PASSES - 1), 1e-6)
     same = max(1, round(one_elimination / each_pass))
     more = round(passes_take / one_elimination)
@@ -182,7 +182,7 @@ def measure(case: Case, projection: Projection, seed: int, starts: int) -> dict:
         return factors
 
     def passed(factors):
-        return sharpened_by(learned, PASSES)(factors, crystal)[0]
+        return sharpened_by(learned, PASSES, judged=False)(factors, crystal)[0]
 
     rows = []
     for density, slot, seconds in ends:
@@ -196,8 +196,8 @@ def measure(case: Case, projection: Projection, seed: int, starts: int) -> dict:
             'finer grid': finished(density, slot, on_finer_grid),
             'longer': finished(density, slot, before=eliminated_longer),
             'network first': finished(density, slot, before=passed),
-            'network': finished(density, slot, sharpened_by(learned, same)),
-            'network, more': finished(density, slot, sharpened_by(learned, PASSES)),
+            'network': finished(density, slot, sharpened_by(learned, same, judged=False)),
+            'network, more': finished(density, slot, sharpened_by(learned, PASSES, judged=False)),
         }
         row['judged'] = judged(finish(crystal, density, slot, noise), learned, crystal)
         rows.append(row)

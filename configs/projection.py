@@ -7,9 +7,10 @@ the network itself leave them. A step of two crystals, eight maps, takes about 0
 takes two days; the same command continues it. These commands train the published weights further, and replace them:
 
     python run_experiment.py --config=configs/projection.py --workdir=runs/slice --config.train.init_from=projection \
-        --config.train.num_steps=2000 --config.train.learning_rate=1e-3
+        --config.train.num_steps=2000 --config.train.learning_rate=1e-3 --config.train.num_validation=64
     python run_experiment.py --config=configs/projection.py --workdir=runs/slice --config.train.init_from=projection \
-        --config.train.num_steps=2000 --config.train.learning_rate=1e-3 --mode=publish --output=pretrained/projection
+        --config.train.num_steps=2000 --config.train.learning_rate=1e-3 --config.train.num_validation=64 \
+        --mode=publish --output=pretrained/projection
 """
 
 import ml_collections

@@ -52,7 +52,7 @@ def solve_crystal_file(settings: CrystalSettings, seed: int, output: Path, path:
     refuse_to_overwrite(crystal, output)
     projection = projection_for(settings.network, prepared.data)
     if projection:
-        print(f'maps are finished by elimination and by a network (crystal.network is {settings.network!r})')
+        print(f'maps are finished by elimination and by a learned projection (crystal.network is {settings.network!r})')
     course: list[tuple[int, float, str]] = []
     began = time.perf_counter()
 

@@ -14,7 +14,6 @@ from patterson_jax.crystal.structure import CrystalData, CrystalSolution
 from patterson_jax.errors import InputError, is_real, is_whole, real_array, require
 from patterson_jax.files.claims import Columns, measurements_of, parse_formula
 from patterson_jax.files.crystals import CrystalFile, parse_cell, read_crystal
-from patterson_jax.projection_weights import load_projection
 from patterson_jax.solving import crystal_projection, crystal_solver
 from patterson_jax.solving.crystal_projection import Projection
 
@@ -81,6 +80,8 @@ def projection_for(network: str | Path, data: CrystalData) -> Projection | None:
     require(isinstance(network, (str, Path)) and network != '', 'network', network, CHOICES)
     if network == 'none' or (network == 'auto' and not crystal_projection.is_worth_it(data)):
         return None
+    from patterson_jax.projection_weights import load_projection  # half a second, which not every crystal need wait
+
     if network != 'auto':
         return load_projection(network)
     try:
@@ -112,12 +113,13 @@ def solve_crystal(
         wavelength: in Å, for f′; None: f′ is left out.
         formula: for example 'C10H10F2N4'; only the proportions count. None: any elements.
         laue: symbol of the Laue class, for example '2/m'. None: it is found from the data.
-        network: that finishes maps beside elimination: 'auto' (the one that comes with the code, at 1.1 to 1.6 Å),
+        network: that finishes maps beside elimination: 'auto' (the one that comes with the code, at 1.1 to 1.5 Å),
             'none', or the name or directory of a learned projection.
         seed: fixes the starts.
 
     Raises:
-        InputError: the arrays have other shapes, there are no reflections, or the cell or the class is impossible.
+        InputError: the arrays have other shapes, there are no reflections, the cell or the class is impossible, or
+            there is no such network.
     """
     avoid_wrong_fusion()
     require_right_results()

@@ -14,7 +14,7 @@ from patterson_jax.networks.projection import NUM_CONDITIONS, ProjectionNet, con
 from patterson_jax.shipped import find_network
 from patterson_jax.solving.crystal_projection import Projection, Told
 
-WEIGHT_FIELDS = ('features', 'num_blocks')  # of the network, on which weights depend
+PROJECTION_FIELDS = ('features', 'num_blocks')  # of the network, on which weights depend
 
 
 def load_projection(name: str | Path) -> Projection:
@@ -29,10 +29,10 @@ def load_projection(name: str | Path) -> Projection:
     directory = find_network(name)
     with Checkpoints(find_checkpoints(directory), read_only=True) as checkpoints:
         model = checkpoints.restore(checkpoints.best_step, config=None)['config']['model']
-    if any(field not in model for field in WEIGHT_FIELDS):
-        raise InputError(f'{directory}: these weights are not those of a learned projection of crystals')
-    network = ProjectionNet(**{field: model[field] for field in WEIGHT_FIELDS})
-    return Projection(_Predict(network), load_projection_weights(directory, network).params)
+        if any(field not in model for field in PROJECTION_FIELDS):
+            raise InputError(f'{directory}: these weights are not those of a learned projection of crystals')
+        network = ProjectionNet(**{field: model[field] for field in PROJECTION_FIELDS})
+        return Projection(_Predict(network), _params(checkpoints, network))
 
 
 def load_projection_weights(directory: Path, network: ProjectionNet) -> Weights:
@@ -42,17 +42,18 @@ def load_projection_weights(directory: Path, network: ProjectionNet) -> Weights:
         InputError: no checkpoint there, only damaged ones, or one of another network.
     """
     with Checkpoints(find_checkpoints(directory), read_only=True) as checkpoints:
-        step = checkpoints.best_step
-        trained = checkpoints.restore(step, config=None)['config']
-        for field in WEIGHT_FIELDS:
+        trained = checkpoints.restore(checkpoints.best_step, config=None)['config']
+        for field in PROJECTION_FIELDS:
             before, now = trained['model'].get(field), getattr(network, field)
             if before != now:
                 words = f'model.{field} was {before!r} and is {now!r}'
                 raise InputError(f'{directory}: these weights are for another config: {words}')
-        template = _shapes(network)
         counters = checkpoints.restore(checkpoints.latest_step, counters=None)['counters']
-        params = jax.device_get(checkpoints.restore(step, params=template)['params'])
-        return Weights(params, step, trained, counters)
+        return Weights(_params(checkpoints, network), checkpoints.best_step, trained, counters)
+
+
+def _params(checkpoints, network):
+    return jax.device_get(checkpoints.restore(checkpoints.best_step, params=_shapes(network))['params'])
 
 
 def count_projection_weights(network: ProjectionNet) -> int:

@@ -28,8 +28,7 @@ from patterson_jax.learning.checkpoints import (
 )
 from patterson_jax.learning.metrics import LearningCurve, fit_learning_curve, read_metrics
 from patterson_jax.projection_training import LATER_PASSES, ProjectionExperiment
-from patterson_jax.projection_weights import WEIGHT_FIELDS as PROJECTION_FIELDS
-from patterson_jax.projection_weights import count_projection_weights
+from patterson_jax.projection_weights import PROJECTION_FIELDS, count_projection_weights
 from patterson_jax.releases import update_manifest
 from patterson_jax.runs import RECORD, check_record, evaluation_settings, read_record
 from patterson_jax.shipped import find_network
@@ -87,7 +86,7 @@ def publish_projection(
 ) -> None:
     """Writes the best checkpoint of a learned projection of crystals, its log, and a card, `README.md`, to `output`.
 
-    Arguments and errors are those of `publish`, but that no evaluation is asked for.
+    Arguments and errors are those of `publish`, except that no evaluation is asked for.
     """
     best = _best_of(workdir, config, output)
     slices, rows = _with_history(best, workdir, config.to_dict(), _projection_details)
@@ -206,7 +205,7 @@ def _map_details(config):
 
 
 def _projection_details(config):
-    return {'most_passes': config['train']['most_passes']}
+    return {name: config['train'][name] for name in ('most_passes', 'num_validation')}
 
 
 def _projection_fields(config):
@@ -256,11 +255,18 @@ def _check_replaced(output, config, own, fields_of):
         return
     if not (output / SLICES).exists():
         raise InputError(f'{output} has files that are not published weights; name another --output')
-    theirs, ours = (fields_of(each) for each in (read_record(output)['config'], config))
+    published = read_record(output)['config']
+    if ('problem' in published) != ('problem' in config):
+        raise InputError(f'{output} has weights of another kind of network; name another --output')
+    theirs, ours = (fields_of(each) for each in (published, config))
     differing = differences(theirs, ours, ('model', 'problem'))
     if differing:
         raise InputError(f'{output} has weights of another config: {"; ".join(differing)}. Name another --output')
-    before, now = json.loads((output / SLICES).read_text())[-1]['validation_loss'], own['validation_loss']
+    last = json.loads((output / SLICES).read_text())[-1]
+    numbers = [each.get('num_validation') for each in (last, own)]
+    words = f'{numbers[0]}, as for the weights in {output}'
+    require(numbers[0] == numbers[1], 'train.num_validation', numbers[1], words)
+    before, now = last['validation_loss'], own['validation_loss']
     if now > before:
         raise InputError(f'{output} has better weights: validation loss {before:.4g}, and these have {now:.4g}')
 
@@ -373,7 +379,7 @@ def projection_card(experiment: ProjectionExperiment, slices: list[dict], valida
     network, crystals = experiment.model, experiment.crystals
     shape, (finest, coarsest) = ' × '.join(map(str, crystals.shape)), crystals.d_min
     facts = {
-        'use': 'finishes the maps of crystals in place of low-density elimination, in any cell and space group',
+        'use': 'finishes the maps of crystals beside low-density elimination, in any cell and space group',
         'network': f'{count_projection_weights(network):,} weights; `{RECORD}` has every field',
         'data': f'{slices[-1]["end"] - slices[0]["begin"]:,} invented crystals of {shape} voxels, cut at {finest:g} to '
         f'{coarsest:g} Å, {experiment.states.starts} maps of each, made when they were needed',

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from invented import invent
 
-from benchmarks import crystals, hard_crystals, space_groups
+from benchmarks import crystal_verdicts, crystals, hard_crystals, space_groups
 from patterson_jax.crystal.structure import CrystalSolution, Site, SpaceGroup
 from patterson_jax.errors import InputError
 from patterson_jax.solving.crystal_maps import stabiliser_order
@@ -236,3 +236,20 @@ def test_what_was_missed_in_a_group_is_said():
         '- P 41 (#76), Laue class 4/m: P 4 (wrong), map 0.97, sites 1.00, extra 0.00, uncertain (why), 3 starts'
     ]
     assert space_groups.parse_groups('1-3,62,231') == [1, 2, 3, 62]
+
+
+def test_two_searches_of_the_same_crystals_are_compared_by_kind_and_centre():
+    def case(index, right, verdict, seconds):
+        return {'kind': 'low', 'index': index, 'right': right, 'verdict': verdict, 'cpu_seconds': seconds}
+
+    before = [case(1, False, 'uncertain', 2.0), case(2, True, 'solved', 1.0), case(3, True, 'uncertain', 3.0)]
+    after = [
+        *(case(1, True, 'solved', 4.0), case(2, True, 'uncertain', 2.0), case(3, True, 'solved', 6.0)),
+        case(4, True, 'solved', 9.0),  # only this search has it
+    ]
+    table = crystal_verdicts.compare(after, before).splitlines()[2:]
+    assert table == [  # of the groups of these cases the first and the third have a centre, P2₁ has none
+        '| low | yes | 2 | 1 → 2 | 0 → 2 | +2 −0 | 0.5 | 0 → 0 | 2.5 → 5.0 |',
+        '| low | no | 1 | 1 → 1 | 1 → 0 | +0 −1 | 1 | 0 → 0 | 1.0 → 2.0 |',
+        '| all |  | 3 | 2 → 3 | 1 → 2 | +2 −1 | 1 | 0 → 0 | 2.0 → 4.0 |',
+    ]

@@ -1,20 +1,23 @@
-"""The shipped learned projection on crystals: when it is used, and that it solves what elimination does not."""
+"""The shipped learned projection on crystals: when it is used, what it is told, and a crystal that it solves."""
 
 import dataclasses
 import json
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from invented import invent
 
 import patterson_jax as pj
+from benchmarks import crystal_verdicts
 from benchmarks.crystal_verdicts import Search, measure
 from patterson_jax import shipped
 from patterson_jax.crystals import projection_for
 from patterson_jax.errors import InputError
 from patterson_jax.projection_weights import load_projection
 from patterson_jax.releases import ADDRESS
-from patterson_jax.solving.crystal_phasing import prepare_crystal
+from patterson_jax.solving.crystal_phasing import eliminated, phase, prepare_crystal
 from patterson_jax.solving.crystal_projection import is_worth_it, projection_on
 
 
@@ -22,8 +25,13 @@ def data_to(d_min):
     return invent('P 1', (5, 6, 7, 80, 85, 95), 2, d_min).data
 
 
-@pytest.mark.parametrize(('d_min', 'better'), [(0.9, False), (1.08, False), (1.12, True), (1.55, True), (1.7, False)])
-def test_passes_take_the_place_of_elimination_at_some_resolutions(d_min, better):
+WHOLE_WAYS = json.loads(
+    (Path(crystal_verdicts.__file__).parent / 'crystal_whole_ways.json').read_text(encoding='utf-8')
+)
+
+
+@pytest.mark.parametrize(('d_min', 'better'), [(0.9, False), (1.08, False), (1.12, True), (1.45, True), (1.6, False)])
+def test_the_network_is_used_at_resolutions_like_those_of_its_training(d_min, better):
     data = data_to(d_min)
     assert is_worth_it(data) == better
     assert (projection_for('auto', data) is not None) == better
@@ -67,7 +75,28 @@ def test_what_the_network_is_told_is_of_the_crystal():
 
 
 def test_the_network_solves_a_light_crystal_without_a_centre():
-    """P2₁2₁2₁ at 1.2 Å, one of those in docs/learned_projection.md that elimination does not solve."""
+    """P2₁2₁2₁ at 1.2 Å, the crystal 6 of crystal_whole_ways.json, in which elimination did not solve it."""
     search = Search(16, load_projection('projection'))
     case = measure('whole way, 1.2 Å', 6, 'evaluation', few=True, search=search)
     assert case['right'] and case['verdict'] == 'solved', json.dumps(case, default=str)
+    (before,) = (each for each in WHOLE_WAYS['results'] if each['index'] == 6)
+    assert (before['right'], WHOLE_WAYS['network']) == (False, 'none')
+
+
+def test_of_two_ways_to_finish_a_start_the_better_map_is_taken():
+    """The second way turns phases by chance before it eliminates."""
+    crystal = prepare_crystal(data_to(1.2))
+
+    def turned(factors, crystal):
+        return eliminated(np.conj(factors) * np.exp(2j * np.random.default_rng(0).normal(size=factors.shape)), crystal)
+
+    def reached(*ways):
+        (found,) = phase(crystal, jax.random.key(0), 1, ways)
+        return found
+
+    alone = [reached(way) for way in (eliminated, turned)]
+    assert alone[0].rank != alone[1].rank
+    for ways in ((eliminated, turned), (turned, eliminated)):
+        both = reached(*ways)
+        assert both.rank == max(each.rank for each in alone)
+        assert both.learned == (alone[1].rank > alone[0].rank)

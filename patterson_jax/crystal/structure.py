@@ -116,7 +116,7 @@ class CrystalSolution:
         starts: number of starts tried.
         seconds: of all the work, without compilation.
         density: `(nu, nv, nw)`, roughly in electrons/Å³, the map from which atoms were taken; None without one.
-        learned: whether a learned projection finished maps too, beside elimination.
+        learned: whether a learned projection finished the map from which atoms were taken, and not elimination.
     """
 
     verdict: str

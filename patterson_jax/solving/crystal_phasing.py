@@ -2,7 +2,8 @@
 
 Each start runs charge flipping by one of the recipes, which are used in turn. It is finished when its skewness has
 jumped and stays, or after its last cycle. Then low-density elimination sharpens its map, its phases give the space
-group, the map is averaged over that group, and elimination follows again. Three signs tell a right map: its phases
+group, the map is averaged over that group, and elimination follows again. Other ways to sharpen a map can be tried
+beside elimination; the best map is taken. Three signs tell a right map: its phases
 obey operations of the Laue class, which charge flipping did not use; its skewness has jumped; and another start leads
 to the same map.
 """
@@ -105,6 +106,8 @@ class PhasedMap:
         obeyed: lowest agreement of the phases with an operation of the group, after elimination without symmetry.
         start: number of the start.
         cycles: number of cycles of charge flipping.
+        learned: whether something else than elimination has finished it; skewness and disagreement are then those
+            after a further elimination.
     """
 
     found: FoundGroup
@@ -116,6 +119,7 @@ class PhasedMap:
     obeyed: float
     start: int
     cycles: int
+    learned: bool = False
 
     @property
     def promising(self) -> bool:
@@ -303,7 +307,8 @@ def finish(
         completed = _complete(crystal, own, group.frame, COMPLETION_ROUNDS if larger else 1, sharpen)
         mean, skewness, disagreement, obeyed = completed
         cycles = len(slot.skewness)
-        return PhasedMap(group, mean, own, skewness, skewness / noise, disagreement, obeyed, slot.start, cycles)
+        jump, learned = skewness / noise, sharpen is not eliminated
+        return PhasedMap(group, mean, own, skewness, jump, disagreement, obeyed, slot.start, cycles, learned)
 
     mended = [reached for reached in map(completed, larger) if reached.obeyed > OBEYED]
     return min((completed(found), *mended), key=lambda each: each.disagreement)

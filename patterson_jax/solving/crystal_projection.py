@@ -1,7 +1,7 @@
-"""The learned projection on a crystal: passes through a trained network in place of low-density elimination.
+"""The learned projection on a crystal: passes through a trained network, beside low-density elimination.
 
-Below 1.1 Å elimination sharpens a map to atoms. At lower resolution there is less than a σ between an atom and the
-ripples of its neighbours, and elimination keeps both. A network that knows bonds and rings tells them apart.
+Where data reach 1.1 Å, elimination sharpens a map to atoms. At lower resolution there is less than a σ between an atom
+and the ripples of its neighbours, and elimination keeps both. A network that knows bonds and rings tells them apart.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from patterson_jax.solving.crystal_phasing import Crystal, Sharpen, eliminated
 from patterson_jax.solving.learned_projection import Projected, project
 
 PASSES = 8  # in place of an elimination
-FINEST, COARSEST = 1.1, 1.6  # Å, resolutions of the data at which passes find what elimination does not
+FINEST, COARSEST = 1.1, 1.5  # Å, of the crystals from which the network has learned
 VOXEL = 0.48  # Å, in the middle of what the network has learned from
 EVEN_SIZES = tuple(size for size in range(8, 321, 2) if 60**8 % size == 0)  # with no other factors than 2, 3 and 5
 MEAN_OF_NORMAL = math.sqrt(2 / math.pi)  # of the size of a number of standard deviation 1
@@ -91,7 +91,7 @@ def _project(predict, weights, told, factors, amplitudes, shape, passes):
 
 
 def is_worth_it(data: CrystalData) -> bool:
-    """Whether passes through the network find what elimination does not, by the resolution of the data."""
+    """Whether the data have a resolution like the crystals from which the network has learned."""
     return FINEST <= 1 / float(np.max(data.cell.inverse_spacings(data.hkl))) <= COARSEST
 
 
@@ -109,17 +109,28 @@ def projection_on(crystal: Crystal, projection: Projection) -> CrystalProjection
     return CrystalProjection(projection, told, expanded.hkl, grid, placed)
 
 
-def sharpened_by(learned: CrystalProjection, passes: int = PASSES) -> Sharpen:
-    """What takes the place of low-density elimination: passes through the network on the crystal.
+def sharpeners(crystal: Crystal, projection: Projection | None) -> tuple[Sharpen, ...]:
+    """What finishes the maps of a crystal: elimination and, with a network, passes through it."""
+    return (eliminated, sharpened_by(projection_on(crystal, projection))) if projection else (eliminated,)
 
-    Skewness and disagreement of amplitudes are those after elimination, so that they compare with those of maps that
-    were finished without the network. The phases are the network's.
+
+def sharpened_by(learned: CrystalProjection, passes: int = PASSES, judged: bool = True) -> Sharpen:
+    """Passes through the network on the crystal, in the form of low-density elimination.
+
+    Args:
+        learned: the network on the crystal.
+        passes: how many.
+        judged: whether skewness and disagreement of amplitudes are those after a further elimination, so that they
+            compare with those of maps that were finished without the network; else they are those of the network's
+            map. The phases are the network's in either case.
     """
 
     def sharpen(factors, crystal):
         hkl = crystal.expanded.hkl
-        taken, _ = learned.passed(crystal.grid.take(np.asarray(factors), hkl), passes)
+        taken, projected = learned.passed(crystal.grid.take(np.asarray(factors), hkl), passes)
         placed = crystal.grid.place(hkl, taken)
+        if not judged:
+            return placed, projected.skewness, projected.disagreement
         _, skewness, disagreement = eliminated(placed, crystal)
         return placed, skewness, disagreement
 

@@ -18,17 +18,15 @@ from patterson_jax.solving.crystal_phasing import (
     SAME_MAP,
     Crystal,
     PhasedMap,
-    Sharpen,
     agreement,
     averaged_in_frame,
-    eliminated,
     in_frame,
     phase,
     phased_by_atoms,
     prepare_crystal,
     subgroups,
 )
-from patterson_jax.solving.crystal_projection import Projection, projection_on, sharpened_by
+from patterson_jax.solving.crystal_projection import Projection, sharpeners
 from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases
 from patterson_jax.solving.crystal_verdict import Evidence, expected_r_factor, judge_crystal
 from patterson_jax.solving.spacegroup import Frame, find_space_group
@@ -56,12 +54,14 @@ class Cluster:
         since: number of starts that had ended when the first map was found.
         answers: interpretations, each with its space group.
         agreeing: number of maps when they were interpreted last; 0 before that.
+        interpreted: the map that was interpreted last.
     """
 
     maps: list[PhasedMap]
     since: int
     answers: list[tuple[SpaceGroup, Interpretation]] = dataclasses.field(default_factory=list)
     agreeing: int = 0
+    interpreted: PhasedMap | None = None
 
     @property
     def best(self) -> PhasedMap:
@@ -98,10 +98,7 @@ def solve_crystal(
     clusters: list[Cluster] = []
     others: list[PhasedMap] = []
     ended, settled = 0, []
-    sharpeners: tuple[Sharpen, ...] = (eliminated,)
-    if projection:
-        sharpeners += (sharpened_by(projection_on(crystal, projection)),)
-    for reached in phase(crystal, jax.random.key(seed), max_starts, sharpeners):
+    for reached in phase(crystal, jax.random.key(seed), max_starts, sharpeners(crystal, projection)):
         ended += 1
         if reached.promising:
             _add_to_cluster(crystal, clusters, reached, ended)
@@ -127,7 +124,7 @@ def solve_crystal(
             clusters.append(Cluster([reached], ended))
             _interpret(crystal, clusters[-1], ended)
     seconds = time.perf_counter() - began - (_compiling - compiling)
-    return dataclasses.replace(_answer(crystal, clusters, ended, seconds), learned=projection is not None)
+    return _answer(crystal, clusters, ended, seconds)
 
 
 def answer_of_maps(crystal: Crystal, maps: list[PhasedMap]) -> CrystalSolution:
@@ -165,7 +162,7 @@ def _interpret(crystal, cluster, ended):
     """
     best = cluster.best
     found = best.found
-    cluster.agreeing = len(cluster.maps)
+    cluster.agreeing, cluster.interpreted = len(cluster.maps), best
 
     def evidence(frame):
         lowest = max(float(frame.agreements.min()), best.obeyed if frame is found.frame else 0)
@@ -257,9 +254,18 @@ def _answer(crystal, clusters, ended, seconds):
     if not answers:
         reasons = ('no start ended within the time',)
         return CrystalSolution('not solved', reasons, None, (), None, resolution, ended, seconds)
-    _, group, best = best_answer(answers)
+    cluster, group, best = best_answer(answers)
     return CrystalSolution(
-        best.verdict, best.reasons, group, best.atoms, best.r_factor, resolution, ended, seconds, best.density
+        best.verdict,
+        best.reasons,
+        group,
+        best.atoms,
+        best.r_factor,
+        resolution,
+        ended,
+        seconds,
+        best.density,
+        learned=cluster.interpreted is not None and cluster.interpreted.learned,
     )
 
 
