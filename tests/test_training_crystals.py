@@ -26,7 +26,7 @@ def everything(key):
     frequencies = training_crystals.half_grid_frequencies(RECIPE.shape)
     squared = training_crystals.squared_spacings(structure[0].axes, frequencies)
     factors, _ = training_crystals.structure_factors(structure[2], frequencies, squared)
-    return training_crystals.draw_crystal(key, RECIPE), structure, factors
+    return training_crystals.measured_crystal(key, structure, RECIPE), structure, factors
 
 
 KEYS = jax.random.split(jax.random.key(7), CASES)

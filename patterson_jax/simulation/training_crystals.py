@@ -285,7 +285,15 @@ def _edge_limits(rotations, recipe):
 @exact_products
 def draw_crystal(key: Array, recipe: TrainingRecipe) -> TrainingCrystal:
     """The crystal that belongs to a key."""
-    surroundings, setting, atoms, d_min = draw_structure(key, recipe)
+    return measured_crystal(key, draw_structure(key, recipe), recipe)
+
+
+@exact_products
+def measured_crystal(
+    key: Array, structure: tuple[Surroundings, Array, Atoms, Array], recipe: TrainingRecipe
+) -> TrainingCrystal:
+    """What is measured of the structure that `draw_structure` gives for a key."""
+    surroundings, setting, atoms, d_min = structure
     frequencies = half_grid_frequencies(recipe.shape)
     squared = squared_spacings(surroundings.axes, frequencies)
     factors, points = structure_factors(atoms, frequencies, squared)
