@@ -61,6 +61,14 @@ def test_the_loss_falls_and_the_log_says_how_far_the_phases_are_right(whole_run)
     assert (whole_run / 'figures' / 'losses.png').exists()
 
 
+def test_the_validation_crystals_are_the_same_in_batches_of_any_size(whole_run):
+    rows = read_metrics(whole_run / 'metrics.jsonl')
+    task = validate_projection(tiny_config(batch_size=1)).task
+    figures = training.make_validation(task)(task.init(jax.random.key(0)))
+    before = [row['validation_correlation_before'] for row in rows if 'validation_loss' in row]
+    np.testing.assert_allclose(figures['validation_correlation_before'], before[0], rtol=1e-4)
+
+
 def test_a_run_that_was_stopped_goes_on_and_ends_bit_for_bit_the_same(whole_run, tmp_path, monkeypatch):
     monkeypatch.setattr(training.StopRequest, 'requested', lambda self, step: step == 10)
     monkeypatch.setattr(training.StopRequest, 'reason', 'a test', raising=False)

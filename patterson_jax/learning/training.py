@@ -83,7 +83,7 @@ class OptimizerSettings:
 class Task(Protocol):
     """What is learned: it makes the cases, the first weights, the loss and the figures of the validation.
 
-    It is a value: equal tasks share what is compiled for them.
+    It is a value, a frozen dataclass: equal tasks share what is compiled for them.
 
     `init` and `loss` are pure, and so is `validation_figures`; the last two run inside a parallel function, where each
     device has its share of the cases (`learning.parallel`).
@@ -326,7 +326,7 @@ def train(
     return state
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=1)
 def _programs(task, sets_before):
     """The step and the validation. A run that goes on in the same process need not have them traced again."""
     return parallelize(make_train_step(task, sets_before), donate=True), make_validation(task)

@@ -105,9 +105,10 @@ def _gradients(saved, cotangent):
 
 
 def fastest_method(image_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> str:
-    """The method for 'auto', from measurements: 'spectral' for kernels of 5³ and more, on CPU for all but points.
+    """The method for 'auto': 'spectral' on CPU for all but points, on GPU for kernels of 5³ and more; else 'direct'.
 
-    On an H200 it makes a step of the paper's network six times as fast (docs/speed.md); 3³ was not measured there.
+    On an H200 it makes a step of the paper's network six times as fast (docs/speed.md). 3³ kernels and the unrolled
+    network were not measured there.
     """
     smallest = {'cpu': 3, 'gpu': 5}.get(jax.default_backend())
     return 'spectral' if smallest and kernel_shape[0] >= smallest else 'direct'
