@@ -51,9 +51,10 @@ def pytest_collection_finish():
     gc.freeze()
 
 
-# They take minutes; begun last, one of them would keep a single core busy at the end.
-LONGEST = ('experiment', 'training', 'solver', 'distributed', 'stopping', 'survival', 'crystal_solver', 'golden')
-LONGEST += ('device_benchmark', 'publishing', 'unrolled', 'evaluation', 'inspection', 'benchmarks', 'runs')
+# They take a minute, or a good part of one; begun last, one of them would keep a single core busy at the end.
+LONGEST = ('experiment', 'training', 'device_benchmark', 'solver', 'command_line', 'distributed', 'stopping')
+LONGEST += ('pretrained', 'publishing', 'evaluation', 'survival', 'golden', 'ablations', 'crystal_projection')
+LONGEST += ('unrolled', 'inspection', 'projection_training', 'least_squares', 'benchmarks', 'runs')
 
 
 def pytest_collection_modifyitems(items):
