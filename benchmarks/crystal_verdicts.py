@@ -369,7 +369,7 @@ def table(cases: list[dict], kinds: tuple[str, ...] = CASES) -> str:
 def compare(cases: list[dict], others: list[dict]) -> str:
     """What two searches made of the same crystals, as Markdown, by kind and whether there is an inversion centre.
 
-    Gained and lost are crystals that one of them alone solved rightly; p is that of a sign test.
+    Gained and lost are crystals that one of them alone has; p is that of a sign test.
 
     Args:
         cases: of the one search.
@@ -383,7 +383,8 @@ def compare(cases: list[dict], others: list[dict]) -> str:
             chosen = [pair for pair in pairs if pair[1]['kind'] == kind and has_centre(pair[1]) == centre]
             rows += [(kind, 'yes' if centre else 'no', *_comparison(chosen))] if chosen else []
     rows.append(('all', '', *_comparison(pairs)))
-    heads = ('right', 'solved, right', 'gained, lost', 'p', 'solved, wrong', 'processor seconds a crystal')
+    changes = (cell for head in ('right', 'solved, right') for cell in (head, 'gained, lost', 'p'))
+    heads = (*changes, 'solved, wrong', 'processor seconds a crystal')
     return markdown_table(('phases', 'inversion', 'crystals', *heads), rows)
 
 
@@ -393,18 +394,24 @@ def has_centre(case: dict) -> bool:
 
 
 def _comparison(pairs):
-    right = [[each['right'] for each in pair] for pair in pairs]
-    solved = [[each['right'] and each['verdict'] == 'solved' for each in pair] for pair in pairs]
-    wrong = [[not each['right'] and each['verdict'] == 'solved' for each in pair] for pair in pairs]
-    gained = sum(ours and not before for before, ours in solved)
-    lost = sum(before and not ours for before, ours in solved)
     seconds = [sum(pair[side]['cpu_seconds'] for pair in pairs) / len(pairs) for side in (0, 1)]
-    counts = (f'{sum(each[0] for each in kind)} → {sum(each[1] for each in kind)}' for kind in (right, solved, wrong))
-    right_words, solved_words, wrong_words = counts
-    return (
-        *(len(pairs), right_words, solved_words, f'+{gained} −{lost}', f'{sign_test(gained, lost):.2g}', wrong_words),
-        f'{seconds[0]:.1f} → {seconds[1]:.1f}',
+    tests = (
+        lambda case: case['right'],
+        lambda case: case['right'] and case['verdict'] == 'solved',
+        lambda case: not case['right'] and case['verdict'] == 'solved',
     )
+    right, solved, wrong = ([[test(each) for each in pair] for pair in pairs] for test in tests)
+    changes = (cell for counts in (right, solved) for cell in (_from_to(counts), *_sign_test(counts)))
+    return (len(pairs), *changes, _from_to(wrong), f'{seconds[0]:.1f} → {seconds[1]:.1f}')
+
+
+def _from_to(counts):
+    return f'{sum(before for before, _ in counts)} → {sum(now for _, now in counts)}'
+
+
+def _sign_test(counts):
+    gained, lost = (sum(now > before for before, now in each) for each in (counts, [pair[::-1] for pair in counts]))
+    return f'+{gained} −{lost}', f'{sign_test(gained, lost):.2g}'
 
 
 def run(

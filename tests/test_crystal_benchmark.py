@@ -249,7 +249,7 @@ def test_two_searches_of_the_same_crystals_are_compared_by_kind_and_centre():
     ]
     table = crystal_verdicts.compare(after, before).splitlines()[2:]
     assert table == [  # of the groups of these cases the first and the third have a centre, P2₁ has none
-        '| low | yes | 2 | 1 → 2 | 0 → 2 | +2 −0 | 0.5 | 0 → 0 | 2.5 → 5.0 |',
-        '| low | no | 1 | 1 → 1 | 1 → 0 | +0 −1 | 1 | 0 → 0 | 1.0 → 2.0 |',
-        '| all |  | 3 | 2 → 3 | 1 → 2 | +2 −1 | 1 | 0 → 0 | 2.0 → 4.0 |',
+        '| low | yes | 2 | 1 → 2 | +1 −0 | 1 | 0 → 2 | +2 −0 | 0.5 | 0 → 0 | 2.5 → 5.0 |',
+        '| low | no | 1 | 1 → 1 | +0 −0 | 1 | 1 → 0 | +0 −1 | 1 | 0 → 0 | 1.0 → 2.0 |',
+        '| all |  | 3 | 2 → 3 | +1 −0 | 1 | 1 → 2 | +2 −1 | 1 | 0 → 0 | 2.0 → 4.0 |',
     ]
