@@ -99,7 +99,8 @@ class Search(NamedTuple):
 
     Attributes:
         starts: at most.
-        projection: that finishes maps too, at resolutions at which it is worth it; None: elimination alone.
+        projection: that finishes maps too, of light crystals at any resolution, of others where the solver uses it by
+            itself; None: elimination alone.
         light: whether all crystals are of C, N and O.
         network: name or directory of the projection, for the record.
     """
@@ -294,7 +295,7 @@ def _whole_way(kind, crystal, seed, generator, search):
     """The answer to a crystal's intensities, in the form of one to its phases; its group, and whether that is right."""
     permuted = kind.endswith('permuted')
     data = _with_permuted_intensities(crystal.data, generator) if permuted else crystal.data
-    projection = search.projection if search.projection and is_worth_it(data) else None
+    projection = search.projection if search.light or is_worth_it(data) else None
     solution = solve_crystal(data, seed=seed, max_starts=search.starts, projection=projection)
     group = solution.space_group
     found = Interpretation(

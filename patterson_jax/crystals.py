@@ -113,7 +113,7 @@ def solve_crystal(
         wavelength: in Å, for f′; None: f′ is left out.
         formula: for example 'C10H10F2N4'; only the proportions count. None: any elements.
         laue: symbol of the Laue class, for example '2/m'. None: it is found from the data.
-        network: that finishes maps beside elimination: 'auto' (the one that comes with the code, at 1.1 to 1.5 Å),
+        network: that finishes maps beside elimination: 'auto' (the one that comes with the code, at 1.25 to 1.5 Å),
             'none', or the name or directory of a learned projection.
         seed: fixes the starts.
 

@@ -22,7 +22,7 @@ from patterson_jax.solving.crystal_phasing import Crystal, Sharpen, eliminated
 from patterson_jax.solving.learned_projection import Projected, project
 
 PASSES = 8  # in place of an elimination
-FINEST, COARSEST = 1.1, 1.5  # Å, of the crystals from which the network has learned
+FINEST, COARSEST = 1.25, 1.5  # Å; it knows 1.1 to 1.5, but brings nothing at 1.2 (docs/learned_projection.md)
 VOXEL = 0.48  # Å, in the middle of what the network has learned from
 EVEN_SIZES = tuple(size for size in range(8, 321, 2) if 60**8 % size == 0)  # with no other factors than 2, 3 and 5
 MEAN_OF_NORMAL = math.sqrt(2 / math.pi)  # of the size of a number of standard deviation 1
@@ -91,7 +91,7 @@ def _project(predict, weights, told, factors, amplitudes, shape, passes):
 
 
 def is_worth_it(data: CrystalData) -> bool:
-    """Whether the data have a resolution like the crystals from which the network has learned."""
+    """Whether the data have a resolution at which the network finds what elimination does not."""
     return FINEST <= 1 / float(np.max(data.cell.inverse_spacings(data.hkl))) <= COARSEST
 
 
