@@ -94,7 +94,7 @@ def measured_rows():
     yield row('right space group', found(sum(each['group_right'] for each in crystals), len(crystals)))
     yield row('called `solved`, of these wrong', f'{len(solved)}, {len(wrong)}')
     yield row('median time', f'{median(each["seconds"] for each in crystals):.1f} s')
-    for cut in ('1.2', '0.8'):
+    for cut in ('1.4', '1.2', '0.8'):
         at_low = content(f'benchmarks/crystals-{cut}A.json')['crystals']
         known, solved = ([each for each in at_low if test(each)] for test in (_has_truth, _is_solved))
         wrong = [each for each in solved if each.get('right') is False or not each['group_right']]
