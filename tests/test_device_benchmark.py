@@ -197,14 +197,15 @@ ROW = {'setting': 'direct bfloat16', 'batch': 32, 'step_seconds_per_example': 0.
 def test_a_training_is_planned_for_its_seconds():
     config = unrolled.get_config('slice')
     changes = training_task.changes_for(config, ROW, 260.0, 'gpu')
-    assert (changes['model.convolution'], changes['model.precision']) == ('auto', 'bfloat16')
+    assert (changes['model.convolution'], changes['model.precision']) == ('direct', 'bfloat16')
     assert changes['train.num_steps'] == round(0.85 * 200 / 0.032)
     assert changes['checkpoint.every_steps'] == changes['train.validate_every'] == round(60 / 0.032)
     assert changes['train.init_from'] == 'pretrained/unrolled'
     config.update_from_flattened_dict(changes)
     validate(config)
     spectral = ROW | {'setting': 'spectral TF32'}
-    assert training_task.changes_for(config, spectral, 260.0, 'gpu')['model.convolution'] == 'spectral'
+    assert training_task.changes_for(config, spectral, 260.0, 'gpu')['model.convolution'] == 'auto'
+    assert training_task.changes_for(config, ROW, 260.0, 'tpu')['model.convolution'] == 'auto'
     assert training_task.changes_for(config, None, 260.0, 'gpu') == {'train.init_from': 'pretrained/unrolled'}
 
 
