@@ -41,6 +41,7 @@ LARGEST_CHECKPOINT = 16 * 2**20  # bytes without the state of the optimiser; mor
 ROOT = Path(__file__).resolve().parents[1]  # of a clone
 SLICES = 'slices.json'
 LOG = 'metrics.jsonl'
+ENDS_OF_ROWS = ('seed', 'hours', 'on', 'validation: correlation', 'loss')
 FIGURES = ('maps.png', 'separation.png', 'errors.png')
 PAPERS_ERROR, PAPERS_PAIRS, PAPERS_ATOMS = 0.283, 4994, 5000  # mean error in place, voxels (3.5)
 # The paper names no loss. Our unrolled network has the paper's mean error with this one, on the paper's problem.
@@ -391,30 +392,15 @@ def projection_card(experiment: ProjectionExperiment, slices: list[dict], valida
         f'file: `{seal}`',
         'licence': 'Apache 2.0, as the code',
     }
-    head = (
-        'crystals',
-        'batch',
-        'most passes',
-        'learning rate',
-        'seed',
-        'hours',
-        'on',
-        'validation: correlation',
-        'loss',
-    )
     runs = markdown_table(
-        head,
+        ('crystals', 'batch', 'most passes', 'learning rate', *ENDS_OF_ROWS),
         (
             (
                 f'{each["begin"]:,} to {each["end"]:,}',
                 each['batch_size'],
                 each['most_passes'],
                 f'{each["learning_rate"]:g}',
-                each['seed'],
-                f'{each["seconds"] / 3600:.2f}',
-                f'{each["devices"]} × {each["device"]}, JAX {each["jax"]}',
-                f'{each["validation_correlation"]:.4f}',
-                f'{each["validation_loss"]:.4g}',
+                *_end_of_row(each),
             )
             for each in slices
         ),
@@ -424,8 +410,12 @@ def projection_card(experiment: ProjectionExperiment, slices: list[dict], valida
         'These weights turn a map of E values with wrong phases into a map of sharp atoms. '
         '`run_experiment.py --mode=publish` wrote them, the log, the figure and this card.'
     )
+    reading = (
+        'The correlation in the table and the figure is the mean cosine of phase errors after one pass. Validations can '
+        'only be compared on the same crystals; the page above tells which those are.'
+    )
     figure = '![Losses](figures/losses.png)'
-    return '\n\n'.join((title, words, markdown_table(('', ''), facts.items()), runs, figure)) + '\n'
+    return '\n\n'.join((title, words, markdown_table(('', ''), facts.items()), runs, reading, figure)) + '\n'
 
 
 def _cosines(validated):
@@ -443,12 +433,8 @@ def _seen(own, experiment):
 
 
 def _slice_table(slices, experiment):
-    head = (
-        *('cases', 'voxels seen', 'batch', 'learning rate', 'weight of filled voxels', 'seed'),
-        *('hours', 'on', 'validation: correlation', 'loss'),
-    )
     return markdown_table(
-        head,
+        ('cases', 'voxels seen', 'batch', 'learning rate', 'weight of filled voxels', *ENDS_OF_ROWS),
         (
             (
                 f'{each["begin"]:,} to {each["end"]:,}',
@@ -456,14 +442,21 @@ def _slice_table(slices, experiment):
                 each['batch_size'],
                 f'{each["learning_rate"]:g}',
                 f'{each["filled_weight"]:g}',
-                each['seed'],
-                f'{each["seconds"] / 3600:.2f}',
-                f'{each["devices"]} × {each["device"]}, JAX {each["jax"]}',
-                f'{each["validation_correlation"]:.4f}',
-                f'{each["validation_loss"]:.4g}',
+                *_end_of_row(each),
             )
             for each in slices
         ),
+    )
+
+
+def _end_of_row(own):
+    """What the tables of all tasks tell of a slice at the end, as `ENDS_OF_ROWS` names it."""
+    return (
+        own['seed'],
+        f'{own["seconds"] / 3600:.2f}',
+        f'{own["devices"]} × {own["device"]}, JAX {own["jax"]}',
+        f'{own["validation_correlation"]:.4f}',
+        f'{own["validation_loss"]:.4g}',
     )
 
 
