@@ -411,7 +411,7 @@ def projection_card(experiment: ProjectionExperiment, slices: list[dict], valida
         '`run_experiment.py --mode=publish` wrote them, the log, the figure and this card.'
     )
     reading = (
-        'The correlation in the table and the figure is the mean cosine of phase errors after one pass. Validations can '
+        'The correlation in table and figure is the mean cosine of phase errors after one pass. Validations can '
         'only be compared on the same crystals; the page above tells which those are.'
     )
     figure = '![Losses](figures/losses.png)'
