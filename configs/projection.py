@@ -63,6 +63,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.train.num_validation = 32  # crystals, always the same
     config.train.log_every = 50  # steps
     config.train.validate_every = 500  # steps
+    config.train.steps_per_call = 1  # taken on the device between two visits of the host; more is for GPU and TPU
 
     config.checkpoint = ml_collections.ConfigDict()
     config.checkpoint.every_steps = 500

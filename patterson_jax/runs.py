@@ -28,7 +28,7 @@ from patterson_jax.writing import write_json
 RECORD = 'config.json'
 UNKNOWN_MACHINE = {'device': 'unknown', 'devices': 1, 'jax': 'unknown'}  # of a run that did not record it
 TRAINING_SECTIONS = ('seed', 'problem', 'crystals', 'states', 'model', 'train')
-MAY_CHANGE = ('train.max_minutes',)  # fields that may change when a run is continued
+MAY_CHANGE = ('train.max_minutes', 'train.steps_per_call')  # fields that may change when a run is continued
 EVALUATION_SECTIONS = ('seed', 'problem', 'separate', 'solve', 'evaluate')
 
 

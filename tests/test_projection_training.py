@@ -1,6 +1,7 @@
 """The training of the learned projection, whole but small: it learns, and goes on when it was stopped."""
 
 import dataclasses
+import itertools
 import json
 
 import jax
@@ -70,7 +71,8 @@ def test_the_validation_crystals_are_the_same_in_batches_of_any_size(whole_run):
 
 
 def test_a_run_that_was_stopped_goes_on_and_ends_bit_for_bit_the_same(whole_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(training.StopRequest, 'requested', lambda self, step: step == 10)
+    steps = itertools.count(1)
+    monkeypatch.setattr(training.StopRequest, 'requested', lambda self: next(steps) == 10)
     monkeypatch.setattr(training.StopRequest, 'reason', 'a test', raising=False)
     with pytest.raises(Unfinished, match='after step 10 of 16'):
         run(tmp_path)

@@ -39,6 +39,7 @@ SETTINGS = TrainingSettings(
     num_validation=10,
     log_every=2,
     validate_every=4,
+    steps_per_call=1,
 )
 PAPERS_SETS = dataclasses.replace(SETTINGS, set_size=16, epochs_per_set=3)
 CHECKPOINTING = CheckpointSettings(every_steps=8, keep=1)

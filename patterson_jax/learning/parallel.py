@@ -90,17 +90,17 @@ def parallelize(function: Callable, donate: bool = False) -> Callable:
     Args:
         function: pure, from replicated arguments to values that are equal on all devices. Only those of the first
             device are kept, without a check: average or sum everything that it returns.
-        donate: whether to give the arguments' memory to the results; the arguments are then lost.
+        donate: whether to give the first argument's memory to the results; that argument is then lost.
     """
     mapped = jax.pmap(
-        lambda arguments, _: function(*arguments),
+        lambda first, others, _: function(first, *others),
         axis_name=AXIS,
-        in_axes=(None, 0),
+        in_axes=(None, None, 0),
         out_axes=None,
         donate_argnums=(0,) if donate else (),
     )
     each_device = jax.pmap(lambda number: number)(np.arange(jax.local_device_count()))  # kept there for all calls
-    return lambda *arguments: mapped(arguments, each_device)
+    return lambda first, *others: mapped(first, others, each_device)
 
 
 def share_of_batch(batch_size: int) -> Array:

@@ -12,7 +12,7 @@ from patterson_jax.errors import Unfinished
 from patterson_jax.learning.parallel import on_any_process
 
 STARTED = time.monotonic()  # about the start of the process
-STEPS_BETWEEN_AGREEMENTS = 10  # with several processes, which must stop at the same step
+QUESTIONS_BETWEEN_AGREEMENTS = 10  # with several processes, which must stop at the same step
 
 
 @contextlib.contextmanager
@@ -43,6 +43,7 @@ class StopRequest:
         self.max_minutes = max_minutes
         self.deadline = STARTED + 60 * max_minutes if max_minutes else float('inf')
         self.terminated = False
+        self.questions = 0
 
     def __enter__(self):
         self.in_charge = threading.current_thread() is threading.main_thread()
@@ -71,9 +72,10 @@ class StopRequest:
     def _late(self):
         return time.monotonic() >= self.deadline
 
-    def requested(self, step: int) -> bool:
-        """Whether to stop after this step; the answer is the same on all processes."""
+    def requested(self) -> bool:
+        """Whether to stop now. All processes must ask as often; they all have the same answer."""
         wanted = self.terminated or self._late()
         if jax.process_count() == 1:
             return wanted
-        return step % STEPS_BETWEEN_AGREEMENTS == 0 and on_any_process(wanted)
+        self.questions += 1
+        return self.questions % QUESTIONS_BETWEEN_AGREEMENTS == 0 and on_any_process(wanted)

@@ -53,6 +53,7 @@ class OptimizerSettings:
     num_validation: int
     log_every: int
     validate_every: int
+    steps_per_call: int
 
     may_be_zero: ClassVar[tuple[str, ...]] = ('warmup_steps',)
 
@@ -153,6 +154,18 @@ class Start(NamedTuple):
     sets: int
 
 
+class Steps(NamedTuple):
+    """The metrics of the steps of one call, perhaps still on the device.
+
+    Attributes:
+        metrics: of each step, `(steps_per_call,)`.
+        taken: number of steps taken; what comes after them in `metrics` does not count.
+    """
+
+    metrics: dict[str, Any]
+    taken: int
+
+
 def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
     """Adam with the settings' learning rate; gradients longer than `max_gradient_norm` are shortened first."""
     adam = optax.adam(learning_rate_schedule(settings), eps=settings.adam_epsilon)
@@ -213,6 +226,36 @@ def make_train_step(task: Task, sets_before: int = 0) -> Callable[[TrainState], 
     return train_step
 
 
+def make_train_call(task: Task, sets_before: int = 0) -> Callable[[TrainState, Array], tuple[TrainState, dict]]:
+    """Makes a function that takes several steps on the device; run it with `parallelize`.
+
+    Args:
+        task: what is learned; its settings' `steps_per_call` is the most steps of one call.
+        sets_before: number of sets that earlier runs have begun.
+
+    Returns:
+        A function from the state and a number of steps, 1 to `steps_per_call`, to the state after them and the metrics
+        of each, `(steps_per_call,)`. Rows of steps that were not taken are 0.
+    """
+    train_step, most = make_train_step(task, sets_before), task.settings.steps_per_call
+
+    def train_call(state, num_steps):
+        if most == 1:  # without a loop there is less to compile
+            state, metrics = train_step(state)
+            return state, jax.tree.map(jnp.atleast_1d, metrics)
+
+        def one(index, carry):
+            state, rows = carry
+            state, metrics = train_step(state)
+            return state, jax.tree.map(lambda column, value: column.at[index].set(value), rows, metrics)
+
+        _, shapes = jax.eval_shape(train_step, state)
+        rows = jax.tree.map(lambda shape: jnp.zeros(most, shape.dtype), shapes)
+        return jax.lax.fori_loop(0, num_steps, one, (state, rows))
+
+    return train_call
+
+
 def make_validation(task: Task) -> Callable[[Any], dict[str, float]]:
     """Makes a function from `params` to the task's figures on the fixed validation cases, on all devices."""
     settings = task.settings
@@ -269,7 +312,7 @@ def train(
         examples_before = counters['examples'] - first_step * settings.batch_size
         log = MetricsLog(workdir / 'metrics.jsonl', first_step)
         state = replicate(state)
-        train_step, validate = _programs(task, sets_before)
+        train_call, validate = _programs(task, sets_before)
         clock = Clock(counters['seconds'])
         pending = _from_json(counters['pending'])  # metrics of steps that are not in the log yet
 
@@ -284,11 +327,14 @@ def train(
             checkpoints.save(step, state.params, state.optimizer, config, counters, validation_loss)
 
         with ProgressReport('training', settings.num_steps, first_step, silent=not is_first_process()) as progress:
-            for step in range(first_step + 1, settings.num_steps + 1):
-                state, metrics = train_step(state)
-                pending.append(metrics)
+            step = first_step
+            while step < settings.num_steps:
+                num_steps = _steps_until_the_host_acts(step, settings, checkpointing)
+                state, metrics = train_call(state, np.int32(num_steps))
+                pending.append(Steps(metrics, num_steps))
+                step += num_steps
                 examples = examples_before + step * settings.batch_size
-                if step == first_step + 1:  # this step includes compilation
+                if step == first_step + num_steps:  # these steps include compilation
                     jax.block_until_ready(metrics)
                     clock.skip(examples)
                     progress.restart(step)
@@ -308,7 +354,7 @@ def train(
                 if saving:
                     save(step, row['validation_loss'])
                     clock.skip(examples)
-                if not last and stop.requested(step):
+                if not last and stop.requested():
                     if not saving:
                         if pending:
                             _require_finite(_mean_of(pending), step)
@@ -329,7 +375,13 @@ def train(
 @functools.lru_cache(maxsize=1)
 def _programs(task, sets_before):
     """The step and the validation. A run that goes on in the same process need not have them traced again."""
-    return parallelize(make_train_step(task, sets_before), donate=True), make_validation(task)
+    return parallelize(make_train_call(task, sets_before), donate=True), make_validation(task)
+
+
+def _steps_until_the_host_acts(step, settings, checkpointing):
+    """The steps of the next call: not beyond the next row of the log, validation, checkpoint or the end."""
+    every = (settings.log_every, settings.validate_every, checkpointing.every_steps)
+    return min(settings.steps_per_call, settings.num_steps - step, *(each - step % each for each in every))
 
 
 def _restore_or_begin(task, checkpoints, start):
@@ -348,20 +400,33 @@ def _restore_or_begin(task, checkpoints, start):
     return state_with(start.params, task.settings), counters | {'examples': start.examples, 'sets': start.sets}
 
 
-def _to_json(metrics):
+def _to_json(pending):
     """Converts metrics of steps, perhaps on the device, to plain numbers; float32 survives JSON unchanged."""
-    return [{name: float(value) for name, value in each.items()} for each in jax.device_get(metrics)]
+    columns = _columns(pending)
+    return [
+        {name: float(value) for name, value in zip(columns, row, strict=True)}
+        for row in zip(*columns.values(), strict=True)
+    ]
 
 
-def _from_json(metrics):
-    return [{name: np.float32(value) for name, value in each.items()} for each in metrics]
+def _from_json(rows):
+    return [Steps({name: np.array([value], np.float32) for name, value in row.items()}, 1) for row in rows]
 
 
-def _mean_of(metrics):
+def _columns(pending):
+    """Each metric of all steps, in their order."""
+    metrics = jax.device_get([each.metrics for each in pending])
+    return {
+        name: np.concatenate([each[name][: steps.taken] for each, steps in zip(metrics, pending, strict=True)])
+        for name in (metrics[0] if metrics else ())
+    }
+
+
+def _mean_of(pending):
     """Means of metrics over steps; of the learning rate the last value."""
-    host = jax.device_get(metrics)
-    means = {name: float(np.mean([each[name] for each in host])) for name in host[0]}
-    return means | {'learning_rate': float(host[-1]['learning_rate'])}
+    columns = _columns(pending)
+    means = {name: float(np.mean(column)) for name, column in columns.items()}
+    return means | {'learning_rate': float(columns['learning_rate'][-1])}
 
 
 def _require_finite(row, step):
