@@ -194,7 +194,7 @@ def main() -> None:
         output = options.json or Path(__file__).with_name(f'solvers-{jax.default_backend()}.json')
         cells = run(options, output)
         print(table(cells))
-        from patterson_jax.figures import draw_frontier  # with matplotlib, which no table needs
+        from benchmarks.frontier import draw_frontier  # with matplotlib, which no table needs
 
         draw_frontier(output.with_suffix('.png'), cells)
         print(f'\n{output}, {output.with_suffix(".png")}')

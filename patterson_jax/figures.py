@@ -260,45 +260,6 @@ def draw_errors(path: Path, report: dict) -> None:
 
 
 @_in_our_style
-def draw_frontier(path: Path, cells: list[dict]) -> None:
-    """Recall by colour over resolution and number of atoms, with a row for each method and a column for each noise.
-
-    Args:
-        path: of the picture.
-        cells: from `benchmarks/solvers.py`, with method, atoms, resolution, noise, cases, recall, solved and
-            seconds_per_case.
-    """
-    methods, noises, atoms = (
-        list(dict.fromkeys(cell[name] for cell in cells)) for name in ('method', 'noise', 'atoms')
-    )
-    noises, atoms = sorted(noises), sorted(atoms)
-    resolutions = sorted({cell['resolution'] for cell in cells}, key=lambda each: -(each or np.inf))
-    size = (max(5, 1.2 + 1.05 * len(resolutions) * len(noises)), 0.8 + (0.9 + 0.6 * len(atoms)) * len(methods))
-    figure = Figure(figsize=size, layout='constrained')
-    panels = figure.subplots(len(methods), len(noises), squeeze=False)
-    for (row, column), axes in np.ndenumerate(panels):
-        method, noise = methods[row], noises[column]
-        recall = np.full((len(atoms), len(resolutions)), np.nan)
-        for cell in cells:
-            if (cell['method'], cell['noise']) == (method, noise):
-                y, x = atoms.index(cell['atoms']), resolutions.index(cell['resolution'])
-                recall[y, x] = cell['recall']
-                text = f'{cell["solved"]} / {cell["cases"]}\n{cell["seconds_per_case"]:.2f} s'
-                colour = 'black' if recall[y, x] > 0.6 else 'white'
-                axes.text(x, y, text, ha='center', va='center', fontsize=8, color=colour)
-        image = axes.imshow(recall, vmin=0, vmax=1, cmap='viridis', aspect='auto', origin='lower')
-        axes.set_xticks(range(len(resolutions)), [f'|h| ≤ {each:g}' if each else 'all' for each in resolutions])
-        axes.set_yticks(range(len(atoms)), atoms)
-        axes.tick_params(length=0, labelsize=8)
-        axes.set_title(f'{method.replace("_", " ")}, noise {noise:.0%}', fontsize=9)
-        if column == 0:
-            axes.set_ylabel('atoms')
-    figure.colorbar(image, ax=panels, label='atoms found within 1 voxel', shrink=0.6)
-    figure.suptitle('cases with every atom found, and seconds a case', fontsize=10)
-    pictures.save_figure(path, figure)
-
-
-@_in_our_style
 def draw_solution(
     path: Path,
     density: np.ndarray,

@@ -2,12 +2,13 @@
 
 import argparse
 import json
+import math
 
 import pytest
 
 from benchmarks import solvers, verdicts
+from benchmarks.frontier import draw_frontier, wilson_interval
 from patterson_jax.errors import InputError
-from patterson_jax.figures import draw_frontier
 from patterson_jax.simulation.problem import Problem
 
 CELL = (2, 8.0, 0.0)
@@ -55,6 +56,15 @@ def test_the_table_and_the_figure_have_every_cell(output, tmp_path):
     )
     draw_frontier(tmp_path / 'frontier.png', cells)
     assert (tmp_path / 'frontier.png').stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(('count', 'trials'), [(0, 30), (7, 30), (30, 30), (1, 1)])
+def test_the_interval_ends_where_the_count_would_be_1_96_deviations_away(count, trials):
+    low, high = wilson_interval(count, trials)
+    assert 0 <= low <= count / trials <= high <= 1
+    for end in {low, high} - {0.0, 1.0}:
+        away = abs(count / trials - end) / math.sqrt(end * (1 - end) / trials)
+        assert away == pytest.approx(1.959964)
 
 
 def test_verdicts_are_counted_against_the_truth():
