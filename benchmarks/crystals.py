@@ -55,7 +55,7 @@ from patterson_jax.errors import InputError, exit_on_errors
 from patterson_jax.files.crystals import read_crystal
 from patterson_jax.solving.crystal_phasing import Slot, finish, prepare_crystal
 from patterson_jax.solving.crystal_projection import sharpeners
-from patterson_jax.solving.crystal_solver import AGREEING, MAX_STARTS, answer_of_maps, solve_crystal
+from patterson_jax.solving.crystal_solver import ENOUGH_AGREEING, MAX_STARTS, answer_of_maps, solve_crystal
 from patterson_jax.solving.crystal_structure import interpret_phases, judge_atoms
 from patterson_jax.solving.crystal_verdict import Evidence
 from patterson_jax.solving.spacegroup import enantiomorph, fine_shape
@@ -362,7 +362,7 @@ def measure_truth(folder: Path, options: argparse.Namespace) -> dict | None:
 
     sites = [each for each in known.atoms if _counts(known, each)]
     places, elements = np.array([each['xyz'] for each in sites]), tuple(each['el'] for each in sites)
-    evidence = Evidence(agreeing=AGREEING)
+    evidence = Evidence(agreeing=ENOUGH_AGREEING)
     known_factors = known_structure_factors(known, crystal.expanded.in_given_cell(crystal.expanded.hkl))
     factors = crystal.normalised * np.exp(-1j * np.angle(known_factors))
     density = scipy.fft.irfftn(crystal.grid.place(crystal.expanded.hkl, factors), crystal.grid.shape)
@@ -374,7 +374,7 @@ def measure_truth(folder: Path, options: argparse.Namespace) -> dict | None:
         'known_group': known.content['spacegroup'],
         'atoms': interpreted(judge_atoms(data, group, places, elements, evidence)),
         'group': interpreted(interpret_phases(data, group, hkl, np.exp(1j * phases), evidence)),
-        'map': answer(known, answer_of_maps(crystal, [reached] * AGREEING)),
+        'map': answer(known, answer_of_maps(crystal, [reached] * ENOUGH_AGREEING)),
         'cpu_seconds': round(time.process_time() - began, 2),
     }
 

@@ -44,7 +44,7 @@ from patterson_jax.simulation.invented_crystals import Recipe, anisotropic_struc
 from patterson_jax.solving.charge_flipping import RECIPES, Search, eliminate, flip, random_density, superposed_density
 from patterson_jax.solving.crystal_phasing import (
     ELIMINATION_CYCLES,
-    NOISE,
+    NOISE_START,
     Crystal,
     PhasedMap,
     Slot,
@@ -160,7 +160,7 @@ def measure(case: Case, projection: Projection, seed: int, starts: int) -> dict:
 
     flipped(crystal, seed, 2)  # compiles
     ends = flipped(crystal, seed, starts)
-    noise = ends[NOISE][1].first_skewness
+    noise = ends[NOISE_START][1].first_skewness
     first = np.fft.rfftn(ends[0][0])
     one_elimination = seconds_of(lambda: jax.block_until_ready(eliminated(first, crystal)))
     passes_take = seconds_of(lambda: sharpened_by(learned, PASSES, judged=False)(first, crystal))

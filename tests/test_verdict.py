@@ -9,7 +9,7 @@ import pytest
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.reflections import r_factor
 from patterson_jax.solving.verdict import (
-    AGREEING,
+    ENOUGH_AGREEING,
     EXACT,
     LEAST,
     expected_r_factors,
@@ -29,8 +29,8 @@ def test_an_exact_set_is_solved_by_one_start():
 
 def test_what_noise_explains_is_solved_if_starts_agree():
     right, _ = expected_r_factors(NOISY)
-    assert judge(right, right, AGREEING, 0, NOISY) == 'solved'
-    assert judge(right, right, AGREEING - 1, 0, NOISY) == 'uncertain'
+    assert judge(right, right, ENOUGH_AGREEING, 0, NOISY) == 'solved'
+    assert judge(right, right, ENOUGH_AGREEING - 1, 0, NOISY) == 'uncertain'
 
 
 def test_the_same_r_factor_is_not_solved_where_the_data_have_no_noise():
@@ -52,8 +52,8 @@ def test_free_reflections_that_are_not_explained_make_it_uncertain():
 def test_with_few_reflections_only_an_exact_set_on_which_starts_agree_is_solved():
     right, _ = expected_r_factors(POOR)
     assert judge(right, right, 99, 0, POOR) == 'uncertain'
-    assert judge(EXACT / 2, EXACT, AGREEING, 0, POOR) == 'solved'
-    assert judge(EXACT / 2, EXACT, AGREEING - 1, 0, POOR) == 'uncertain'
+    assert judge(EXACT / 2, EXACT, ENOUGH_AGREEING, 0, POOR) == 'solved'
+    assert judge(EXACT / 2, EXACT, ENOUGH_AGREEING - 1, 0, POOR) == 'uncertain'
     poorest = POOR.changed(resolution=4.0)
     assert reflections_per_coordinate(poorest) < LEAST
     assert judge(0, 0, 99, 0, poorest) == 'uncertain'

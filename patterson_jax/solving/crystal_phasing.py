@@ -50,7 +50,7 @@ SEARCH_RESOLUTION = 0.8  # Å; finer data cost time and do not help the search
 STARTS_AT_ONCE = 4
 CYCLES_AT_ONCE = 50
 LEAST_CYCLES = 100  # of a start before it is judged, and before it is judged again
-NOISE = 2  # number of a start on E values from random phases; it tells the skewness of noise
+NOISE_START = 2  # number of a start on E values from random phases; it tells the skewness of noise
 FIRST_CYCLES = slice(5, 40)  # in these the skewness is that of noise; the median is taken
 JUMPED = 1.5  # a start is finished if its skewness is above this times that of noise, and constant
 FLAT = 1.01  # skewness is constant if it has grown by less than this factor over the last cycles
@@ -262,7 +262,7 @@ def phase(
         densities, skewness = _advance(densities, key, *_instructions(slots, crystal.vectors), crystal.search)
         for slot, values in zip(slots, np.asarray(skewness).tolist(), strict=True):
             slot.skewness += values
-        noise = noise or slots[NOISE].first_skewness
+        noise = noise or slots[NOISE_START].first_skewness
         for index, slot in enumerate(slots):
             if slot.start >= max_starts or not slot.worth_finishing(noise):
                 continue

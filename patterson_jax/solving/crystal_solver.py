@@ -32,12 +32,12 @@ from patterson_jax.solving.crystal_verdict import Evidence, expected_r_factor, j
 from patterson_jax.solving.spacegroup import Frame, find_space_group
 
 MAX_STARTS = 48
-AGREEING = 2  # a map is interpreted as soon as so many starts have led to it
-PATIENCE = 6  # number of starts for which a promising map waits for one that agrees
+ENOUGH_AGREEING = 2  # starts that have led to one map: then it is interpreted
+MOST_WAITING = 6  # starts for which a promising map waits for one that agrees
 MOST_INTERPRETED = 4  # at the end, of maps that are not promising or to which one start alone has led
 MOST_ALTERNATIVES = 2  # groups that are tried beside the one that was found
 ABSENT = 1e-6  # part of the largest structure factor below which a reflection counts as absent
-SETTLED = 8  # the search ends if so many starts, and at least half of all, have led to one map
+ENOUGH_TO_END = 8  # starts that have led to one map, and at least half of all: then the search ends
 WELL_OBEYED = 0.85  # no subgroup is tried if the phases agree with a certain group by more than this
 CLEARLY_BETTER = 0.8  # a model is clearly better if its R1 is below this part of the other R1
 VERDICTS = ('solved', 'uncertain', 'not solved')
@@ -104,14 +104,16 @@ def solve_crystal(
             _add_to_cluster(crystal, clusters, reached, ended)
         else:
             others.append(reached)
-        agreed = _least_disagreement([cluster for cluster in clusters if cluster.agreeing >= AGREEING])
+        agreed = _least_disagreement([cluster for cluster in clusters if cluster.agreeing >= ENOUGH_AGREEING])
         for cluster in clusters:
-            waited = ended - cluster.since >= PATIENCE and cluster.best.disagreement < agreed
-            if len(cluster.maps) >= AGREEING > cluster.agreeing or (waited and not cluster.answers):
+            waited = ended - cluster.since >= MOST_WAITING and cluster.best.disagreement < agreed
+            if len(cluster.maps) >= ENOUGH_AGREEING > cluster.agreeing or (waited and not cluster.answers):
                 _interpret(crystal, cluster, ended)
         progress(ended, _note(clusters))
         spent = max_seconds and time.perf_counter() - began >= max_seconds
-        settled = [cluster for cluster in clusters if len(cluster.maps) >= max(SETTLED, ended / 2) and cluster.answers]
+        settled = [
+            cluster for cluster in clusters if len(cluster.maps) >= max(ENOUGH_TO_END, ended / 2) and cluster.answers
+        ]
         if spent or settled or any(answer.verdict == 'solved' for cluster in clusters for _, answer in cluster.answers):
             break
     enough = _least_disagreement(settled)  # for a map that was found once
@@ -171,7 +173,6 @@ def _interpret(crystal, cluster, ended):
             agreeing=len(cluster.maps),
             operations=lowest if len(frame.agreements) > 1 else None,
             others=found.rejected,
-            jump=best.jump,
         )
 
     def answer(frame, group):
@@ -180,7 +181,7 @@ def _interpret(crystal, cluster, ended):
     cluster.answers = [answer(found.frame, found.space_group)]
     first = cluster.answers[0][1]
     obeyed = found.space_group.certain and found.kept > WELL_OBEYED
-    if first.verdict == 'solved' or obeyed or len(cluster.maps) < AGREEING or first.r_factor is None:
+    if first.verdict == 'solved' or obeyed or len(cluster.maps) < ENOUGH_AGREEING or first.r_factor is None:
         return
     frames = (found.alternatives or subgroups(crystal, best))[:MOST_ALTERNATIVES]
     symbols = (found.frame.hm, *(frame.hm for frame in frames))

@@ -24,7 +24,7 @@ MOST_WEAK = 0.45  # mean intensity of reflections that are weak in the model, re
 MOST_MISSING = 0.1  # share of the formula's atoms
 AMPLE_DATA, FINE = 10.0, 1.1  # reflections for each parameter; d_min in Å
 LEAST_DATA = 5.0  # reflections for each parameter, fewer than which no chemistry makes up for
-AGREEING = 2  # starts
+ENOUGH_AGREEING = 2  # starts with the same result
 LEAST_AGREEMENT = 0.5  # of the phases with an operation of the group
 
 
@@ -37,14 +37,12 @@ class Evidence:
         agreeing: number of starts, with the chosen one, that led to the same map up to origin and hand.
         operations: the lowest agreement of the phases with an operation of the group, 0 to 1; None: only the identity.
         others: the highest agreement with an operation of the Laue class that the group lacks; None: it lacks none.
-        jump: skewness of the final map divided by that of maps from random phases; None: not known.
     """
 
     starts: int = 1
     agreeing: int = 1
     operations: float | None = None
     others: float | None = None
-    jump: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +125,7 @@ def judge_crystal(findings: Findings, evidence: Evidence) -> tuple[str, tuple[st
         support.append(
             f'reflections that the model calls weak have {findings.weak_intensity:.0%} of the mean intensity'
         )
-    if evidence.agreeing >= AGREEING:
+    if evidence.agreeing >= ENOUGH_AGREEING:
         support.append(f'{evidence.agreeing} starts came to the same map')
     if findings.follows_formula is False:
         support.append('but the elements do not have the proportions of the formula')
@@ -164,7 +162,7 @@ def _doubts(findings, evidence, limit):
             f'the phases agree with an operation of the space group by {evidence.operations or 0:.2f} only',
         ),
         (
-            f.weak_intensity > MOST_WEAK and evidence.agreeing < AGREEING,
+            f.weak_intensity > MOST_WEAK and evidence.agreeing < ENOUGH_AGREEING,
             f'reflections that the model calls weak have {f.weak_intensity:.0%} of the mean intensity, '
             'and no other start came to this map',
         ),
@@ -173,7 +171,7 @@ def _doubts(findings, evidence, limit):
             f'{f.missing_share:.0%} of the atoms of the formula are missing',
         ),
         (
-            too_poor or (poor and not (evidence.agreeing >= AGREEING and chemistry)),
+            too_poor or (poor and not (evidence.agreeing >= ENOUGH_AGREEING and chemistry)),
             f'{f.reflections_per_parameter:.1f} reflections a parameter to {f.d_min:.2f} Å are few',
         ),
     ]

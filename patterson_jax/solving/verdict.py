@@ -22,7 +22,7 @@ AMPLE, HIDING = 100, 0.3  # wrong atoms are hidden below so many reflections for
 ENOUGH, LEAST = 15, 3  # reflections for each coordinate, with one kind of evidence and with both
 HIGHEST = 0.45  # R1 above which no set is called solved; random atoms have 0.59
 EXACT = 0.002  # R1 up to which data are explained exactly, apart from rounding
-AGREEING = 2  # starts
+ENOUGH_AGREEING = 2  # starts with the same result
 FREE_SPREAD = 3.0  # about so many standard deviations R_free may be above its limit
 
 
@@ -41,7 +41,7 @@ def judge(r_factor: float, r_free: float, agreeing: int, rivalled: bool, problem
     if not r_factor <= math.hypot(right, one_wrong):
         return 'not solved'
     exact, ratio = r_factor <= EXACT, reflections_per_coordinate(problem)
-    evidence = exact + (agreeing >= AGREEING)
+    evidence = exact + (agreeing >= ENOUGH_AGREEING)
     convincing = evidence >= 1 and ratio >= (ENOUGH if evidence == 1 else LEAST)
     if r_factor <= highest_solved(problem) and r_free <= free_limit and convincing and not rivalled:
         return 'solved'
