@@ -14,10 +14,12 @@ import jaxlib.version
 # time goes into compiling, half of that into LLVM's optimisation; without it the numbers are the same but for rounding.
 # More than half of the rest goes with the older way of fusing operations, which a later jaxlib lacks; that joins
 # products and sums, in other places for another batch, unless the processor is taken for one that cannot.
+# A program is not split into parts for many cores, which costs a quarter of the time: the other core has its own tests.
 # Where much is computed it takes longer: such tests start processes, as users do (users_environment in tiny.py).
 os.environ.setdefault(
     'XLA_FLAGS',
     '--xla_cpu_experimental_ynn_fusion_type= --xla_backend_optimization_level=0'
+    ' --xla_cpu_parallel_codegen_split_count=1'
     + (
         ' --xla_cpu_use_fusion_emitters=false --xla_cpu_max_isa=AVX'
         if jaxlib.version.__version_info__ < (0, 11, 1) and platform.machine() in ('x86_64', 'AMD64')
