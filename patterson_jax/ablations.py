@@ -78,17 +78,21 @@ def compare(config: ConfigDict, workdir: Path, overrides: dict[str, Any]) -> Non
         if not run.weights:
             check_devices(run.experiment)
             check_record(workdir / run.name, run.config.to_dict())
+    before = None
     for number, run in enumerate(runs, start=1):
         if is_first_process():
             print(f'run {number} of {len(runs)}, {run.name}: {run.label}', file=sys.stderr, flush=True)
         if _is_complete(run, workdir):
             continue
+        shapes = run.experiment.problem, run.experiment.model
+        if before not in (None, shapes):
+            jax.clear_caches()  # what is compiled for other shapes is not needed again
+        before = shapes
         directory = workdir / run.name
         if run.weights:
             evaluate_experiment(run.experiment, run.config, directory, workdir / run.weights)
         else:
             train_experiment(run.experiment, run.config, directory, overrides | run.changes)
-        jax.clear_caches()  # the next run has other shapes
     if config.ablation.only or not is_first_process():
         return
     by_name = {run.name: run for run in runs}
