@@ -30,8 +30,8 @@ pytestmark = pytest.mark.usefixtures('optax_promotes_types')
 
 def short_config():
     config = quick.get_config()
-    config.train.update(num_steps=400, log_every=100, validate_every=200)
-    config.checkpoint.update(every_steps=200, keep=2)
+    config.train.update(num_steps=320, log_every=80, validate_every=160)
+    config.checkpoint.update(every_steps=160, keep=2)
     config.solve.update(method='network', max_attempts=1)
     config.evaluate.update(num_cases=50, batch_size=25, methods='')  # the others take long to compile
     return config
@@ -72,9 +72,9 @@ def test_training_leaves_what_it_promises(workdir):
     machine = record.pop('machine')
     assert machine == {'device': 'cpu', 'devices': jax.device_count(), 'jax': jax.__version__}
     flags = [f'--config.{name}={value}' for name, value in record.pop('overrides').items()]
-    assert sorted(flags) == sorted(as_flags(short_config())) and '--config.train.num_steps=400' in flags
+    assert sorted(flags) == sorted(as_flags(short_config())) and '--config.train.num_steps=320' in flags
     assert record == {'config': short_config().to_dict()}
-    assert [row['step'] for row in read_metrics(workdir / 'metrics.jsonl')] == list(range(100, 401, 100))
+    assert [row['step'] for row in read_metrics(workdir / 'metrics.jsonl')] == list(range(80, 321, 80))
     for name in ('losses', 'maps', 'separation', 'errors'):
         picture = matplotlib.image.imread(workdir / 'figures' / f'{name}.png')
         assert min(picture.shape[:2]) > 500
@@ -162,7 +162,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_evaluated_and_nothing_
     checkpoints = shutil.copytree(workdir, tmp_path / 'copy') / 'checkpoints'
     config, faults = short_config(), {}
     config.evaluate.num_cases = 25
-    for step, status in ((400, 0), (200, 2)):
+    for step, status in ((320, 0), (160, 2)):
         arrays = checkpoints / f'{step}' / 'params' / 'ocdbt.process_0' / 'd'
         for file in arrays.iterdir():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
@@ -171,10 +171,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_evaluated_and_nothing_
         lines = [line for line in result.stderr.splitlines() if not line.startswith('evaluating: ')]
         if status == 0:
             assert lines == [f'note: {faults[step]}; this checkpoint is not used']
-            assert report_of(tmp_path / 'copy')['weights']['step'] == 200
-    both = f'{faults[200]}; {faults[400]}'
+            assert report_of(tmp_path / 'copy')['weights']['step'] == 160
+    both = f'{faults[160]}; {faults[320]}'
     assert lines == [f'error: every checkpoint is damaged: {both}. Copy it again, or name another run']
-    assert sorted(path.name for path in checkpoints.iterdir()) == ['200', '400']
+    assert sorted(path.name for path in checkpoints.iterdir()) == ['160', '320']
 
 
 def test_file_that_the_system_refuses_does_not_stop_the_others(workdir, tmp_path):
