@@ -54,9 +54,9 @@ def pytest_collection_finish():
 
 
 # They take a minute, or a good part of one; begun last, one of them would keep a single core busy at the end.
-LONGEST = ('experiment', 'training', 'device_benchmark', 'solver', 'command_line', 'distributed', 'stopping')
-LONGEST += ('pretrained', 'publishing', 'evaluation', 'survival', 'golden', 'ablations', 'crystal_projection')
-LONGEST += ('unrolled', 'inspection', 'projection_training', 'least_squares', 'benchmarks', 'runs')
+LONGEST = ('experiment', 'training', 'device_benchmark', 'solver', 'stopping', 'distributed', 'command_line')
+LONGEST += ('pretrained', 'publishing', 'survival', 'evaluation', 'projection_training', 'golden', 'least_squares')
+LONGEST += ('crystal_projection', 'unrolled', 'ablations', 'inspection', 'benchmarks', 'runs')
 
 
 def pytest_collection_modifyitems(items):
