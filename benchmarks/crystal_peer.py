@@ -1,16 +1,19 @@
-"""Charge flipping of cctbx on one crystal, for benchmarks.crystals: JSON on standard input, JSON on standard output.
+"""Charge flipping of cctbx on one crystal, for benchmarks.crystals and crystal_speed: JSON on standard input, and out.
 
 It is a separate program, run by its path, because cctbx crashes unless it is imported before NumPy and gemmi. It gets
 the true space group, which our solver does not get.
 
-Input: `cell`, `symops`, `hkl`, `amplitudes`, `seconds`, `seed`. Output: `accepted`, whether cctbx calls its last map
-solved; `hkl` and `phases` (radians) of that map in the given cell, empty without a map; `attempts`; `seconds` of
-processor time; `remark`, '' or an error of cctbx.
+Input: `cell`, `symops`, `hkl`, `amplitudes`, `runs`, at most so many, `seconds` for all of them, `seed`. Output: a list
+with an entry for each run that has begun: `accepted`, whether cctbx calls its last map solved; `hkl` and `phases`
+(radians) of that map in the given cell, empty without a map; `attempts`; `cycles` of charge flipping, their
+`cycle_seconds` with the skewness of the map, and the `grid`; `seconds` in all; `remark`, '' or an error of cctbx. All
+seconds are processor time.
 """
 
 import json
 import sys
 import time
+from collections.abc import Callable
 
 from cctbx import crystal, miller, sgtbx
 from cctbx.array_family import flex
@@ -39,19 +42,47 @@ def read_problem(problem: dict) -> tuple[miller.array, sgtbx.change_of_basis_op]
     return merged.change_basis(change).set_observation_type_xray_amplitude(), change
 
 
-def solve(problem: dict) -> dict:
-    """Makes attempts until cctbx accepts a map or fails, or the time is over."""
+class Timed(charge_flipping.weak_reflection_improved_iterator):
+    """Charge flipping that counts its cycles and their seconds."""
+
+    cycles, seconds = 0, 0.0
+
+    def __next__(self):
+        began = time.process_time()
+        super().__next__()
+        self.rho_map.skewness()  # the map keeps it for cctbx, which asks for it after a cycle
+        self.cycles += 1
+        self.seconds += time.process_time() - began
+        return self
+
+
+def solve(problem: dict) -> list[dict]:
+    """Makes runs, each with other random phases, until they are enough or the time is over."""
     amplitudes, change = read_problem(problem)
     flex.set_random_seed(problem['seed'] + 1)
-    began = time.process_time()
+    end = time.process_time() + problem['seconds']
     normalisations, remark = charge_flipping.amplitude_quasi_normalisations, ''
     try:
         normalisations(amplitudes.expand_to_p1())
     except (AssertionError, RuntimeError):
         normalisations, remark = None, 'its normalisation fails; amplitudes as they are'
-    found, accepted, attempts = None, False, 0
-    while not accepted and time.process_time() - began < problem['seconds']:
-        iterator = charge_flipping.weak_reflection_improved_iterator(delta=None)
+    runs = []
+    while not runs or (len(runs) < problem['runs'] and time.process_time() < end):
+        result, found = run(amplitudes, normalisations, end)
+        hkl, phases = [], []
+        if found is not None:
+            given = found.change_basis(change.inverse())
+            hkl, phases = [list(each) for each in given.indices()], list(flex.arg(given.data()))
+        runs.append({'hkl': hkl, 'phases': phases, **result, 'remark': result['remark'] or remark})
+    return runs
+
+
+def run(amplitudes: miller.array, normalisations: Callable | None, end: float) -> tuple[dict, miller.array | None]:
+    """Makes attempts until cctbx accepts a map or fails, or the processor time reaches `end`; and the last map."""
+    began = time.process_time()
+    found, accepted, attempts, cycles, cycle_seconds, remark, grid = None, False, 0, 0, 0.0, '', []
+    while not accepted and time.process_time() < end:
+        iterator = Timed(delta=None)
         solving = charge_flipping.solving_iterator(
             iterator,
             amplitudes,
@@ -69,24 +100,24 @@ def solve(problem: dict) -> dict:
                     if accepted and solving.f_calc_solutions:
                         found = solving.f_calc_solutions[0][0].expand_to_p1()
                     break
-                if time.process_time() - began >= problem['seconds']:
+                if time.process_time() >= end:
                     break
         except (AssertionError, RuntimeError, TypeError, ZeroDivisionError) as error:
             remark = f'{type(error).__name__}: {" ".join(str(error).split())[:80]}'
+        cycles += iterator.cycles
+        cycle_seconds += iterator.seconds
+        if remark:
             break
-    seconds = time.process_time() - began
-    hkl, phases = [], []
-    if found is not None:
-        given = found.change_basis(change.inverse())
-        hkl, phases = [list(each) for each in given.indices()], list(flex.arg(given.data()))
+        grid = list(iterator.crystal_gridding.n_real())
     return {
         'accepted': accepted,
-        'hkl': hkl,
-        'phases': phases,
         'attempts': attempts,
-        'seconds': seconds,
+        'cycles': cycles,
+        'cycle_seconds': cycle_seconds,
+        'grid': grid,
+        'seconds': time.process_time() - began,
         'remark': remark,
-    }
+    }, found
 
 
 if __name__ == '__main__':

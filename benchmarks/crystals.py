@@ -172,16 +172,17 @@ def known_structure_factors(known: Known, hkl: np.ndarray) -> np.ndarray:
     cell = known.data.cell
     squared = cell.inverse_spacings(hkl) ** 2
     total = np.zeros(len(hkl), complex)
+    elements = {atom['el'] for atom in known.atoms} - {'H', 'D'}
+    coefficients = {each: gemmi.Element(each).it92 for each in elements}
+    table = {each: np.array([of.calculate_sf(one) for one in squared / 4]) for each, of in coefficients.items()}
     for atom in known.atoms:
-        if atom['el'] in ('H', 'D'):
+        if atom['el'] not in elements:
             continue
         images, occupancies = _occupied(known.content, cell, atom)
         tensor = atom['U'][1] if atom['U'] else [KNOWN_U]
         u_iso = float(np.mean(tensor[:3]))
-        coefficients = gemmi.Element(atom['el']).it92
-        scattering = np.array([coefficients.calculate_sf(each) for each in squared / 4])
         waves = np.exp(2j * np.pi * (hkl @ images.T)) @ occupancies
-        total += scattering * np.exp(-2 * np.pi**2 * max(u_iso, 0.005) * squared) * waves
+        total += table[atom['el']] * np.exp(-2 * np.pi**2 * max(u_iso, 0.005) * squared) * waves
     return total
 
 
@@ -251,7 +252,7 @@ def score(known: Known, solution: CrystalSolution) -> dict:
     if solution.density is None:
         return result | {'right': False}
     data = known.data
-    hkl = _half_sphere(data)
+    hkl = half_sphere(data)
     transform = scipy.fft.fftn(solution.density)
     answer = np.conj(transform[tuple((hkl % solution.density.shape).T)])
     placement = place(hkl, known_structure_factors(known, hkl), answer)
@@ -293,7 +294,7 @@ def _counts(known, atom):
     return atom['el'] not in ('H', 'D') and fullness(known, atom) >= FULL
 
 
-def _half_sphere(data):
+def half_sphere(data: CrystalData) -> np.ndarray:
     """The reflections of the data with their equivalents, one of each Friedel pair, `(n, 3)`."""
     every = np.unique(np.concatenate([data.hkl @ rotation for rotation in data.rotations]), axis=0)
     h, k, l = every.T
@@ -337,7 +338,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict:
         'resolution': solution.resolution,
         'seconds': solution.seconds,
         'seconds_with_compilation': wall,
-        **({'peer': ask_peer(known, options)} if options.peer else {}),
+        **({'peer': _peer_result(known, options)} if options.peer else {}),
     }
 
 
@@ -346,7 +347,7 @@ def measure_truth(folder: Path, options: argparse.Namespace) -> dict | None:
     known = read_folder(folder, options.resolution, options.raw)
     if not known.atoms:
         return None
-    data, hkl = known.data, _half_sphere(known.data)
+    data, hkl = known.data, half_sphere(known.data)
     phases = np.angle(known_structure_factors(known, hkl))
     setting = gemmi.find_spacegroup_by_ops(gemmi.GroupOps(known.operators))
     symops = tuple(each.triplet() for each in known.operators)
@@ -379,39 +380,71 @@ def measure_truth(folder: Path, options: argparse.Namespace) -> dict | None:
     }
 
 
-def ask_peer(known: Known, options: argparse.Namespace) -> dict:
+def _peer_result(known, options):
     """The result of cctbx's charge flipping on a crystal, and its score."""
+    try:
+        (told,) = ask_peer(known, options.peer, options.peer_seconds, options.seed)
+    except InputError as error:
+        return {'accepted': False, 'map': None, 'seconds': None, 'remark': str(error)}
+    scored = peer_map(known, told['hkl'], told['phases'])
+    return {'map': scored, **{key: told[key] for key in ('accepted', 'attempts', 'seconds', 'remark')}}
+
+
+def ask_peer(known: Known, python: str, seconds: float, seed: int, runs: int = 1) -> list[dict]:
+    """What cctbx's charge flipping says of a crystal, an entry for each run: see `crystal_peer`.
+
+    Args:
+        known: the crystal.
+        python: one that has cctbx.
+        seconds: of processor time for all runs.
+        seed: of its random phases.
+        runs: at most so many, each until it accepts a map.
+
+    Raises:
+        InputError: there is no answer.
+    """
     data = known.data
     problem = {
         'cell': list(data.cell.parameters),
         'symops': known.content['symops'],
         'hkl': data.hkl.tolist(),
         'amplitudes': np.sqrt(np.maximum(data.intensities, 0)).tolist(),
-        'seconds': options.peer_seconds,
-        'seed': options.seed,
+        'runs': runs,
+        'seconds': seconds,
+        'seed': seed,
     }
-    command = [options.peer, str(Path(__file__).with_name('crystal_peer.py'))]
-    limit = PEER_PATIENCE * options.peer_seconds + 60
+    command = [python, str(Path(__file__).with_name('crystal_peer.py'))]
+    limit = PEER_PATIENCE * seconds + 60
     try:
         done = subprocess.run(command, input=json.dumps(problem), capture_output=True, text=True, timeout=limit)
-        answer = json.loads(done.stdout)
+        told = json.loads(done.stdout)
     except (OSError, subprocess.TimeoutExpired, ValueError) as error:
-        return {'accepted': False, 'map': None, 'seconds': None, 'remark': f'no answer: {type(error).__name__}'}
-    scored = peer_map(known, np.reshape(answer['hkl'], (-1, 3)).astype(int), np.array(answer['phases']))
-    return {'map': scored, **{key: answer[key] for key in ('accepted', 'attempts', 'seconds', 'remark')}}
+        raise InputError(f'{python}: no answer of cctbx: {type(error).__name__}') from error
+    for each in told:
+        each['hkl'] = np.reshape(each['hkl'], (-1, 3)).astype(int)
+        each['phases'] = np.array(each['phases'])
+    return told
 
 
 def peer_map(known: Known, hkl: np.ndarray, phases: np.ndarray) -> float | None:
     """The map correlation of phases `(n,)` at indices `(n, 3)`; None without phases or known atoms."""
-    if not len(hkl) or not known.atoms:
+    if not known.atoms:
         return None
-    wanted = _half_sphere(known.data)
+    wanted = half_sphere(known.data)
+    return map_correlation(wanted, known_structure_factors(known, wanted), hkl, phases)
+
+
+def map_correlation(
+    known_hkl: np.ndarray, known_factors: np.ndarray, hkl: np.ndarray, phases: np.ndarray
+) -> float | None:
+    """The map correlation of phases `(n,)` at `hkl` `(n, 3)` with known structure factors; None without phases."""
+    if not len(hkl):
+        return None
     found = {tuple(each): phase for each, phase in zip(hkl.tolist(), phases.tolist(), strict=True)}
     found |= {tuple(-index for index in each): -phase for each, phase in found.items()}
-    kept = np.array([tuple(each) in found for each in wanted.tolist()])
-    wanted = wanted[kept]
-    answer = np.exp(1j * np.array([found[tuple(each)] for each in wanted.tolist()]))
-    return place(wanted, known_structure_factors(known, wanted), answer).correlation
+    kept = np.array([tuple(each) in found for each in known_hkl.tolist()])
+    answer = np.exp(1j * np.array([found[tuple(each)] for each in known_hkl[kept].tolist()]))
+    return place(known_hkl[kept], known_factors[kept], answer).correlation
 
 
 def table(results: list[dict]) -> str:
