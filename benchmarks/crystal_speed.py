@@ -7,8 +7,8 @@
 Made-up crystals of P2₁/c as in `benchmarks.space_groups`, to 0.8 Å, one for each number of atoms. All programs are
 bound to one core, if the system can do that. Seconds are processor seconds without compilation and without imports.
 
-- ours: one start by each recipe of the search, to their end, with all that finds their group; four are under way at
-  once. Nothing is known of the group but its Laue class.
+- ours: a round of the search's recipes, to the end of each start with all that finds its group; four starts are under
+  way at once. Nothing is known of the group but its Laue class.
 - NumPy: starts of `crystal_reference` in P1, on the same E values and the same grid; it does not look for the group.
 - cctbx: runs on the same reflections, each until cctbx accepts a map; an attempt is a start, also one that fails. It
   gets the true space group, computes in P1 with double precision, and chooses its own E values and grid.
@@ -24,6 +24,7 @@ Printed as Markdown and written to `crystal-speed-DEVICE.json` beside this file,
 import argparse
 import itertools
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,12 +33,12 @@ import jax
 import numpy as np
 
 from benchmarks.crystal_reference import flip_charges
-from benchmarks.crystals import RIGHT_MAP, ask_peer, half_sphere, known_structure_factors, map_correlation
+from benchmarks.crystals import RIGHT_MAP, Known, ask_peer, half_sphere, known_structure_factors, map_correlation
 from benchmarks.machine import describe_machine
 from benchmarks.space_groups import invent
 from benchmarks.timing import peak_resident_memory, reset_peak_memory
 from patterson_jax.crystal.cell import UnitCell
-from patterson_jax.errors import exit_on_errors, require
+from patterson_jax.errors import InputError, exit_on_errors, require
 from patterson_jax.solving.charge_flipping import RECIPES, flip
 from patterson_jax.solving.crystal_phasing import CYCLES_AT_ONCE, STARTS_AT_ONCE, Crystal, phase, prepare_crystal
 from patterson_jax.writing import markdown_table, write_json
@@ -67,8 +68,7 @@ def measure(atoms: int, options: argparse.Namespace) -> dict:
     peak = round(peak_resident_memory() / 1e3, 2) if counted else None
     programs['numpy'] = measure_numpy(crystal, options.seed, options.seconds, score)
     if options.peer:
-        runs = ask_peer(known, options.peer, options.seconds, options.seed, STARTS)
-        programs['cctbx'] = summarise_peer(runs, score)
+        programs['cctbx'] = measure_peer(known, options, score)
     return {
         'atoms': atoms,
         'cell': _parameters(known.data.cell),
@@ -80,12 +80,13 @@ def measure(atoms: int, options: argparse.Namespace) -> dict:
 
 
 def measure_ours(crystal: Crystal, seed: int, score: Score) -> dict:
-    """A start by each recipe."""
+    """A start by each of the recipes that the search uses in turn."""
     for _ in itertools.islice(phase(crystal, jax.random.key(seed + 1), STARTS_AT_ONCE), 1):  # compiles
         pass
     began = time.process_time()
     maps = list(phase(crystal, jax.random.key(seed), STARTS))
     seconds = time.process_time() - began
+    maps.sort(key=lambda each: each.start)  # so that it is seen which recipe fails
     hkl = crystal.expanded.in_given_cell(crystal.expanded.hkl)
     result = summary(
         crystal.grid.shape,
@@ -125,12 +126,21 @@ def measure_numpy(crystal: Crystal, seed: int, limit: float, score: Score) -> di
     return {**result, 'jumped': sum(each.jumped for each in ends)}
 
 
+def measure_peer(known: Known, options: argparse.Namespace, score: Score) -> dict:
+    """As many runs of cctbx, within the seconds of the options; no figures and a remark if it does not answer."""
+    try:
+        return summarise_peer(ask_peer(known, options.peer, options.seconds, options.seed, STARTS), score)
+    except InputError as error:
+        return {**summarise_peer([], score), 'remarks': [str(error)]}
+
+
 def summarise_peer(runs: list[dict], score: Score) -> dict:
     """The runs of cctbx."""
     seconds, cycle_seconds = (sum(each[key] for each in runs) for key in ('seconds', 'cycle_seconds'))
     starts, cycles = (sum(each[key] for each in runs) for key in ('attempts', 'cycles'))
     maps = [score(each['hkl'], each['phases']) for each in runs]
-    result = summary(runs[0]['grid'], starts, seconds, cycles, cycle_seconds / max(cycles, 1), maps)
+    grid = runs[0]['grid'] if runs else ()
+    result = summary(grid, starts, seconds, cycles, cycle_seconds / cycles if cycles else None, maps)
     remarks = sorted({each['remark'] for each in runs} - {''})
     return {**result, 'runs': len(runs), 'accepted': sum(each['accepted'] for each in runs), 'remarks': remarks}
 
@@ -140,7 +150,7 @@ def summary(
     starts: int,
     seconds: float,
     cycles: int,
-    seconds_of_cycle: float,
+    cycle_seconds: float | None,
     maps: list[float | None],
 ) -> dict:
     """What is told of every program: `seconds` and `cycles` are those of all `starts`, `maps` their correlations."""
@@ -151,7 +161,7 @@ def summary(
         'right': right,
         'maps': [None if each is None else round(each, 3) for each in maps],
         'cycles_per_start': cycles // starts if starts else None,
-        'milliseconds_per_cycle': round(1000 * seconds_of_cycle, 3),
+        'milliseconds_per_cycle': None if cycle_seconds is None else round(1000 * cycle_seconds, 3),
         'seconds_per_start': round(seconds / starts, 3) if starts else None,
         'seconds_per_right_map': round(seconds / right, 3) if right else None,
     }
@@ -181,46 +191,50 @@ def growth_table(results: list[dict]) -> str:
 
 
 def cycle_table(results: list[dict]) -> str:
-    """The cycles of all programs side by side, as Markdown."""
-    return _side_by_side(
-        results,
-        {
-            'grid': _grid,
-            'ms a cycle': lambda told: _figure(told['milliseconds_per_cycle']),
-            'cycles a start': lambda told: _figure(told['cycles_per_start']),
-        },
-    )
+    """The cycles of all programs side by side, as Markdown; NumPy has our grid."""
+    columns = {'ms a cycle': 'milliseconds_per_cycle', 'cycles a start': 'cycles_per_start'}
+    grids = {f'grid: {PROGRAMS[key]}': [_grid(each[key]) for each in results] for key in ('ours', *_peers(results))}
+    return _by_atoms(results, grids | _side_by_side(results, columns))
 
 
 def start_table(results: list[dict]) -> str:
     """The starts of all programs side by side, as Markdown."""
-    return _side_by_side(
-        results,
-        {
-            's a start': lambda told: _figure(told['seconds_per_start']),
-            'right': lambda told: f'{told["right"]} of {told["starts"]}',
-            's a right map': lambda told: _figure(told['seconds_per_right_map']),
-        },
-    )
+    asked = ('ours', 'numpy', *_peers(results))
+    right = {
+        f'right: {PROGRAMS[key]}': [f'{each[key]["right"]} of {each[key]["starts"]}' for each in results]
+        for key in asked
+    }
+    columns = {'s a start': 'seconds_per_start', 's a right map': 'seconds_per_right_map'}
+    return _by_atoms(results, right | _side_by_side(results, columns))
+
+
+def _peers(results):
+    return ('cctbx',) if all('cctbx' in each for each in results) else ()
 
 
 def _side_by_side(results, columns):
-    """For each column a cell for each program that was asked."""
-    asked = [key for key in PROGRAMS if any(key in each for each in results)]
-    heads = [f'{name}: {PROGRAMS[key]}' for name in columns for key in asked]
-    rows = ([cell(each[key]) for cell in columns.values() for key in asked] for each in results)
-    return markdown_table(['atoms', *heads], [[each['atoms'], *row] for each, row in zip(results, rows, strict=True)])
+    """The figures of each program, by heading."""
+    asked = ('ours', 'numpy', *_peers(results))
+    return {
+        f'{name}: {PROGRAMS[key]}': [_figure(each[key][figure]) for each in results]
+        for name, figure in columns.items()
+        for key in asked
+    }
+
+
+def _by_atoms(results, columns):
+    return markdown_table(('atoms', *columns), zip((each['atoms'] for each in results), *columns.values(), strict=True))
 
 
 def _grid(told):
-    return '×'.join(map(str, told['grid']))
+    return '×'.join(map(str, told['grid'])) or '–'
 
 
 def _figure(value):
-    """Two digits of a float, a dash for None."""
-    if value is None:
-        return '–'
-    return str(value) if isinstance(value, int) or value >= 10 else f'{value:#.2g}'
+    """Two digits of a float, or one after the point, and a dash for None."""
+    if value is None or isinstance(value, int):
+        return '–' if value is None else str(value)
+    return f'{value:.1f}' if value >= 10 else f'{value:#.2g}'
 
 
 def bind_to_one_core() -> None:
@@ -249,6 +263,7 @@ def main() -> None:
         words = options.atoms.split(',')
         fit = all(each.isdecimal() and int(each) >= ORDER for each in words)
         require(fit, '--atoms', options.atoms, f'whole numbers from {ORDER} on with commas between')
+        require(not options.peer or shutil.which(options.peer), '--peer', options.peer, 'a Python that has cctbx')
         require(options.seconds > 0, '--seconds', options.seconds, 'more than 0')
         conditions = {
             'machine': describe_machine(jax.devices()[0].device_kind, jax.default_backend()),

@@ -65,8 +65,8 @@ def test_a_crystal_has_figures_of_our_search_and_of_numpy():
     lines = crystal_speed.growth_table([result]).splitlines()
     assert lines[2].startswith('| 12 | 496 | 16×16×20 | ') and '| 8 of 8 |' in lines[2]
     lines = crystal_speed.start_table([result]).splitlines()
-    assert lines[0].startswith('| atoms | s a start: ours | s a start: NumPy | right: ours |')
-    assert '| 8 of 8 | 1 of 1 |' in lines[2]
+    assert lines[0].startswith('| atoms | right: ours | right: NumPy | s a start: ours | s a start: NumPy |')
+    assert lines[2].startswith('| 12 | 8 of 8 | 1 of 1 | ')
 
 
 def test_attempts_of_the_peer_that_fail_are_starts_too(known):
@@ -81,7 +81,10 @@ def test_attempts_of_the_peer_that_fail_are_starts_too(known):
     assert told['maps'][0] == 1 and told['maps'][1] < RIGHT_MAP and told['maps'][2] is None
     assert (told['seconds_per_start'], told['seconds_per_right_map'], told['milliseconds_per_cycle']) == (0.6, 3.0, 2.0)
     assert (told['cycles_per_start'], told['remarks']) == (150, ['an error'])
-    entry = {'atoms': 48, 'ours': told, 'numpy': told, 'cctbx': told}
+    silent = crystal_speed.measure_peer(known, argparse.Namespace(peer='/no/python', seconds=1, seed=0), None)
+    assert (silent['starts'], silent['right'], silent['seconds_per_start']) == (0, 0, None)
+    assert silent['remarks'] == ['/no/python: no answer of cctbx: FileNotFoundError']
+    entry = {'atoms': 48, 'ours': told, 'numpy': told, 'cctbx': silent}
     assert crystal_speed.cycle_table([entry]).splitlines()[2] == (
-        '| 48 | 24×25×27 | 24×25×27 | 24×25×27 | 2.0 | 2.0 | 2.0 | 150 | 150 | 150 |'
+        '| 48 | 24×25×27 | – | 2.0 | 2.0 | – | 150 | 150 | – |'
     )
