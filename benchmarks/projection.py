@@ -151,7 +151,7 @@ def measure(case: Case, projection: Projection, seed: int, starts: int) -> dict:
         return crystal.grid.place(hkl, (crystal.normalised * np.exp(-1j * np.angle(factors))).astype(np.complex64))
 
     # Elimination needs the amplitudes alone.
-    finer = Search(*[jnp.asarray(learned.amplitudes)] * len(Search._fields))
+    finer = Search(*[jnp.asarray(learned.amplitudes)] * 4)
 
     def on_finer_grid(factors, _):
         placed = learned.grid.place(hkl, crystal.grid.take(np.asarray(factors), hkl).astype(np.complex64))

@@ -31,10 +31,10 @@ def whole_sphere(crystal, kind):
     return tuple(both.T), np.tile(values, 2), np.tile(weak, 2), signs
 
 
-@pytest.mark.parametrize(('kind', 'threshold'), [(0, 1.1), (1, 1.4)])
-def test_flipping_is_what_it_says(crystal, kind, threshold):
+@pytest.mark.parametrize(('kind', 'threshold', 'free'), [(0, 1.1, False), (1, 1.4, False), (0, 1.1, True)])
+def test_flipping_is_what_it_says(crystal, kind, threshold, free):
     """Against loops of NumPy over the whole sphere with complex transforms."""
-    grid, search = crystal[3:]
+    grid, search = crystal[3], crystal[4]._replace(mean_is_free=jnp.asarray(free))
     places, values, weak, signs = whole_sphere(crystal, kind)
     density = np.asarray(random_density(jax.random.key(0), search, kind, grid.shape), np.float64)
     start = jnp.asarray(density, jnp.float32)
@@ -47,7 +47,7 @@ def test_flipping_is_what_it_says(crystal, kind, threshold):
         turned = 1j * signs * factors * np.minimum(scale, 1 / np.abs(factors))
         kept = np.zeros_like(transform)
         kept[places] = np.where(weak, turned, values * factors / np.abs(factors))
-        kept[0, 0, 0] = transform[0, 0, 0] * scale
+        kept[0, 0, 0] = transform[0, 0, 0] * (1 if free else scale)
         density = np.fft.ifftn(kept)
         np.testing.assert_allclose(density.imag, 0, atol=1e-12)
         density = density.real

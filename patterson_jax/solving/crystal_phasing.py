@@ -47,11 +47,13 @@ from patterson_jax.solving.spacegroup import (
 )
 
 SEARCH_RESOLUTION = 0.8  # Å; finer data cost time and do not help the search
+FREE_MEAN_TO = 1.05  # Å, the resolution up to which charge flipping leaves the mean of the density free
 STARTS_AT_ONCE = 4
 CYCLES_AT_ONCE = 50
 LEAST_CYCLES = 100  # of a start before it is judged, and before it is judged again
 NOISE_START = 2  # number of a start on E values from random phases; it tells the skewness of noise
 FIRST_CYCLES = slice(5, 40)  # in these the skewness is that of noise; the median is taken
+EARLIEST, MOST_GROWTH = slice(5, 10), 1.3  # but at most so many times the mean over these: a start may jump early
 JUMPED = 1.5  # a start is finished if its skewness is above this times that of noise, and constant
 FLAT = 1.01  # skewness is constant if it has grown by less than this factor over the last cycles
 ELIMINATION_CYCLES = 60
@@ -184,8 +186,8 @@ class Slot:
 
     @property
     def first_skewness(self) -> float:
-        """The median over its first cycles, in which a map from random phases shows no structure yet."""
-        return float(np.median(self.skewness[FIRST_CYCLES]))
+        """That of noise: the median over its first cycles, in which a map from random phases shows no structure."""
+        return float(min(np.median(self.skewness[FIRST_CYCLES]), MOST_GROWTH * np.mean(self.skewness[EARLIEST])))
 
     def worth_finishing(self, noise: float) -> bool:
         """Whether it has ended, or its skewness has jumped and stays.
@@ -207,7 +209,8 @@ def prepare_crystal(data: CrystalData) -> Crystal:
     amplitudes = expected_amplitudes(expanded.intensities, expanded.sigmas, means)
     normalised = normalised_amplitudes(amplitudes, means)
     grid = grid_for(expanded.hkl)
-    search = prepare_search(expanded.hkl, normalised, amplitudes, grid)
+    free = bool(1 / expanded.inverse_spacings.max() < FREE_MEAN_TO)
+    search = prepare_search(expanded.hkl, normalised, amplitudes, grid, free)
     vectors = interatomic_vectors(np.asarray(search.patterson), grid, expanded, data.rotations)
     return Crystal(data, expanded, amplitudes, normalised, grid, search, vectors)
 
