@@ -53,7 +53,7 @@ CYCLES_AT_ONCE = 50
 LEAST_CYCLES = 100  # of a start before it is judged, and before it is judged again
 NOISE_START = 2  # number of a start on E values from random phases; it tells the skewness of noise
 FIRST_CYCLES = slice(5, 40)  # in these the skewness is that of noise; the median is taken
-EARLIEST, MOST_GROWTH = slice(5, 10), 1.3  # but at most so many times the mean over these: a start may jump early
+EARLIEST, MOST_GROWTH = slice(5, 10), 1.3  # of a quick start: at most so many times the mean over these
 JUMPED = 1.5  # a start is finished if its skewness is above this times that of noise, and constant
 FLAT = 1.01  # skewness is constant if it has grown by less than this factor over the last cycles
 ELIMINATION_CYCLES = 60
@@ -161,11 +161,19 @@ class PhasedMap:
 
 @dataclasses.dataclass
 class Slot:
-    """A start in progress: its number, its skewness after each cycle, and the cycle at which it was last judged."""
+    """A start in progress.
+
+    Attributes:
+        start: its number.
+        skewness: after each cycle.
+        judged_at: number of cycles at which it was last judged.
+        quick: whether its skewness may jump within the first cycles, as it does if the mean of the density is free.
+    """
 
     start: int
     skewness: list[float] = dataclasses.field(default_factory=list)
     judged_at: int = 0
+    quick: bool = False
 
     @property
     def recipe(self) -> Recipe:
@@ -187,7 +195,8 @@ class Slot:
     @property
     def first_skewness(self) -> float:
         """That of noise: the median over its first cycles, in which a map from random phases shows no structure."""
-        return float(min(np.median(self.skewness[FIRST_CYCLES]), MOST_GROWTH * np.mean(self.skewness[EARLIEST])))
+        median = float(np.median(self.skewness[FIRST_CYCLES]))
+        return min(median, MOST_GROWTH * float(np.mean(self.skewness[EARLIEST]))) if self.quick else median
 
     def worth_finishing(self, noise: float) -> bool:
         """Whether it has ended, or its skewness has jumped and stays.
@@ -258,7 +267,8 @@ def phase(
     """
     sharpeners = sharpeners or (eliminated,)
     densities = jnp.zeros((STARTS_AT_ONCE, *crystal.grid.shape), jnp.float32)
-    slots = [Slot(start) for start in range(STARTS_AT_ONCE)]
+    quick = bool(crystal.search.mean_is_free)
+    slots = [Slot(start, quick=quick) for start in range(STARTS_AT_ONCE)]
     begun = len(slots)
     noise = 0.0
     while any(slot.start < max_starts for slot in slots):
@@ -275,7 +285,7 @@ def phase(
             reached = max(finished, key=lambda each: each.rank)
             if reached.promising or slot.has_ended:
                 yield reached
-                slots[index] = Slot(begun)
+                slots[index] = Slot(begun, quick=quick)
                 begun += 1
 
 
