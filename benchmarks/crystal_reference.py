@@ -17,6 +17,7 @@ from patterson_jax.crystal.grid import Grid
 THRESHOLD, WEAK_PART, TINY = 1.1, 0.2, 1e-20  # σ; of the reflections; least amplitude that is divided by
 MOST_CYCLES, LOOK_EVERY, LEAST_CYCLES, POLISHING = 1500, 50, 100, 10
 JUMPED, FLAT = 1.5, 1.01  # skewness has jumped above this times its first level; it is constant below this growth
+MOST_GROWTH = 1.3  # of the first level over the mean of cycles 5 to 10: a start may jump early
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,6 @@ def _modulus(factors):
 
 
 def _has_jumped(skewness):
-    recent = np.mean(skewness[-20:])
-    return bool(
-        np.mean(skewness[-15:]) > JUMPED * np.median(skewness[5:40]) and recent < FLAT * np.mean(skewness[-50:-20])
-    )
+    first = min(np.median(skewness[5:40]), MOST_GROWTH * np.mean(skewness[5:10]))
+    constant = np.mean(skewness[-20:]) < FLAT * np.mean(skewness[-50:-20])
+    return bool(np.mean(skewness[-15:]) > JUMPED * first and constant)

@@ -417,9 +417,12 @@ def ask_peer(known: Known, python: str, seconds: float, seed: int, runs: int = 1
     limit = PEER_PATIENCE * seconds + 60
     try:
         done = subprocess.run(command, input=json.dumps(problem), capture_output=True, text=True, timeout=limit)
-        told = json.loads(done.stdout)
-    except (OSError, subprocess.TimeoutExpired, ValueError) as error:
-        raise InputError(f'{python}: no answer of cctbx: {type(error).__name__}') from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise InputError(f'no answer of cctbx: {type(error).__name__}') from error
+    if done.returncode:
+        reason = (done.stderr.strip() or f'exit status {done.returncode}').splitlines()[-1]
+        raise InputError(f'no answer of cctbx: {reason}')
+    told = json.loads(done.stdout)
     for each in told:
         each['hkl'] = np.reshape(each['hkl'], (-1, 3)).astype(int)
         each['phases'] = np.array(each['phases'])

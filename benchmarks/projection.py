@@ -113,7 +113,7 @@ def flipped(crystal: Crystal, seed: int, starts: int) -> list[tuple[np.ndarray, 
     """The densities to which starts come by the recipes of the solver, after all of their cycles, and their seconds."""
     key, found = jax.random.key(seed), []
     for start in range(starts):
-        slot, began = Slot(start), time.perf_counter()
+        slot, began = Slot(start, quick=bool(crystal.search.mean_is_free)), time.perf_counter()
         recipe = RECIPES[start % len(RECIPES)]
         kind = np.int32(recipe.amplitudes)
         if recipe.superposed and slot.rank < len(crystal.vectors):
@@ -151,7 +151,8 @@ def measure(case: Case, projection: Projection, seed: int, starts: int) -> dict:
         return crystal.grid.place(hkl, (crystal.normalised * np.exp(-1j * np.angle(factors))).astype(np.complex64))
 
     # Elimination needs the amplitudes alone.
-    finer = Search(*[jnp.asarray(learned.amplitudes)] * 4)
+    every = jnp.asarray(learned.amplitudes)
+    finer = Search(strong=every, turns=every, amplitudes=every, patterson=every)
 
     def on_finer_grid(factors, _):
         placed = learned.grid.place(hkl, crystal.grid.take(np.asarray(factors), hkl).astype(np.complex64))

@@ -144,3 +144,17 @@ def test_vectors_are_those_between_heavy_atoms():
     true = np.linalg.inv(expanded.basis) @ (invented.positions[0] - invented.positions[1])
     differences = np.array([1, -1])[:, None] * true[list(grid.axes)] - vectors[0]
     np.testing.assert_allclose(np.abs(differences - np.rint(differences)).max(axis=1).min(), 0, atol=0.03)
+
+
+@pytest.mark.parametrize(('resolution', 'free'), [(0.8, True), (1.0, True), (1.2, False)])
+def test_the_mean_of_the_density_is_free_where_data_are_fine(resolution, free):
+    crystal = phasing.prepare_crystal(invent('P -1', (7.1, 7.4, 7.7, 82, 97, 103), 9, resolution).data)
+    assert bool(crystal.search.mean_is_free) == free
+
+
+def test_the_level_of_noise_is_not_that_of_a_quick_start_that_has_jumped():
+    early = [1.0] * 10 + [3.0] * 40
+    assert phasing.Slot(0, early).first_skewness == 3.0
+    assert phasing.Slot(0, early, quick=True).first_skewness == pytest.approx(phasing.MOST_GROWTH)
+    slow = [1.0] * 10 + [1.2] * 40
+    assert phasing.Slot(0, slow, quick=True).first_skewness == phasing.Slot(0, slow).first_skewness == 1.2

@@ -83,7 +83,7 @@ def test_attempts_of_the_peer_that_fail_are_starts_too(known):
     assert (told['cycles_per_start'], told['remarks']) == (150, ['an error'])
     silent = crystal_speed.measure_peer(known, argparse.Namespace(peer='/no/python', seconds=1, seed=0), None)
     assert (silent['starts'], silent['right'], silent['seconds_per_start']) == (0, 0, None)
-    assert silent['remarks'] == ['/no/python: no answer of cctbx: FileNotFoundError']
+    assert silent['remarks'] == ['no answer of cctbx: FileNotFoundError']
     entry = {'atoms': 48, 'ours': told, 'numpy': told, 'cctbx': silent}
     assert crystal_speed.cycle_table([entry]).splitlines()[2] == (
         '| 48 | 24×25×27 | – | 2.0 | 2.0 | – | 150 | 150 | – |'

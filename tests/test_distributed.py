@@ -54,7 +54,7 @@ def start(workdir, log, *flags, **environment):
 
 
 def start_two(workdir, *flags):
-    """Both processes, and what they say."""
+    """Both processes, which take two steps a call, and what they say."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         address = f'127.0.0.1:{probe.getsockname()[1]}'
@@ -62,7 +62,8 @@ def start_two(workdir, *flags):
     processes = []
     for number, log in enumerate(logs):
         place = {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': str(number)}
-        processes.append(start(workdir, log, '--distributed', *flags, **place))
+        more = ('--distributed', '--config.train.steps_per_call=2', *flags)
+        processes.append(start(workdir, log, *more, **place))
     return processes, logs
 
 

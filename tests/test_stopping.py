@@ -82,22 +82,25 @@ def test_run_stopped_by_its_time_limit_ends_bit_for_bit_as_one_that_was_not(whol
 
 
 def test_several_steps_a_call_are_the_same_run_and_can_be_stopped_between_calls(tmp_path, minutes):
-    """Calls end with steps 4, 6, 8, 12, 16, 18 and 20; the host is asked whether to stop after each but the last."""
+    """Calls end with steps 1, 5, 6, 8, 12, 16, 18 and 20; the host is asked whether to stop after each but the last."""
     one_by_one = dataclasses.replace(SETTINGS, log_every=6, validate_every=12)
     at_once = dataclasses.replace(one_by_one, steps_per_call=4)
     run(tmp_path / 'one by one', one_by_one)
     minutes.asked = 0
     whole = run(tmp_path / 'whole', at_once)
-    assert minutes.asked == 6
+    assert minutes.asked == 7
     rows = log_of(tmp_path / 'whole')
     assert [row['step'] for row in rows] == [6, 8, 12, 16, 18, 20]
     for ours, theirs in zip(rows, log_of(tmp_path / 'one by one'), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
-    for stop in (4, 12):
+    for limit, stop, pending in (
+        (4, 5, 5),
+        (6, 16, 0),
+    ):  # the second run begins with step 6, and goes on to 8, 12 and 16
         minutes.asked = 0
         with pytest.raises(Unfinished, match=f'after step {stop} of 20'):
-            run(tmp_path / 'run', limited(at_once, 3 if stop == 4 else 5))
-        assert len(last_checkpoint(tmp_path / 'run')[1]['pending']) == (4 if stop == 4 else 0)
+            run(tmp_path / 'run', limited(at_once, limit))
+        assert len(last_checkpoint(tmp_path / 'run')[1]['pending']) == pending
     minutes.asked = 0
     assert_same_trees(run(tmp_path / 'run', at_once), whole)
     assert_same_run(tmp_path / 'run', tmp_path / 'whole')

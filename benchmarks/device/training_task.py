@@ -71,7 +71,6 @@ def changes_for(config: ConfigDict, row: dict | None, seconds: float, backend: s
         'train.warmup_steps': min(config.train.warmup_steps, steps // 10),
         'train.log_every': max(minute // 10, 1),
         'train.validate_every': minute,
-        'train.steps_per_call': 1 if backend == 'cpu' else max(round(second), 1),
         'checkpoint.every_steps': minute,
     }
 

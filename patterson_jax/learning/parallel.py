@@ -85,7 +85,7 @@ def wait_for_all(name: str) -> None:
 
 
 def parallelize(function: Callable, donate: bool = False) -> Callable:
-    """Runs `function(*arguments)` on all devices at once.
+    """Runs `function(first, *others)` on all devices at once.
 
     Args:
         function: pure, from replicated arguments to values that are equal on all devices. Only those of the first

@@ -12,7 +12,7 @@ from patterson_jax.errors import Unfinished
 from patterson_jax.learning.parallel import on_any_process
 
 STARTED = time.monotonic()  # about the start of the process
-QUESTIONS_BETWEEN_AGREEMENTS = 10  # with several processes, which must stop at the same step
+STEPS_BETWEEN_AGREEMENTS = 10  # about so many, with several processes, which must stop at the same step
 
 
 @contextlib.contextmanager
@@ -37,10 +37,12 @@ class StopRequest:
 
     Args:
         max_minutes: the time limit, from the start of the process; 0: none.
+        steps_per_call: steps between two questions.
     """
 
-    def __init__(self, max_minutes: float):
+    def __init__(self, max_minutes: float, steps_per_call: int = 1):
         self.max_minutes = max_minutes
+        self.questions_between = max(1, STEPS_BETWEEN_AGREEMENTS // steps_per_call)
         self.deadline = STARTED + 60 * max_minutes if max_minutes else float('inf')
         self.terminated = False
         self.questions = 0
@@ -78,4 +80,4 @@ class StopRequest:
         if jax.process_count() == 1:
             return wanted
         self.questions += 1
-        return self.questions % QUESTIONS_BETWEEN_AGREEMENTS == 0 and on_any_process(wanted)
+        return self.questions % self.questions_between == 0 and on_any_process(wanted)

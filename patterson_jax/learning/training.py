@@ -299,12 +299,12 @@ def train(
     Raises:
         NonFiniteError: a metric is NaN or infinite; the last checkpoint stays.
         Unfinished: SIGTERM was received or the time limit is reached. A checkpoint was saved; calling this again
-            continues from it to the same end, bit for bit.
+            continues from it to the same end, bit for bit with the same `steps_per_call`, else but for rounding.
     """
     settings = task.settings
     with (
         Checkpoints(workdir / 'checkpoints', checkpointing.keep) as checkpoints,
-        StopRequest(settings.max_minutes) as stop,
+        StopRequest(settings.max_minutes, settings.steps_per_call) as stop,
     ):
         state, counters = _restore_or_begin(task, checkpoints, start)
         first_step = int(state.step)
@@ -329,12 +329,12 @@ def train(
         with ProgressReport('training', settings.num_steps, first_step, silent=not is_first_process()) as progress:
             step = first_step
             while step < settings.num_steps:
-                num_steps = _steps_until_the_host_acts(step, settings, checkpointing)
+                num_steps = 1 if step == first_step else _steps_until_the_host_acts(step, settings, checkpointing)
                 state, metrics = train_call(state, np.int32(num_steps))
                 pending.append(Steps(metrics, num_steps))
                 step += num_steps
                 examples = examples_before + step * settings.batch_size
-                if step == first_step + num_steps:  # these steps include compilation
+                if step == first_step + 1:  # this step includes compilation
                     jax.block_until_ready(metrics)
                     clock.skip(examples)
                     progress.restart(step)

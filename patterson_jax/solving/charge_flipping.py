@@ -3,8 +3,8 @@
 Density below a threshold changes its sign, the measured amplitudes are restored, and this is repeated until the
 skewness of the density jumps (Oszlányi and Sütő, Acta Cryst. A60, 134, 2004). Weak reflections keep their amplitude,
 and their phase is shifted by π/2 (Acta Cryst. A61, 147, 2005). E values and F, and thresholds of 1.1 and 1.4 σ, solve
-different crystals. F(000) is left free, as there, or scaled with the amplitudes in each cycle: free, starts need half
-as many cycles at 0.8 Å; scaled, more crystals are solved at 1.2 Å (docs/crystals.md).
+different crystals. F(000) is left free, as there, or scaled with the amplitudes in each cycle: free, light crystals
+need fewer cycles at 0.8 Å; scaled, more crystals are solved at 1.2 Å (docs/crystals.md).
 
 Low-density elimination (Shiono and Woolfson, Acta Cryst. A48, 451, 1992) then sharpens the map: density below 1 σ is
 set to zero.
