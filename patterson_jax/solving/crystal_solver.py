@@ -97,7 +97,8 @@ def solve_crystal(
     crystal = prepare_crystal(data)
     clusters: list[Cluster] = []
     others: list[PhasedMap] = []
-    ended, settled = 0, []
+    ended = 0
+    enough: list[Cluster] = []
     for reached in phase(crystal, jax.random.key(seed), max_starts, sharpeners(crystal, projection)):
         ended += 1
         if reached.promising:
@@ -111,13 +112,11 @@ def solve_crystal(
                 _interpret(crystal, cluster, ended)
         progress(ended, _note(clusters))
         spent = max_seconds and time.perf_counter() - began >= max_seconds
-        settled = [
-            cluster for cluster in clusters if len(cluster.maps) >= max(ENOUGH_TO_END, ended / 2) and cluster.answers
-        ]
-        if spent or settled or any(answer.verdict == 'solved' for cluster in clusters for _, answer in cluster.answers):
+        enough = [cluster for cluster in clusters if _is_enough(cluster, ended)]
+        if spent or enough:
             break
-    enough = _least_disagreement(settled)  # for a map that was found once
-    waiting = [cluster for cluster in clusters if not cluster.answers and cluster.best.disagreement < enough]
+    limit = _least_disagreement(enough)  # for a map that was found once
+    waiting = [cluster for cluster in clusters if not cluster.answers and cluster.best.disagreement < limit]
     for cluster in sorted(waiting, key=lambda each: each.best.disagreement)[:MOST_INTERPRETED]:
         _interpret(crystal, cluster, ended)
     if not clusters:
@@ -140,6 +139,12 @@ def answer_of_maps(crystal: Crystal, maps: list[PhasedMap]) -> CrystalSolution:
     for cluster in clusters:
         _interpret(crystal, cluster, len(maps))
     return _answer(crystal, clusters, len(maps), 0.0)
+
+
+def _is_enough(cluster, ended):
+    """Whether the search ends: an answer is solved, or many starts, and at least half of all, led to one map."""
+    settled = bool(cluster.answers) and len(cluster.maps) >= max(ENOUGH_TO_END, ended / 2)
+    return settled or any(answer.verdict == 'solved' for _, answer in cluster.answers)
 
 
 def _least_disagreement(clusters):
