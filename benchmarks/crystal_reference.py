@@ -13,11 +13,19 @@ import numpy as np
 import scipy.fft
 
 from patterson_jax.crystal.grid import Grid
+from patterson_jax.solving.charge_flipping import TINY, WEAK_PART
+from patterson_jax.solving.crystal_phasing import (
+    CYCLES_AT_ONCE,
+    EARLIEST,
+    FIRST_CYCLES,
+    FLAT,
+    JUMPED,
+    LEAST_CYCLES,
+    MOST_GROWTH,
+)
 
-THRESHOLD, WEAK_PART, TINY = 1.1, 0.2, 1e-20  # σ; of the reflections; least amplitude that is divided by
-MOST_CYCLES, LOOK_EVERY, LEAST_CYCLES, POLISHING = 1500, 50, 100, 10
-JUMPED, FLAT = 1.5, 1.01  # skewness has jumped above this times its first level; it is constant below this growth
-MOST_GROWTH = 1.3  # of the first level over the mean of cycles 5 to 10: a start may jump early
+THRESHOLD = 1.1  # σ
+MOST_CYCLES, POLISHING = 1500, 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +71,7 @@ def flip_charges(
         variance = squares.mean()
         deviation = np.sqrt(variance)
         skewness.append(np.dot(squares, centred) / centred.size / (variance * deviation))
-        jumped = len(skewness) % LOOK_EVERY == 0 and len(skewness) >= LEAST_CYCLES and _has_jumped(skewness)
+        jumped = len(skewness) % CYCLES_AT_ONCE == 0 and len(skewness) >= LEAST_CYCLES and _has_jumped(skewness)
     measured = grid.place(hkl, amplitudes.astype(np.float32))
     for _ in range(POLISHING):
         factors = scipy.fft.rfftn(np.where(density < density.std(), 0, density))
@@ -77,6 +85,6 @@ def _modulus(factors):
 
 
 def _has_jumped(skewness):
-    first = min(np.median(skewness[5:40]), MOST_GROWTH * np.mean(skewness[5:10]))
+    first = min(np.median(skewness[FIRST_CYCLES]), MOST_GROWTH * np.mean(skewness[EARLIEST]))
     constant = np.mean(skewness[-20:]) < FLAT * np.mean(skewness[-50:-20])
     return bool(np.mean(skewness[-15:]) > JUMPED * first and constant)

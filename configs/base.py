@@ -87,7 +87,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.train.num_validation = 96  # cases, always the same
     config.train.log_every = 100  # steps
     config.train.validate_every = 1000  # steps
-    # Taken on the device between two visits of the host, at most; more than 1 is for GPU and TPU.
+    # Steps taken on the device between two visits of the host, at most; more than 1 is for GPU and TPU.
     config.train.steps_per_call = 1
 
     config.checkpoint = ml_collections.ConfigDict()

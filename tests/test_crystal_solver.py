@@ -12,7 +12,14 @@ from benchmarks import gaussian_atoms
 from patterson_jax.crystal.structure import SpaceGroup
 from patterson_jax.errors import InputError
 from patterson_jax.solving.crystal_phasing import averaged_in_frame, prepare_crystal
-from patterson_jax.solving.crystal_solver import Cluster, best_answer, solve_crystal, with_symmetry_of_its_atoms
+from patterson_jax.solving.crystal_solver import (
+    ENOUGH_TO_END,
+    Cluster,
+    best_answer,
+    ends_search,
+    solve_crystal,
+    with_symmetry_of_its_atoms,
+)
 from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases
 from patterson_jax.solving.crystal_verdict import Evidence
 from patterson_jax.solving.spacegroup import PhasedReflections, find_operations, half_frames
@@ -74,6 +81,19 @@ def test_a_map_found_once_must_explain_the_data_clearly_better_than_one_found_of
     assert best_answer([once, answer(1, 'uncertain', 0.01, ratio=0.8)]) is once
     assert best_answer([once, answer(1, 'uncertain', 0.11, ratio=2.0)]) is once
     assert best_answer([once, answer(1, 'uncertain', 0.14, doubts=3)]) is once
+
+
+def test_the_search_ends_with_a_solved_answer_or_with_many_starts_that_agree():
+    def cluster(maps, *verdicts):
+        answers = [(None, Interpretation((), 0.1, verdict, (), np.zeros((1, 1, 1)), GOOD)) for verdict in verdicts]
+        return Cluster([None] * maps, 1, answers)
+
+    assert ends_search(cluster(1, 'uncertain', 'solved'), 40)
+    assert not ends_search(cluster(1, 'uncertain'), 1)
+    assert ends_search(cluster(ENOUGH_TO_END, 'uncertain'), 2 * ENOUGH_TO_END)
+    assert not ends_search(cluster(ENOUGH_TO_END, 'uncertain'), 2 * ENOUGH_TO_END + 1)
+    assert not ends_search(cluster(ENOUGH_TO_END - 1, 'uncertain'), ENOUGH_TO_END)
+    assert not ends_search(cluster(ENOUGH_TO_END), ENOUGH_TO_END)  # not interpreted yet
 
 
 @pytest.mark.parametrize('half', [0, 1])  # P -1 and P 21

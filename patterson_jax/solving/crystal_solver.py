@@ -112,7 +112,7 @@ def solve_crystal(
                 _interpret(crystal, cluster, ended)
         progress(ended, _note(clusters))
         spent = max_seconds and time.perf_counter() - began >= max_seconds
-        enough = [cluster for cluster in clusters if _is_enough(cluster, ended)]
+        enough = [cluster for cluster in clusters if ends_search(cluster, ended)]
         if spent or enough:
             break
     limit = _least_disagreement(enough)  # for a map that was found once
@@ -141,8 +141,11 @@ def answer_of_maps(crystal: Crystal, maps: list[PhasedMap]) -> CrystalSolution:
     return _answer(crystal, clusters, len(maps), 0.0)
 
 
-def _is_enough(cluster, ended):
-    """Whether the search ends: an answer is solved, or many starts, and at least half of all, led to one map."""
+def ends_search(cluster: Cluster, ended: int) -> bool:
+    """Whether no more starts are needed after `ended` of them.
+
+    An answer of the cluster is solved, or it has an answer, and many starts, at least half of all, have led to it.
+    """
     settled = bool(cluster.answers) and len(cluster.maps) >= max(ENOUGH_TO_END, ended / 2)
     return settled or any(answer.verdict == 'solved' for _, answer in cluster.answers)
 
