@@ -4,7 +4,8 @@
     python -m benchmarks.crystal_verdicts --stream=evaluation     # the test, on crystals that those have not seen
     python -m benchmarks.crystal_verdicts --stream=evaluation --cases=500 --output=FILE     # goes on with what FILE has
     python -m benchmarks.crystal_verdicts --stream=evaluation --whole-way --cases=500 --output=FILE   # intensities only
-    python -m benchmarks.crystal_verdicts --stream=evaluation --light --cases=240 --output=FILE   # at low resolution
+    python -m benchmarks.crystal_verdicts --stream=evaluation --light --cases=720 --output=FILE   # at low resolution
+    python -m benchmarks.crystal_verdicts --stream=evaluation --light-truth --cases=720 --output=FILE   # their limit
 
 Phases are those of the truth, spoilt, or wrong ones: of a molecule that is displaced, half wrong, or has its heavy atom
 alone; of the right structure in a group with too few or too many operations; with intensities permuted within shells,
@@ -13,8 +14,10 @@ and a tenth at most too many. Or the true atoms are judged as they are, but for 
 many; then every atom must be right. Or the whole way is gone from the intensities alone, at the crystal's resolution
 or at 1.2 Å, or with intensities permuted within shells; with --whole-way the whole way is gone at 1.4 Å too, from
 fewer atoms, without permutations; with --light at 1.2, 1.3 and 1.4 Å, by crystals of C, N and O, and with
---light-controls from permuted intensities of these. --network and --starts change how. One line a case on stderr with
-all that the verdict is from, counts on stdout, and the cases without these findings in the JSON of --output.
+--light-controls from permuted intensities of these. --network and --starts change how. --light-truth makes no search:
+the true atoms of the same crystals in their group are refined and judged, as if two starts had led to them; that is
+what the best search could bring. One line a case on stderr with all that the verdict is from, counts on stdout, and
+the cases without these findings in the JSON of --output.
 """
 
 import argparse
@@ -46,7 +49,7 @@ from patterson_jax.solving.crystal_maps import nearest_images
 from patterson_jax.solving.crystal_projection import Projection, is_worth_it
 from patterson_jax.solving.crystal_solver import solve_crystal
 from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases, judge_atoms
-from patterson_jax.solving.crystal_verdict import Evidence, expected_r_factor
+from patterson_jax.solving.crystal_verdict import ENOUGH_AGREEING, Evidence, expected_r_factor
 from patterson_jax.solving.spacegroup import enantiomorph
 from patterson_jax.writing import markdown_table, write_whole
 
@@ -84,6 +87,7 @@ ROOM = 1.3  # Å around an added atom
 HALF = 0.45  # least occupancy of an atom that counts as a site
 LIGHT_WAYS = ('whole way, 1.2 Å', 'whole way, 1.3 Å', 'whole way, 1.4 Å')
 LIGHT_CONTROLS = tuple(f'{kind}, permuted' for kind in LIGHT_WAYS)
+LIGHT_TRUTHS = tuple(kind.replace('whole way', 'true atoms') for kind in LIGHT_WAYS)
 LOW_RESOLUTIONS = {'1.2 Å': 1.2, '1.3 Å': 1.3, '1.4 Å': 1.4}
 STARTS = 16  # of a whole way, unless --starts says otherwise
 MOST_IN_CELL = 64  # atoms of the primitive cell, where only whole ways are gone: wrong maps in P1 take long
@@ -175,18 +179,23 @@ def make_case(kind: str, crystal: InventedCrystal, other: InventedCrystal, gener
     )
 
 
-def _with_one_wrong_atom(kind, crystal, generator):
-    """Positions and elements of the true atoms, without hydrogen and minor sites, with one error."""
+def _true_atoms(crystal):
+    """Positions and elements of the true atoms, without hydrogen and minor sites."""
     kept = [index for index, each in enumerate(crystal.elements) if each != 'H' and crystal.occupancies[index] >= HALF]
-    positions, elements = crystal.positions[kept], [crystal.elements[each] for each in kept]
-    wrong = int(generator.integers(1, len(kept)))
+    return crystal.positions[kept], tuple(crystal.elements[each] for each in kept)
+
+
+def _with_one_wrong_atom(kind, crystal, generator):
+    """The same with one error."""
+    positions, elements = _true_atoms(crystal)
+    wrong = int(generator.integers(1, len(positions)))
     fractionalization = np.linalg.inv(crystal.data.cell.orthogonalization)
     if kind == 'atom missing':
-        return np.delete(positions, wrong, axis=0), tuple(each for i, each in enumerate(elements) if i != wrong)
+        return np.delete(positions, wrong, axis=0), elements[:wrong] + elements[wrong + 1 :]
     if kind == 'atom displaced':
         vector = generator.standard_normal(3)
         positions[wrong] += fractionalization @ (generator.uniform(0.6, 1.5) * vector / np.linalg.norm(vector))
-        return positions, tuple(elements)
+        return positions, elements
     while True:
         place = generator.random(3)
         distances, _ = nearest_images(place, positions, crystal.data.cell, crystal.space_group.operations)
@@ -324,7 +333,11 @@ def measure(kind: str, index: int, stream: str, few: bool = False, search: Searc
     other = invent(random_recipe(generator, index + 1), seed + 50_000) if kind == 'another crystal' else crystal
     began = time.process_time()
     share = 0.9
-    if kind.startswith('atom'):
+    if kind in LIGHT_TRUTHS:
+        group, may_be_right = crystal.space_group, True
+        evidence = Evidence(starts=ENOUGH_AGREEING, agreeing=ENOUGH_AGREEING)
+        found = judge_atoms(crystal.data, group, *_true_atoms(crystal), evidence)
+    elif kind.startswith('atom'):
         group, may_be_right, share = crystal.space_group, True, 1.0
         found = judge_atoms(crystal.data, group, *_with_one_wrong_atom(kind, crystal, generator), Evidence())
     elif kind.startswith('whole way'):
@@ -456,6 +469,7 @@ def main() -> None:
     one.add_argument('--whole-way', action='store_true', help='only from intensities, without permuted ones')
     one.add_argument('--light', action='store_true', help='only from intensities, of C, N and O, at low resolution')
     one.add_argument('--light-controls', action='store_true', help='the same with permuted intensities')
+    one.add_argument('--light-truth', action='store_true', help='the true atoms of these crystals, without a search')
     parser.add_argument('--cases', type=int, default=119, help='of all kinds together')
     parser.add_argument('--network', default=NETWORK, help="finishes maps too; 'none': elimination alone")
     parser.add_argument('--starts', type=int, default=STARTS, help='most starts of a whole way')
@@ -464,10 +478,16 @@ def main() -> None:
     options = parser.parse_args()
     with exit_on_errors():
         enable_compilation_cache()  # most of the time would go there: the refinement alone has some hundred shapes
-        asked = {LIGHT_WAYS: options.light, LIGHT_CONTROLS: options.light_controls, WHOLE_WAYS: options.whole_way}
+        asked = {
+            LIGHT_WAYS: options.light,
+            LIGHT_CONTROLS: options.light_controls,
+            LIGHT_TRUTHS: options.light_truth,
+            WHOLE_WAYS: options.whole_way,
+        }
         kinds = next((kinds for kinds, wanted in asked.items() if wanted), CASES)
         projection = None if options.network == 'none' else load_projection(options.network)
-        search = Search(options.starts, projection, kinds in (LIGHT_WAYS, LIGHT_CONTROLS), options.network)
+        light = kinds in (LIGHT_WAYS, LIGHT_CONTROLS, LIGHT_TRUTHS)
+        search = Search(options.starts, projection, light, options.network)
         cases = run(options.stream, options.cases, options.output, kinds, search)
         print(table(cases, kinds))
         if options.against:
