@@ -136,6 +136,16 @@ def test_the_true_density_is_in_both_sets(cases):
     assert jnp.linalg.norm((on_support - with_amplitudes).ravel()) < 1e-3 * jnp.linalg.norm(density.ravel())
 
 
+def test_there_is_nothing_outside_the_box(cases):
+    _, amplitudes = cases
+    settings = PhaseRetrievalSettings(num_iterations=20, tolerance=0.0)
+    boxed = jax.jit(functools.partial(retrieve_density, num_voxels=NUM_VOXELS, settings=settings, box_edge=12.0))
+    density = np.asarray(boxed(jax.random.key(0), amplitudes[0], EVERYTHING).density)
+    inside = np.abs(np.argwhere(density > 0) + 0.5 - 10) <= 6
+    assert np.all(inside)
+    assert np.count_nonzero(density) == NUM_VOXELS
+
+
 def test_touched_voxels_is_the_mean_of_rendered_atoms():
     positions = jax.random.uniform(jax.random.key(0), (2000, 1, 3), minval=-4, maxval=4)
     counts = jnp.sum(jax.vmap(density_of)(positions) > 1e-5, axis=(1, 2, 3))  # what rounding leaves is not counted

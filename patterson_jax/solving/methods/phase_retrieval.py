@@ -1,8 +1,8 @@
-"""Phase retrieval: amplitudes to a density, knowing of it only how many voxels the atoms fill.
+"""Phase retrieval: amplitudes to a density, knowing of it how many voxels the atoms fill and what box they are in.
 
 RRR, relaxed-reflect-reflect (Elser, Lan and Bendory, SIAM J. Imaging Sci. 11, 2429, 2018), seeks a map that is in two
 sets at once: that of the maps with the measured amplitudes, and that of the maps with few voxels that are not zero,
-all positive. With P_A and P_S the nearest maps in either, an iteration is
+all positive and in the box. With P_A and P_S the nearest maps in either, an iteration is
 
     x ← x + β (P_S(2 P_A(x) − x) − P_A(x)),
 
@@ -29,6 +29,8 @@ from patterson_jax.solving.least_squares import stages_from_map
 from patterson_jax.solving.methods.method import Method, Proposal, Request
 from patterson_jax.solving.peaks import find_peaks
 
+MARGIN = 2.0  # voxels, by which the cube is larger than the atoms need
+BLUR = 0.18  # of the shortest wave that is measured; it widens atoms in a map
 MAX_HALVINGS = 40  # after which an interval between floats has nothing left inside
 
 
@@ -72,16 +74,21 @@ class Retrieval(NamedTuple):
     iterations: Array
 
 
-def touched_voxels(num_atoms: ArrayLike, atom_radius: float) -> Array:
+def touched_voxels(num_atoms: ArrayLike, atom_radius: ArrayLike) -> Array:
     """Mean number of voxels that spheres at random touch, none the same: by Steiner 1 + 6r + 3πr² + 4πr³/3 for one."""
-    r = atom_radius
+    r = jnp.asarray(atom_radius, jnp.float32)
     touched = jnp.asarray(num_atoms, jnp.float32) * (1 + 6 * r + 3 * math.pi * r**2 + 4 / 3 * math.pi * r**3)
     return jnp.round(touched).astype(jnp.int32)
 
 
 @exact_products
 def retrieve_density(
-    key: Array, amplitudes: Array, measured: Array | np.ndarray, num_voxels: ArrayLike, settings: PhaseRetrievalSettings
+    key: Array,
+    amplitudes: Array,
+    measured: Array | np.ndarray,
+    num_voxels: ArrayLike,
+    settings: PhaseRetrievalSettings,
+    box_edge: float = math.inf,
 ) -> Retrieval:
     """One start of RRR from random phases. Vmap it over keys for more starts, over amplitudes for more maps.
 
@@ -93,8 +100,10 @@ def retrieve_density(
         num_voxels: size of the support, about `touched_voxels`; a fifth more does little harm, a fifth less
             does at low resolution.
         settings: how long, with what step.
+        box_edge: of a cube about the centre, voxels; there is nothing outside it.
     """
     measured = jnp.asarray(measured)
+    outside = ~_cube(amplitudes.shape[0], box_edge)
     start = _random_phases(key, amplitudes, measured)
     norm = jnp.linalg.norm(start.ravel())
 
@@ -105,7 +114,8 @@ def retrieve_density(
     def iterate(state):
         estimate, best = state
         with_amplitudes = project_amplitudes(estimate, amplitudes, measured)
-        on_support = project_support(2 * with_amplitudes - estimate, num_voxels)
+        reflected = jnp.where(outside, 0, 2 * with_amplitudes - estimate)
+        on_support = project_support(reflected, num_voxels)
         difference = on_support - with_amplitudes
         gap = jnp.sqrt(jnp.sum(difference**2)) / norm
         density = jnp.where(gap < best.gap, on_support, best.density)
@@ -163,6 +173,12 @@ def centre_density(density: Array) -> Array:
     return jnp.roll(density, jnp.round(size / 2 - mean).astype(jnp.int32), axis=(0, 1, 2))
 
 
+def _cube(size, edge):
+    """Which voxels `(size, size, size)` have their centres in a cube about the centre of the box."""
+    inside = np.abs(np.arange(size) + 0.5 - size / 2) <= edge / 2
+    return inside[:, None, None] & inside[None, :, None] & inside[None, None, :]
+
+
 def _random_phases(key, amplitudes, measured):
     """A map with the measured amplitudes, nothing at the other frequencies, and the phases of uniform noise."""
     size = amplitudes.shape[0]
@@ -203,12 +219,16 @@ def _count(mask):
 
 
 def propose(request: Request) -> Proposal:
-    """The peaks of a density retrieved from random phases."""
+    """The peaks of a density retrieved from random phases, in the box that the problem has for its atoms."""
     measured, problem = request.measured, request.problem
     amplitudes = jnp.sqrt(jnp.maximum(patterson_intensities(measured.patterson), 0))
     known = frequencies_within(problem.grid_size, measured.reflections.longest)
-    num_voxels = touched_voxels(measured.num_atoms, problem.atom_radius)
-    density = retrieve_density(request.key, amplitudes, known, num_voxels, PhaseRetrievalSettings()).density
+    shortest_wave = problem.grid_size / jnp.sqrt(jnp.asarray(measured.reflections.longest, jnp.float32))
+    radius = jnp.hypot(jnp.float32(problem.atom_radius), BLUR * shortest_wave)
+    num_voxels = touched_voxels(measured.num_atoms, radius)
+    box_edge = problem.box_edge + 2 * problem.atom_radius + MARGIN
+    settings = PhaseRetrievalSettings()
+    density = retrieve_density(request.key, amplitudes, known, num_voxels, settings, box_edge).density
     atoms = compact(centred_atoms(density, problem.num_atoms, problem), problem.grid_size, measured.num_atoms)
     return Proposal(atoms[None], stages_from_map(measured, problem))
 
