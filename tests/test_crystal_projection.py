@@ -20,7 +20,7 @@ from patterson_jax.errors import InputError
 from patterson_jax.projection_weights import load_projection
 from patterson_jax.releases import ADDRESS
 from patterson_jax.solving.crystal_phasing import eliminated, phase, prepare_crystal
-from patterson_jax.solving.crystal_projection import is_worth_it, projection_on
+from patterson_jax.solving.crystal_projection import is_worth_it, projection_on, sharpeners
 
 
 def data_to(d_min):
@@ -70,10 +70,32 @@ def test_what_the_network_is_told_is_of_the_crystal():
     told = learned.told
     assert 1.24 < told.d_min < 1.28
     assert 0.85 < told.completeness < 0.95
-    # |F| has half the relative error of F², and the mean size of a normal number is 0.8 σ.
-    np.testing.assert_allclose(told.noise, 0.8 * 0.1, rtol=0.05)
     lengths = sorted(np.linalg.norm(told.axes, axis=1).tolist())
     np.testing.assert_allclose(lengths, sorted(data.cell.parameters[:3]), rtol=1e-4)
+
+
+def test_the_network_is_told_the_noise_of_e_values_as_in_its_training():
+    """There it is the mean size of their errors, relative to their mean; here errors are drawn from σ."""
+    data, rng = data_to(1.25), np.random.default_rng(3)
+    far = data.cell.inverse_spacings(data.hkl) > 0.6
+    sigmas = np.where(far, 0.2, 0.02) * data.intensities
+    crystal = prepare_crystal(dataclasses.replace(data, sigmas=sigmas))
+    intensities, values = crystal.expanded.intensities, crystal.normalised
+    measured = intensities + crystal.expanded.sigmas * rng.standard_normal((1000, len(values)))
+    errors = values * np.abs(np.sqrt(np.maximum(measured, 0) / intensities) - 1)
+    told = projection_on(crystal, load_projection('projection')).told
+    np.testing.assert_allclose(told.noise, errors.mean() / values.mean(), rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    ('formula', 'eliminates'), [({'C': 4, 'H': 6, 'O': 1}, False), ({'C': 4, 'S': 1}, True), (None, True)]
+)
+def test_the_network_works_alone_where_all_elements_are_known_to_be_light(formula, eliminates):
+    crystal = prepare_crystal(dataclasses.replace(data_to(1.3), formula=formula))
+    ways = sharpeners(crystal, load_projection('projection'))
+    assert (eliminated in ways) == eliminates
+    assert len(ways) == 1 + eliminates
+    assert sharpeners(crystal, None) == (eliminated,)
 
 
 SOLVES = """

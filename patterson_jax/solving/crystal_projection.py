@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import gemmi
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +22,8 @@ from patterson_jax.precision import exact_products
 from patterson_jax.solving.crystal_phasing import Crystal, Sharpen, eliminated
 from patterson_jax.solving.learned_projection import Projected, project
 
-PASSES = 8  # in place of an elimination
+PASSES = 16  # in place of an elimination
+LAST_LIGHT = 10  # atomic number up to which elements are light: elimination brings nothing that the network does not
 FINEST, COARSEST = 1.25, 1.5  # Å; it knows 1.1 to 1.5, but brings nothing at 1.2 (docs/learned_projection.md)
 VOXEL = 0.48  # Å, in the middle of what the network has learned from
 EVEN_SIZES = tuple(size for size in range(8, 321, 2) if 60**8 % size == 0)  # with no other factors than 2, 3 and 5
@@ -101,8 +103,8 @@ def projection_on(crystal: Crystal, projection: Projection) -> CrystalProjection
     edges = expanded.cell.orthogonalization
     grid = network_grid(expanded.hkl, np.linalg.norm(edges, axis=0), axes)
     d_min = 1 / expanded.inverse_spacings.max()
-    amplitudes = np.sqrt(np.maximum(expanded.intensities, expanded.sigmas))
-    noise = MEAN_OF_NORMAL * np.sum(expanded.sigmas / (2 * amplitudes)) / np.sum(amplitudes)
+    errors = expanded.sigmas / (2 * np.maximum(expanded.intensities, expanded.sigmas))  # relative, of amplitudes
+    noise = MEAN_OF_NORMAL * np.sum(errors * crystal.normalised) / np.sum(crystal.normalised)
     words = (edges.T[list(axes)], d_min, noise, _completeness(crystal, d_min))
     told = Told(*(jnp.asarray(each, jnp.float32) for each in words))
     placed = grid.place(expanded.hkl, crystal.normalised.astype(np.float32))
@@ -110,8 +112,19 @@ def projection_on(crystal: Crystal, projection: Projection) -> CrystalProjection
 
 
 def sharpeners(crystal: Crystal, projection: Projection | None) -> tuple[Sharpen, ...]:
-    """What finishes the maps of a crystal: elimination and, with a network, passes through it."""
-    return (eliminated, sharpened_by(projection_on(crystal, projection))) if projection else (eliminated,)
+    """What finishes the maps of a crystal: elimination, passes through the network if there is one, or both.
+
+    The network spoils some maps with heavy atoms. If the formula has none, it works alone.
+    """
+    if not projection:
+        return (eliminated,)
+    learned = sharpened_by(projection_on(crystal, projection))
+    return (learned,) if has_light_elements_alone(crystal.data) else (eliminated, learned)
+
+
+def has_light_elements_alone(data: CrystalData) -> bool:
+    """Whether a formula is known, and has no elements beyond neon."""
+    return bool(data.formula) and all(gemmi.Element(each).atomic_number <= LAST_LIGHT for each in data.formula)
 
 
 def sharpened_by(learned: CrystalProjection, passes: int = PASSES, judged: bool = True) -> Sharpen:
