@@ -1,8 +1,8 @@
 """Describes the network and the examples of a config before training (paper, 2.3 and 2.4).
 
-It needs no knowledge of how a network is built: sizes come from an abstract evaluation, and receptive fields from
-following lit voxels through the layers. A network with transforms between its layers, such as the unrolled one, has no
-receptive field.
+Sizes come from an abstract evaluation, and receptive fields from following lit voxels through the layers. Layers are
+the project's `Convolution` and Flax's `nn.Conv` with cubic kernels. A network with transforms between its layers, such
+as the unrolled one, has no receptive field. That of a network in which other layers have weights is not measured.
 """
 
 import math
@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import ScopeCollectionNotFound
 
 from patterson_jax.networks.layers import Convolution
 from patterson_jax.simulation.examples import Example
@@ -35,7 +36,8 @@ class Layer(NamedTuple):
             convolution, including those with the zeros beyond the edges.
         receptive_field: largest width in voxels of the part of the network's input on which a voxel of the output
             depends. The paper's 56 (2.3) is the reach to one side; to the other side the pool makes it 57. None where
-            every voxel depends on the whole input, because of a transform or a mean over the map.
+            every voxel depends on the whole input, because of a transform or a mean over the map, and where it is not
+            measured.
     """
 
     name: str
@@ -50,7 +52,8 @@ def layer_table(network: nn.Module, grid_size: int) -> list[Layer]:
     """The network's convolutions for maps `(grid, grid, grid)`, in the order of execution."""
     calls, params = _abstract_calls(network, grid_size)
     layers = []
-    fields = _receptive_fields(network.on_whole_maps(), grid_size) if network.is_local else [None] * len(calls)
+    measured = network.is_local and _is_followed(network)
+    fields = _receptive_fields(network.on_whole_maps(), grid_size) if measured else [None] * len(calls)
     for (path, shape), field in zip(calls, fields, strict=True):
         own = params
         for name in path:
@@ -73,12 +76,14 @@ def training_operations(network: nn.Module, grid_size: int) -> int:
 def describe_network(network: nn.Module, grid_size: int) -> str:
     """The table of a network's layers with their totals, as aligned lines."""
     layers, weights = layer_table(network, grid_size), count_weights(network, grid_size)
+    unlimited = 'all' if not network.is_local or _is_followed(network) else '-'
     rows = [('layer', 'channels', 'grid', 'kernel', 'weights', 'GFLOP', 'receptive field')]
     for layer in layers:
         sizes = (f'{layer.shape[0]}', f'{layer.shape[1]}³', f'{layer.kernel_size}³', f'{layer.weights:,}')
-        rows.append((layer.name, *sizes, f'{layer.operations / 1e9:.3f}', _in_words(layer.receptive_field)))
-    operations, field = sum(layer.operations for layer in layers) / 1e9, layers[-1].receptive_field
-    rows.append(('total', '', '', '', f'{weights:,}', f'{operations:.3f}', _in_words(field)))
+        rows.append((layer.name, *sizes, f'{layer.operations / 1e9:.3f}', f'{layer.receptive_field or unlimited}'))
+    operations = sum(layer.operations for layer in layers) / 1e9
+    field = layers[-1].receptive_field if layers else None
+    rows.append(('total', '', '', '', f'{weights:,}', f'{operations:.3f}', f'{field or unlimited}'))
     return '\n'.join(
         (
             *_aligned(rows),
@@ -92,6 +97,8 @@ def describe_network(network: nn.Module, grid_size: int) -> str:
 def _about_reach(network, grid_size):
     if not network.is_local:
         return 'Receptive field: all that the network sees, as its input and estimates are transformed.'
+    if not _is_followed(network):
+        return 'Receptive field: not measured, because other layers than plain cubic convolutions have weights.'
     seen = network.seen(grid_size)
     whole = 'every' if np.all(_felt(network.on_whole_maps(), seen)[-1]) else 'not every'
     part = f', of which the network sees {seen}' if seen < grid_size else ''
@@ -99,10 +106,6 @@ def _about_reach(network, grid_size):
         f'Receptive field: voxels of the input along an axis, which has {grid_size}{part}; {whole} voxel of the output '
         f'depends on {"all of these" if part else "the whole input"}.'
     )
-
-
-def _in_words(field):
-    return 'all' if field is None else f'{field}'
 
 
 def describe_example(example: Example, problem: Problem) -> str:
@@ -136,8 +139,9 @@ def _abstract_calls(network, grid_size):
 
     def record(call, arguments, keywords, context):
         output = call(*arguments, **keywords)
-        if isinstance(context.module, Convolution) and context.method_name == '__call__':
-            calls.append((context.module.path, (output.shape[3], *output.shape[:3])))
+        if _is_layer(context):
+            image = output[..., 0] if isinstance(context.module, Convolution) else output[0]  # (x, y, z, channel)
+            calls.append((context.module.path, (image.shape[3], *image.shape[:3])))
         return output
 
     def init(key, image):  # a new function each time, because JAX does not trace the same one again
@@ -146,6 +150,32 @@ def _abstract_calls(network, grid_size):
 
     image = jax.ShapeDtypeStruct((1,) + (grid_size,) * 3, jnp.float32)
     return calls, jax.eval_shape(init, jax.random.key(0), image)['params']
+
+
+def _is_layer(context):
+    """Whether a call is that of a convolution with a cubic kernel, ours or Flax's."""
+    module = context.module
+    if context.method_name != '__call__':
+        return False
+    if isinstance(module, nn.Conv):
+        edges = np.ravel(module.kernel_size)
+        return len(edges) == 3 and bool(np.all(edges == edges[0]))
+    return isinstance(module, Convolution)
+
+
+def _is_plain(module):
+    """Whether a convolution of Flax moves by one voxel, with zeros beyond the edges, so that light can follow it."""
+    strides, dilations = (np.ravel(1 if each is None else each) for each in (module.strides, module.kernel_dilation))
+    return bool(np.all(strides == 1) and np.all(dilations == 1) and module.padding == 'SAME' and module.mask is None)
+
+
+def _is_followed(network):
+    """Whether all layers with weights are ones through which light is followed."""
+    try:
+        jax.eval_shape(_light_through(network.on_whole_maps()), jnp.zeros((1,) + (THICKNESS,) * 3))
+    except ScopeCollectionNotFound:  # another layer asked for its weights
+        return False
+    return True
 
 
 def _receptive_fields(network, grid_size):
@@ -164,35 +194,49 @@ def _receptive_fields(network, grid_size):
 def _felt(network, length):
     """For each layer, whether output voxel j of an axis depends on input voxel i: `(length, output length)`, 0 or 1.
 
-    Each input voxel is lit alone, and its light is followed through the network. Every convolution is replaced by the
-    maximum over its window, so that no light is lost or cancelled. Normalisation with known moments is skipped, because
-    it makes no voxel depend on another.
+    Each input voxel is lit alone, and its light is followed through the network.
+    """
+    lit = jnp.broadcast_to(jnp.eye(length)[:, :, None, None], (length, length, THICKNESS, THICKNESS))
+    return jax.tree.map(np.asarray, jax.jit(_light_through(network))(lit))
+
+
+def _light_through(network):
+    """A function from rods `(batch, x, y, z)` with lit voxels to the light after each layer, `(batch, x)`, 0 or 1.
+
+    Every convolution is replaced by the maximum over its window, so that no light is lost or cancelled. Normalisation
+    with known moments is skipped, because it makes no voxel depend on another.
     """
 
     def send(images):
         felt = []
 
         def follow(call, arguments, keywords, context):
-            if isinstance(context.module, nn.BatchNorm):
+            module = context.module
+            if isinstance(module, nn.BatchNorm):
                 return arguments[0]
-            if not isinstance(context.module, Convolution) or context.method_name != '__call__':
+            if not _is_layer(context) or (isinstance(module, nn.Conv) and not _is_plain(module)):
                 return call(*arguments, **keywords)
+            if isinstance(module, nn.Conv):  # images (batch, x, y, z, channel)
+                lit = jnp.any(arguments[0] != 0, axis=4, keepdims=True).astype(jnp.float32)
+                light = _spread(lit, int(np.ravel(module.kernel_size)[0]), axis=1)
+                felt.append(light[:, :, 0, 0, 0])
+                return jnp.repeat(light, module.features, axis=4)
             lit = jnp.any(arguments[0] != 0, axis=3, keepdims=True).astype(jnp.float32)
-            light = _spread(lit, context.module.kernel_size)
+            light = _spread(lit, module.kernel_size, axis=0)
             felt.append(light[:, 0, 0, 0].T)
-            return jnp.repeat(light, context.module.features, axis=3)
+            return jnp.repeat(light, module.features, axis=3)
 
         with nn.intercept_methods(follow):
             network.apply({}, images)
         return felt
 
-    lit = jnp.broadcast_to(jnp.eye(length)[:, :, None, None], (length, length, THICKNESS, THICKNESS))
-    return jax.tree.map(np.asarray, jax.jit(send)(lit))
+    return send
 
 
-def _spread(light, kernel_size):
-    """Maximum over a window along x of images `(x, y, z, channel, batch)`."""
-    return jax.lax.reduce_window(light, -jnp.inf, jax.lax.max, (kernel_size, 1, 1, 1, 1), (1,) * 5, 'SAME')
+def _spread(light, kernel_size, axis):
+    """Maximum over a window along one axis of images with five axes."""
+    window = tuple(kernel_size if each == axis else 1 for each in range(5))
+    return jax.lax.reduce_window(light, -jnp.inf, jax.lax.max, window, (1,) * 5, 'SAME')
 
 
 def _count(params):

@@ -136,6 +136,46 @@ def test_weights_of_a_normalisation_count_in_the_total_alone():
     assert count_weights(Normalised(), 8) == sum(layer.weights for layer in layers) + 4
 
 
+class OfFlax(DensityNetwork):
+    """A network of Flax's own convolutions, with images `(batch, x, y, z, channel)`."""
+
+    strides: int = 1
+
+    @nn.compact
+    def __call__(self, patterson):
+        image = nn.relu(nn.Conv(4, (5, 5, 5), strides=self.strides, name='first')(patterson[..., None]))
+        return nn.Conv(1, (3, 3, 3), name='last')(image)[..., 0]
+
+
+def test_flaxs_own_convolutions_are_layers_too():
+    layers = layer_table(OfFlax(), 8)
+    assert [(layer.name, layer.shape, layer.kernel_size) for layer in layers] == [
+        ('first', (4, 8, 8, 8), 5),
+        ('last', (1, 8, 8, 8), 3),
+    ]
+    assert [layer.weights for layer in layers] == [125 * 4 + 4, 27 * 4 + 1]
+    assert [layer.operations for layer in layers] == [2 * 125 * 4 * 8**3, 2 * 27 * 4 * 8**3]
+    assert [layer.receptive_field for layer in layers] == [5, 7]
+    assert 'not every voxel of the output depends on the whole input' in describe_network(OfFlax(), 8)
+
+
+class Dense(DensityNetwork):
+    """A network without convolutions."""
+
+    @nn.compact
+    def __call__(self, patterson):
+        return nn.Dense(1)(patterson[..., None])[..., 0]
+
+
+@pytest.mark.parametrize('network', [OfFlax(strides=2), Dense()])
+def test_what_cannot_be_followed_is_described_without_a_receptive_field(network):
+    layers = layer_table(network, 8)
+    assert [layer.receptive_field for layer in layers] == [None] * len(layers)
+    table = describe_network(network, 8).splitlines()
+    assert table[len(layers) + 1].split()[-1] == '-' and table[-1].startswith('Receptive field: not measured')
+    assert f'{count_weights(network, 8):,}' in table[len(layers) + 1]
+
+
 @pytest.mark.parametrize(
     ('outer', 'inner', 'depths', 'field'),
     [(3, 3, (1, 1, 1), 12), (3, 5, (0, 1, 0), 12), (5, 3, (1, 0, 0), 10)],
