@@ -27,6 +27,5 @@ def on_page_markdown(markdown, page, config, files):
     """Adapts links from docs/ to those files, and from those files to docs/."""
     depth = page.file.src_uri.count('/')
     if page.file.src_uri.startswith('repository/'):
-        folder = page.file.src_uri.removeprefix('repository/').rpartition('/')[0]
-        return re.sub(r'\]\((?:\./)?docs/', '](' + '../' * depth, markdown) if not folder else markdown
+        return re.sub(r'\]\((?:\./)?' + r'\.\./' * (depth - 1) + 'docs/', '](' + '../' * depth, markdown)
     return re.sub(r'\]\(' + r'\.\./' * (depth + 1), '](' + '../' * depth + 'repository/', markdown)
