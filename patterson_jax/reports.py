@@ -36,12 +36,21 @@ PICTURES = {  # captions of a run's pictures, by the names of their files
     'separation': 'Separation: misfit after each swap',
     'errors': 'Distances between found and true atoms',
 }
+STAGES = {  # what was scored, by its name in evaluation.json
+    'separated': "the network and the paper's separation",
+    'separated_in_place': 'the same, where the network put them',
+    'random': 'random positions',
+    'refined': 'the network, refined by the solver',
+}
 MOST_VOXELS = 400_000  # of the density in a report
 AROUND_ATOMS = 1.5  # Å around drawn atoms in which density is shown
 SHOWN_LEVEL = 0.2  # first level of the surface, relative to the density at the median atom of a crystal
 SHOWN_BALL = 0.6  # size of balls relative to those of pictures, so that the density around them can be seen
 UNCERTAIN_ELEMENT = 0.9  # confidence below which the user should check an element
 MOST_LISTED = 12  # atoms in a sentence
+POOR_D_MIN = 1.2  # Å; few structures of light atoms are solved from data that end before
+HIGH_R_INT = 0.2  # equivalent reflections of a right class and a usual crystal agree better
+FEW_MEASURED = 0.8  # completeness below which the search suffers
 TINY = 1e-6  # highest value up to which a density counts as empty
 
 ADVICE = (  # words in a reason of a verdict, and advice for it
@@ -298,7 +307,7 @@ def evaluation_report(content: dict, config: dict, pictures: Sequence[Path], wor
     stages = {name: scores for name, scores in content.items() if isinstance(scores, dict) and 'recall' in scores}
     rows = tuple(
         (
-            name.replace('_', ' '),
+            STAGES.get(name, name.replace('_', ' ')),
             f'{scores["recall"]:.2%}',
             f'{scores["matched"]} of {content["atoms"]}',
             '–' if scores['mean_error'] is None else f'{scores["mean_error"]:.3g}',
@@ -308,7 +317,7 @@ def evaluation_report(content: dict, config: dict, pictures: Sequence[Path], wor
         for name, scores in stages.items()
     )
     head = (
-        *('what', 'atoms found within 1 voxel', 'pairs of nearest, as the paper counts'),
+        *('what', 'atoms found within 1 voxel', 'atoms matched, as the paper counts'),
         *('mean error, voxels', 'cases with every atom', 'seconds a case'),
     )
     merits = [
@@ -384,8 +393,10 @@ def _crystal_merits(content, group, data, cell):
             f'{element}{count:g}' for element, count in sorted(counts.items(), key=lambda each: -each[1])
         )
         yield 'atoms in the cell', formula, 'as found, without hydrogen'
-    words = ' '.join(f'{value:.5g}' for value in cell.parameters)
-    yield 'cell', words, f'Å and degrees; {cell.volume:.1f} Å³'
+    lengths, angles = (
+        '\u00a0'.join(f'{value:.5g}' for value in cell.parameters[part]) for part in (slice(3), slice(3, 6))
+    )
+    yield 'cell', f'{lengths} {angles}', f'Å and degrees; {cell.volume:.1f} Å³'
     yield 'resolution', f'{content["resolution"]:.2f} Å', f'complete to {data["completeness"]:.1%}'
     yield 'reflections', f'{data["unique"]}', f'unique of {data["merged"]} measured'
     if data['r_int'] is not None:
@@ -411,14 +422,15 @@ def _map_merits(content):
 
 def _crystal_steps(content, name):
     verdict, group = content['verdict'], content['space_group']
-    for reason in content['reasons'] if verdict == 'uncertain' else ():
-        yield from (advice for words, advice in ADVICE if words in reason)
     if content['atoms'] and group is not None and verdict != 'not solved':
         files = f'{name}.ins'
         yield (
             f'Refine in SHELXL: `cp {shlex.quote(name + ".res")} {shlex.quote(files)} && shelxl {shlex.quote(name)}`, '
             f'or open {name}.res in Olex2. {name}.hkl goes with it.'
         )
+    for reason in content['reasons'] if verdict == 'uncertain' else ():
+        yield from (advice for words, advice in ADVICE if words in reason)
+    if content['atoms'] and group is not None and verdict != 'not solved':
         doubtful = [each for each in content['atoms'] if each['element_confidence'] < UNCERTAIN_ELEMENT]
         if doubtful:
             listed = ', '.join(f'{each["label"]} ({each["element_confidence"]:.0%})' for each in doubtful[:MOST_LISTED])
@@ -430,12 +442,28 @@ def _crystal_steps(content, name):
         yield f'Then refine anisotropically (ANIS){", and add hydrogen (HFIX)" if hydrogen else ""}.'
         if not _has_inversion(group['symops']):
             yield 'The group has no inversion: determine the hand with the Flack parameter of the refined structure.'
+    if verdict == 'not solved':
+        yield from _doubts_about_data(content)
     if verdict != 'solved':
         yield (
             'Give more starts (`--config.crystal.max_starts=200`), another seed (`--config.seed=1`), or, if the table '
             'below leaves a choice, another Laue class (`--config.crystal.laue=…`).'
         )
         yield 'Check cell and formula; without a formula (`--config.crystal.formula=`) any elements are allowed.'
+
+
+def _doubts_about_data(content):
+    """What may be wrong with the data of a crystal that is not solved."""
+    data, d_min = content['reflections'], content['resolution']
+    if data['r_int'] is not None and data['r_int'] > HIGH_R_INT:
+        yield (
+            f'Equivalent reflections disagree: R_int is {data["r_int"]:.2f} in Laue class {content["laue_class"]}. '
+            'Check the cell, the class and how the file was read.'
+        )
+    if d_min > POOR_D_MIN:
+        yield f'The data end at {d_min:.2f} Å. Light atoms need 1.2 Å or better: measure further if possible.'
+    if data['completeness'] < FEW_MEASURED:
+        yield f'Only {data["completeness"]:.0%} of the reflections are measured. Check the Laue class, or measure more.'
 
 
 def _has_inversion(symops):

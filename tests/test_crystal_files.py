@@ -196,8 +196,8 @@ def test_fields_that_overflowed_and_placeholders_are_dropped_and_negative_intens
     np.testing.assert_allclose(read.measurements.intensities, [record[3] for record in RECORDS])
     assert read.records == 7
     assert read.notes == (
-        '1 dropped that are not numbers or did not fit their columns',
-        '2 dropped that have σ ≤ 0, placeholders',
+        '1 left out: no number, or too wide for its column',
+        '2 left out: σ ≤ 0, as of a placeholder',
     )
 
 
@@ -215,7 +215,7 @@ def test_a_file_without_reflections_is_refused(tmp_path, text):
 
 def test_nothing_but_placeholders_is_refused(tmp_path):
     line = refusal(crystal, tmp_path, as_text(fixed([(1, 0, 0, -1, -1), (2, 0, 0, -1, -1)])))
-    assert line.endswith('no reflections; all 2 are left out: 2 dropped that have σ ≤ 0, placeholders')
+    assert line.endswith('no reflections are left of 2; 2 left out: σ ≤ 0, as of a placeholder')
 
 
 def test_without_any_sigma_some_are_made_up_and_it_is_said(tmp_path):
@@ -329,7 +329,7 @@ def test_the_matrix_of_hklf_is_applied_and_kept(tmp_path):
     assert read.claims.hklf == hklf
     half = crystal(tmp_path, as_text(fixed()), INS.replace('HKLF 4', 'HKLF 4 1 .5 0 0 0 1 0 0 0 1'))
     np.testing.assert_array_equal(half.measurements.hkl, [(0, -2, 3), (-5, 4, 12), (1, 2, 2)])
-    assert half.notes == ('1 dropped that have indices that the matrix makes fractional',)
+    assert half.notes == ('1 left out: fractional indices after the matrix',)
 
 
 @pytest.mark.parametrize(
@@ -655,7 +655,7 @@ def test_friedel_mates_and_amplitudes_of_an_mtz_file(tmp_path):
     mates += [('I(-)', 'K', [11.5, -2.0]), ('SIGI(-)', 'M', [0.25, 1.0])]
     read = read_crystal(mtz(tmp_path / 'a.mtz', *mates))
     assert_records(read_columns(read), [(1, 0, 0, 12.5, 0.5), (-1, 0, 0, 11.5, 0.25), (0, 2, -3, -2, 1)])
-    assert read.notes == ('1 dropped that are not numbers or did not fit their columns',)
+    assert read.notes == ('1 left out: no number, or too wide for its column',)
     read = read_crystal(mtz(tmp_path / 'b.mtz', ('F', 'F', [3, 4]), ('SIGF', 'Q', [0.5, 0.5])))
     np.testing.assert_allclose(read.measurements.intensities, [9, 16])
     assert read.of_amplitudes

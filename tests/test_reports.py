@@ -210,6 +210,18 @@ def test_a_solved_crystal_with_a_centre_is_not_told_to_look_for_its_hand():
     assert 'Check the formula' in crystal_page(verdict='solved', reasons=doubts)
 
 
+def test_what_is_odd_about_the_data_of_an_unsolved_crystal_is_said():
+    def steps(**data):
+        reflections = crystal_content()['reflections'] | data
+        content = crystal_content(verdict='not solved', reflections=reflections, resolution=1.36 if data else 0.8)
+        return ' '.join(crystal_report(content, CELL, None, None, [], [], 'a').steps)
+
+    odd, usual = steps(r_int=0.55, completeness=0.614), steps()
+    for words in ('R_int is 0.55 in Laue class -1', 'The data end at 1.36 Å', 'Only 61% of the reflections'):
+        assert words in odd
+    assert not any(words in usual for words in ('R_int', 'The data end', 'Only '))
+
+
 def test_a_persons_text_is_text_and_nothing_else():
     safe, evil = crystal_page(), crystal_page(title=EVIL, input=EVIL, warnings=[EVIL], reasons=[EVIL])
     assert evil.count('<script') == safe.count('<script') and evil.count('</script') == safe.count('</script')

@@ -94,7 +94,7 @@ class Claims:
 
 
 def measurements_of(columns: Columns, matrix: np.ndarray, name: str) -> tuple[Measurements, tuple[str, ...]]:
-    """Measured F² and their σ without placeholders, and notes on what was dropped or made up.
+    """Measured F² and their σ without placeholders, and notes on what was left out or made up.
 
     An F of a file becomes F|F|, so that it keeps its sign.
 
@@ -114,20 +114,20 @@ def measurements_of(columns: Columns, matrix: np.ndarray, name: str) -> tuple[Me
         sigmas = SIGMA_OF_INTENSITY * np.abs(values) + SIGMA_OF_MEAN * mean
         notes.append('there are no σ; 3 % of each intensity and 1 % of the mean are taken')
     reasons = {
-        'are not numbers or did not fit their columns': ~(np.abs(values) < LARGEST) | ~(np.abs(sigmas) < LARGEST),
-        'have σ ≤ 0, placeholders': sigmas < 1 / LARGEST,
-        'have indices that the matrix makes fractional': np.any(np.abs(hkl - whole) > 0.01, axis=1),
-        'are F(000)': ~np.any(whole, axis=1),
-        'have impossible indices': np.any(np.abs(whole) > HIGHEST_INDEX / 4, axis=1),
+        'no number, or too wide for its column': ~(np.abs(values) < LARGEST) | ~(np.abs(sigmas) < LARGEST),
+        'σ ≤ 0, as of a placeholder': sigmas < 1 / LARGEST,
+        'fractional indices after the matrix': np.any(np.abs(hkl - whole) > 0.01, axis=1),
+        'F(000)': ~np.any(whole, axis=1),
+        'impossible indices': np.any(np.abs(whole) > HIGHEST_INDEX / 4, axis=1),
     }
     kept = np.ones(len(values), bool)
     for reason, dropped in reasons.items():
         count = int(np.sum(kept & dropped))
         kept &= ~dropped
         if count:
-            notes.append(f'{count} dropped that {reason}')
+            notes.append(f'{count} left out: {reason}')
     if not np.any(kept):
-        raise InputError(f'{name}: no reflections; all {len(values)} are left out: {"; ".join(notes)}')
+        raise InputError(f'{name}: no reflections are left of {len(values)}; {"; ".join(notes)}')
     hkl, values, sigmas = whole[kept].astype(np.int32), values[kept], sigmas[kept]
     if columns.of_amplitudes:
         values, sigmas = values * np.abs(values), np.maximum(2 * np.abs(values) * sigmas, sigmas**2)

@@ -51,7 +51,7 @@ class CrystalFile:
         format: how the reflections were read, in words.
         of_amplitudes: whether they were F, not F².
         records: number of reflections in the file.
-        notes: a line for each thing that was dropped, made up or odd.
+        notes: a line for each thing that was left out, made up or odd.
         hkl_bytes: the .hkl file if SHELXL can read it with the instruction claims.hklf; None: it must be made anew.
     """
 

@@ -33,6 +33,15 @@ const MOST_POINTS = 3e6; // of the density's grid when it is drawn
     atoms[second].bondOrder.push(1);
   }
   model.addAtoms(atoms);
+  // Unseen points at the corners of the cell, so that zooming takes all of it into view.
+  if (content.cell) {
+    const [a, b, c] = content.cell.edges;
+    const ends = [0, 1, 2, 3, 4, 5, 6, 7].map((n) => [0, 1, 2].map(
+      (axis) => content.cell.origin[axis] + (n & 1) * a[axis] + ((n >> 1) & 1) * b[axis] + (n >> 2) * c[axis]));
+    const corners = viewer.addModel();
+    corners.addAtoms(ends.map((end, serial) => ({ elem: 'H', serial, index: serial, ...point(end), bonds: [], bondOrder: [] })));
+    corners.setStyle({}, {});
+  }
   const kinds = new Map(atoms.map((atom) => [`${atom.elem} ${atom.radius} ${atom.colour}`, atom]));
   for (const kind of kinds.values()) {
     const chosen = { predicate: (atom) => atom.elem === kind.elem && atom.radius === kind.radius };
@@ -138,9 +147,9 @@ const MOST_POINTS = 3e6; // of the density's grid when it is drawn
   }
   if (byId('show-cell')) byId('show-cell').addEventListener('change', refresh);
   viewer.setView([0, 0, 0, 0, ...content.view]);
+  viewer.zoomTo({}); // before anything else is drawn, which would count too
   refresh();
-  viewer.zoomTo(content.atoms.length ? { model: 0 } : undefined);
-  viewer.zoom(content.atoms.length > 6 ? 0.8 : content.atoms.length > 1 ? 1.4 : 0.5);
+  if (!content.cell) viewer.zoom(content.atoms.length > 6 ? 0.8 : content.atoms.length > 1 ? 1.4 : 0.5);
   viewer.setSlab(-10000, 10000); // else zooming to the atoms cuts off what is before and behind them
   viewer.render();
   place.dataset.drawn = String(atoms.length);
