@@ -116,7 +116,8 @@ def run(_: list[str]) -> None:
 
 def _explain_mode(arguments):
     """Prints the help of a mode and ends the program, if the arguments are `--mode=MODE --help`."""
-    words = [argument.lstrip('-') for argument in arguments[1:] if argument.startswith('-')]
+    given = ' '.join(arguments[1:]).replace('--mode ', '--mode=').split()  # in one word or in two
+    words = [word.lstrip('-') for word in given if word.startswith('-')]
     modes = [word.removeprefix('mode=') for word in words if word.startswith('mode=')]
     if 'help' in words and modes and modes[-1] in HELP:
         print(f'--mode={modes[-1]}: {HELP[modes[-1]]}')

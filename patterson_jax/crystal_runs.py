@@ -61,7 +61,7 @@ def solve_crystal_file(settings: CrystalSettings, seed: int, output: Path, path:
         report.update(ended, note)
 
     try:
-        with ProgressReport('starts', settings.max_starts) as report:
+        with ProgressReport('starts', settings.max_starts, may_end_early=True) as report:
             solution = crystal_solver.solve_crystal(
                 prepared.data,
                 seed=seed,

@@ -3,11 +3,13 @@
 HELP = {
     'train': """Trains a network, or continues a run that was stopped; then evaluates it and draws the figures.
 
-takes   --config=NAME or FILE[:variant]   quick, unrolled, … or a file of your own; quick_ablations compares runs
+takes   --config=NAME or FILE[:variant]   quick, unrolled, … or a file of your own; quick_ablations compares runs;
+                                          projection trains the learned projection of crystals
         --workdir=DIR                     default runs/CONFIG; the same command continues a run that is there
         --config.section.field=value      changes any field; configs/base.py explains each
         --sweep=N, --distributed          one of the config's sweep(); with other processes
-leaves  report.html to look at; config.json, metrics.jsonl, checkpoints/, evaluation.json, figures/ in the workdir
+leaves  report.html to look at; config.json, metrics.jsonl, checkpoints/, evaluation.json, figures/ in the workdir;
+        of a projection, which is not evaluated, no report.html and no evaluation.json
 
 patterson-jax --config=quick
 patterson-jax --config=quick --workdir=runs/wide --config.model.features=24
@@ -16,7 +18,8 @@ patterson-jax --config=quick --workdir=runs/wide --config.model.features=24
 
 takes   --config=NAME                     the problem and the network
         --workdir=DIR, --checkpoint=DIR   the run whose best weights to use; --checkpoint=unrolled comes with the code
-        --config.evaluate.methods=LIST    network, least_squares, phase_retrieval, minimum_function, auto
+        --config.evaluate.methods=LIST    network, least_squares, phase_retrieval, minimum_function, auto, truth;
+                                          truth begins at the true atoms
         --config.evaluate.num_cases=N
 leaves  report.html to look at; evaluation.json and figures/ in the workdir
 
@@ -25,12 +28,14 @@ patterson-jax --config=base --mode=evaluate --config.evaluate.methods=least_squa
 """,
     'simulate': """Makes the Patterson map of a molecule.
 
-takes   --input=FILE.xyz                  atoms in Å; may be repeated
+takes   --config=NAME                     the grid and the size of atoms and voxels; quick has 16³ voxels of 0.5 Å
+        --input=FILE.xyz                  atoms in Å; may be repeated
         --output=DIR
-        --config.files.voxel_size=Å       and problem.num_atoms, problem.noise, problem.resolution
+        --config.problem.num_atoms=N      the number of atoms in the file, if it is not that of the config
+        --config.files.voxel_size=Å       and problem.noise, problem.resolution
 leaves  NAME_patterson.ccp4, NAME_density.ccp4
 
-patterson-jax --config=quick --mode=simulate --input=molecule.xyz --output=maps
+patterson-jax --config=quick --mode=simulate --input=molecule.xyz --output=maps --config.problem.num_atoms=3
 """,
     'solve': """Solves crystals from their reflections, or Patterson maps.
 
@@ -41,7 +46,7 @@ takes   --input=NAME.hkl                  or CIF, .fcf, .mtz; .ins, .res or .cif
         --config.crystal.max_starts=N     default 48; more for a crystal that is not solved
 leaves  NAME.html to look at; NAME.res and NAME.hkl to refine; NAME.cif, NAME.json, NAME.png, NAME_density.ccp4
 
-a Patterson map: any other config
+a Patterson map: --config=base, quick, unrolled or paper, or one of your own
 takes   --input=MAP.ccp4                  or MRC, gzipped or not, its origin at the first voxel; may be repeated
         --output=DIR
         --config.problem.num_atoms=N      or --config.solve.num_atoms_known=false

@@ -17,10 +17,11 @@ class ProgressReport:
         total: units of work.
         done: units that an earlier run has completed.
         silent: whether to report nothing, because another process reports.
+        may_end_early: whether the work may end before `total`; then the lines say "at most".
     """
 
-    def __init__(self, task: str, total: int, done: int = 0, silent: bool = False):
-        self.silent = silent
+    def __init__(self, task: str, total: int, done: int = 0, silent: bool = False, may_end_early: bool = False):
+        self.silent, self.at_most = silent, 'at most ' if may_end_early else ''
         self.task, self.total, self.done = task, total, done
         self.last_line = time.perf_counter()
         self.restart(done)
@@ -55,7 +56,7 @@ class ProgressReport:
             return
         if now - self.last_line >= SECONDS_BETWEEN_LINES or done == self.total:
             self.last_line = now
-            line = f'{self.task}: {done} of {self.total}, {self._time_left(now)} left'
+            line = f'{self.task}: {done} of {self.at_most}{self.total}, {self.at_most}{self._time_left(now)} left'
             print(f'{line}, {note}' if note else line, file=sys.stderr, flush=True)
 
     def _time_left(self, now):

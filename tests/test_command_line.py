@@ -389,7 +389,7 @@ def test_help_tells_the_flags_and_how_they_are_used(process):
 @pytest.mark.parametrize('mode', MODES)
 def test_each_mode_tells_what_it_takes_and_leaves(command, mode):
     result = command(f'--mode={mode}', '--help')
-    assert result.status == 0
+    assert result.status == 0 and result.output == command('--mode', mode, '--help').output
     for word in ('takes', 'leaves', f'--mode={mode}'):
         assert word in result.output
     named = set(re.findall(r'--([a-z_]+)', result.output))
