@@ -35,18 +35,13 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.problem.num_atoms = problem.num_atoms  # 10
     config.problem.atom_radius = problem.atom_radius  # 1
     config.problem.min_separation = problem.min_separation  # 3, the least distance between two centres
-    config.problem.box_edge = (
-        problem.box_edge
-    )  # 12.25, edge of the inner box in which centres are drawn, before centring
+    config.problem.box_edge = problem.box_edge  # 12.25, edge of the inner box for the centres, before centring
     config.problem.centred = problem.centred  # True: the mean of the positions moves to the box centre (2.4.1)
     config.problem.target = problem.encoding.target  # 'both': (A + B) / 2; 'original': A / 2 (2.4.2)
     config.problem.input_scale = problem.encoding.input_scale  # 0.7, height of one atom's self-vector peak in the input
-    config.problem.origin = (
-        problem.encoding.origin
-    )  # of the Patterson map in the input: 'centre', or 'corner' as in files
-    config.problem.empty_corner = (
-        problem.empty_corner
-    )  # edge of a corner that is empty in training, filled in tests; 0: none
+    config.problem.origin = problem.encoding.origin  # of the Patterson map in the input: 'centre', or 'corner'
+    # Edge of a corner that is empty in training and filled in validation; 0: none.
+    config.problem.empty_corner = problem.empty_corner
     config.problem.filled_corner = problem.filled_corner  # edge of a corner in which every case has an atom; 0: none
     config.problem.noise = problem.measurement.noise  # relative standard deviation of the measured amplitudes |F|; 0
     config.problem.resolution = config_dict.placeholder(float)  # |h| up to which |F| is measured; None: all
@@ -78,12 +73,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.train.schedule = 'cosine'  # to 1 % at the last step; 'trapezoid': a line to 1 % in the last 30 %; 'constant'
     config.train.set_size = 3000  # cases in a training set, which is one epoch
     config.train.epochs_per_set = 1  # epochs before the next set; 1: always fresh cases; the paper's 3 saved data
-    config.train.init_from = (
-        ''  # begins with the weights of this run (directory) or shipped network (name); '': new ones
-    )
-    config.train.max_minutes = (
-        0.0  # of the process; after that training saves and stops with exit status 75; 0: no limit
-    )
+    config.train.init_from = ''  # directory of a run, or name of a network, whose weights to begin with; '': new ones
+    config.train.max_minutes = 0.0  # of the process; then training saves and stops with exit status 75; 0: no limit
     config.train.num_validation = 96  # cases, always the same
     config.train.log_every = 100  # steps
     config.train.validate_every = 1000  # steps
@@ -110,9 +101,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     solve = SolveSettings()
     config.solve = ml_collections.ConfigDict()
     config.solve.method = solve.method  # 'network', 'least_squares', 'phase_retrieval', 'minimum_function' or 'auto'
-    config.solve.max_attempts = (
-        solve.max_attempts
-    )  # for each map, until the verdict is `solved`; each begins differently
+    config.solve.max_attempts = solve.max_attempts  # for each map, until it is `solved`; each begins differently
     # For each map, without compilation; an attempt that might end later does not begin. 0: no limit.
     config.solve.max_seconds = solve.max_seconds
     config.solve.resolution = config_dict.placeholder(float)  # highest |h| of a file's map; None: found from the map

@@ -46,7 +46,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.solve.orientations = 6
 
     if variant == 'slice':
-        config.train.update(init_from='pretrained/unrolled', num_steps=7_000, batch_size=16, learning_rate=1.5e-3)
+        config.train.update(init_from='unrolled', num_steps=7_000, batch_size=16, learning_rate=1.5e-3)
     elif variant == 'compact':
         config.model.update(stages=1, layers=6)
     elif variant == 'small':

@@ -200,13 +200,13 @@ def test_a_training_is_planned_for_its_seconds():
     assert (changes['model.convolution'], changes['model.precision']) == ('direct', 'bfloat16')
     assert changes['train.num_steps'] == round(0.85 * 200 / 0.032)
     assert changes['checkpoint.every_steps'] == changes['train.validate_every'] == round(60 / 0.032)
-    assert changes['train.init_from'] == 'pretrained/unrolled'
+    assert changes['train.init_from'] == 'unrolled'
     config.update_from_flattened_dict(changes)
     validate(config)
     spectral = ROW | {'setting': 'spectral TF32'}
     assert training_task.changes_for(config, spectral, 260.0, 'gpu')['model.convolution'] == 'auto'
     assert training_task.changes_for(config, ROW, 260.0, 'tpu')['model.convolution'] == 'auto'
-    assert training_task.changes_for(config, None, 260.0, 'gpu') == {'train.init_from': 'pretrained/unrolled'}
+    assert training_task.changes_for(config, None, 260.0, 'gpu') == {'train.init_from': 'unrolled'}
 
 
 def test_only_a_setting_with_the_right_gradient_is_trained_by():
