@@ -327,16 +327,19 @@ def evaluation_report(content: dict, config: dict, pictures: Sequence[Path], wor
         merits.append(('map correlation', f'{content["map"]["correlation"]:.4f}', 'of predicted and true maps'))
     if content.get('weights'):
         merits.append(('step', f'{content["weights"]["step"]}', 'of the weights that were scored'))
+    steps = ['`evaluation.json` has every figure of this page.']
+    if any(each.stem == 'losses' for each in pictures):
+        steps.append('The log of the training is `metrics.jsonl`. The same command continues a run that was stopped.')
+    if 'least_squares' not in stages:
+        compare = '--mode=evaluate --config.evaluate.methods=network,least_squares'
+        steps.insert(0, f'Compare with the classical methods on the same cases: `{compare}`.')
     return Report(
         name=workdir.name,
         source=str(workdir),
         state='evaluated',
-        claim='Scores on cases that were not in any training. The table has the scores of random positions too.',
+        claim='Scores on cases that were not in any training. Random positions show what chance gives.',
         merits=tuple(merits),
-        steps=(
-            'Compare with the classical methods: `--mode=evaluate --config.evaluate.methods=network,least_squares`.',
-            'The log is `metrics.jsonl`; `evaluation.json` has every figure of this page.',
-        ),
+        steps=tuple(steps),
         atoms=Table(head, rows),
         title='Scores',
         sections=(('Settings', tuple(json.dumps(config, indent=2, ensure_ascii=False).splitlines())),),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from patterson_jax.config import validate
 from patterson_jax.networks.registry import NETWORKS
 from patterson_jax.solving.methods.registry import METHODS
 
@@ -14,15 +15,17 @@ PAGES = ('extending.md', 'machine_learner.md')
 
 @pytest.mark.parametrize('page', PAGES)
 def test_examples_run(page):
-    """The blocks of a page in order, in one namespace; they hold assertions of their own."""
+    """Each block of a page, alone, as a reader copies it; they hold assertions of their own. A config is valid."""
     text = (ROOT / 'docs' / page).read_text(encoding='utf-8')
     blocks = re.findall(r'```python\n(.*?)```', text, flags=re.S)
     assert blocks and any('assert' in block for block in blocks)
-    namespace = {'__name__': page}
     before = [(registry, dict(registry)) for registry in (NETWORKS, METHODS)]
     try:
         for block in blocks:
+            namespace = {'__name__': page}
             exec(compile(block, page, 'exec'), namespace)
+            if 'get_config' in namespace:
+                validate(namespace['get_config']())
     finally:  # what a page registers does not stay
         for registry, known in before:
             registry.clear()
