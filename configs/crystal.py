@@ -26,7 +26,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
 
     config.crystal = ml_collections.ConfigDict()
     config.crystal.cell = ''  # 'a b c alpha beta gamma', Å and degrees; '': that of the files
-    config.crystal.formula = ''  # like 'C10H10F2N4'; only the proportions count; '': that of the files, or any
+    config.crystal.formula = ''  # like 'C10H10F2N4', of which only proportions count; '': the files'; 'any': not known
     config.crystal.laue = ''  # like '2/m'; '': found from the data and the claims of the files
     config.crystal.wavelength = config_dict.placeholder(float)  # Å; None: that of the files
     config.crystal.block = ''  # name of the data block, for a CIF in which several have reflections

@@ -43,6 +43,7 @@ a crystal: --config=crystal
 takes   --input=NAME.hkl                  or CIF, .fcf, .mtz; .ins, .res or .cif beside it are read; may be repeated
         --output=DIR
         --config.crystal.cell='a b c α β γ', .formula=C12H22O11, .laue=2/m, .wavelength=Å   in place of the files'
+        --config.crystal.formula=any      uses no formula, also if the files have one
         --config.crystal.max_starts=N     default 48; more for a crystal that is not solved
 leaves  NAME.html to look at; NAME.res and NAME.hkl to refine; NAME.cif, NAME.json, NAME.png, NAME_density.ccp4
 

@@ -452,7 +452,7 @@ def _crystal_steps(content, name):
             'Give more starts (`--config.crystal.max_starts=200`), another seed (`--config.seed=1`), or, if the table '
             'below leaves a choice, another Laue class (`--config.crystal.laue=…`).'
         )
-        yield 'Check cell and formula; without a formula (`--config.crystal.formula=`) any elements are allowed.'
+        yield 'Check cell and formula. With `--config.crystal.formula=any` the formula of the files is not used.'
 
 
 def _doubts_about_data(content):

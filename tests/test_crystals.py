@@ -91,6 +91,13 @@ def test_flags_lead_and_contradictions_are_noted(tmp_path):
     assert line == f"{path}: laue is '6/m'; it must be one that the lattice allows: -1, 2/m"
 
 
+def test_the_formula_of_the_files_can_be_left_out(tmp_path):
+    crystal, prepared = read_and_prepare(write_input(tmp_path), settings(formula='any'))
+    assert (crystal.claims.contents, crystal.claims.elements) == (None, ())
+    assert (prepared.data.formula, prepared.data.elements) == (None, ())
+    assert crystal.claims.symops and describe(crystal, prepared)[0].endswith('contents unknown')
+
+
 def test_cards_that_contradict_what_is_found_are_named_with_it(tmp_path):
     crystal = read_crystal(write_input(tmp_path))
     assert name_contradictions(crystal, SOLUTION) == []

@@ -36,6 +36,7 @@ from patterson_jax.files.shelx import (
 
 INSTRUCTIONS, MODELS = ('.ins', '.res'), ('.cif', '.cif_od')  # files beside an .hkl; the first that has a cell leads
 MTZ = b'MTZ '  # the beginning of such a file
+ANY = 'any'  # in place of a formula: any elements
 SHORTEST_WAVELENGTH, LONGEST_WAVELENGTH = 0.1, 6.0  # Å, of X-rays
 
 
@@ -76,7 +77,8 @@ def read_crystal(
     Args:
         path: of the file.
         cell: six numbers in place of those of the files; '': those of the files.
-        formula: for example 'C10H10F2N4', in place of that of the files; '': that of the files.
+        formula: for example 'C10H10F2N4', in place of that of the files; '': that of the files; 'any': none, so that
+            any elements are allowed.
         wavelength: in Å, in place of that of the files; None: that of the files.
         block: name of the data block, for a CIF in which several have reflections.
 
@@ -88,7 +90,7 @@ def read_crystal(
         cell=parse_cell(cell, 'cell') if cell else None,
         cell_source='given' if cell else '',
         wavelength=wavelength,
-        contents=(formula_given := parse_formula(formula, 'formula') if formula else None),
+        contents=(formula_given := parse_formula(formula, 'formula') if formula not in ('', ANY) else None),
         elements=tuple(formula_given or ()),
     )
     require_content(path)
@@ -107,6 +109,8 @@ def read_crystal(
         claims = _claims_beside(path).completed_by(read_trailing_instructions(rest, str(path)))
         hkl_bytes = path.read_bytes()
     claims = said.completed_by(claims)
+    if formula == ANY:
+        claims = dataclasses.replace(claims, contents=None, elements=())
     known_cell = _checked_cell(claims, path)
     claims = _check_contents(claims, known_cell, bool(formula))
     number, matrix = hklf_matrix(claims.hklf or 'HKLF 4', str(path))
