@@ -623,7 +623,7 @@ def _merits(merits):
         f'<td class="note">{html.escape(note)}</td></tr>'
         for name, value, note in merits
     )
-    return f'<table>{rows}</table>'
+    return f'<table class="merits">{rows}</table>'
 
 
 def _table(table):
