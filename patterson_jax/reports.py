@@ -395,7 +395,7 @@ def _crystal_merits(content, group, data, cell):
         formula = ' '.join(
             f'{element}{count:g}' for element, count in sorted(counts.items(), key=lambda each: -each[1])
         )
-        yield 'atoms in the cell', formula, 'as found, without hydrogen'
+        yield 'cell contents', formula, 'as found, without hydrogen'
     lengths, angles = (
         '\u00a0'.join(f'{value:.5g}' for value in cell.parameters[part]) for part in (slice(3), slice(3, 6))
     )
