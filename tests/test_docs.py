@@ -5,12 +5,19 @@ from pathlib import Path
 
 import pytest
 
+import patterson_jax as pj
 from patterson_jax.config import validate
 from patterson_jax.networks.registry import NETWORKS
 from patterson_jax.solving.methods.registry import METHODS
 
 ROOT = Path(__file__).parents[1]
 PAGES = ('extending.md', 'machine_learner.md')
+
+
+def test_every_public_name_is_in_the_reference():
+    text = (ROOT / 'docs' / 'api.md').read_text(encoding='utf-8')
+    described = {line.rpartition('.')[2] for line in text.splitlines() if line.startswith('::: ')}
+    assert set(pj.__all__) - {'__version__'} <= described
 
 
 @pytest.mark.parametrize('page', PAGES)
