@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class UnitCell:
-    """Edges in Å, angles in degrees."""
+    """A unit cell: edges in Å, angles in degrees."""
 
     a: float
     b: float

@@ -2,8 +2,8 @@
 
 The misfit of a class is the merging R of the intensities that this class alone makes equivalent. The part that errors
 explain is subtracted, and the rest is divided by the same quantity for unrelated intensities at the same 1/d. The
-misfit is 0 for equivalents and 1 for unrelated intensities. It lies between where the structure or a twin comes near to
-the symmetry.
+misfit is 0 for equivalents and 1 for unrelated intensities. It is between 0 and 1 if the structure, or a twin, is close
+to the symmetry.
 
 Data that were merged before have no equivalents in their class. That class shows in another way: the set is complete,
 and still no two reflections are equivalent.
@@ -62,7 +62,8 @@ class ClassScore:
         r_int: merging R of all measurements in it; None without equivalents.
         compared: measurements that have equivalents in it.
         misfit: of the reflections that it alone makes equivalent, from 0 to about 1 (see above); None: too few.
-        representative: whether hardly any two reflections are equivalent in it, though many random ones would be.
+        representative: whether the data seem to be merged in it: hardly any two reflections are equivalent in it, where
+            many would be by chance.
         completeness: part of the unique reflections up to the resolution that was measured.
     """
 

@@ -1,4 +1,4 @@
-"""What a network is given, a Patterson map on a scale of its own, and what it should return (paper, 2.4)."""
+"""The input of a network, a Patterson map on a fixed scale, and its target (paper, 2.4)."""
 
 import dataclasses
 
@@ -15,10 +15,10 @@ ORIGINS = ('centre', 'corner')
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-    """How a network is fed. Raises InputError.
+    """The input and the target of a network. Raises InputError if a field is invalid.
 
     Attributes:
-        target: 'both', the network's target is (A + B) / 2 with B the inverse of A (2.4.2); 'original', it is A / 2.
+        target: 'both': the network's target is (A + B) / 2 with B the inverse of A (2.4.2); 'original': it is A / 2.
         input_scale: height that the self-vector peak of one atom has in the network's input.
         origin: where the network's input has the origin of the Patterson map: 'centre', at voxel grid / 2, or
             'corner', at voxel 0.
@@ -36,10 +36,10 @@ class Encoding:
 
 
 def network_input(patterson: Array, num_atoms: ArrayLike, encoding: Encoding) -> Array:
-    """Patterson maps `(..., grid, grid, grid)` as the network takes them, whatever their scale.
+    """Patterson maps `(..., grid, grid, grid)`, on any scale, as the network takes them.
 
-    The origin is moved to voxel grid / 2 unless the encoding leaves it in the corner, and the origin peak, the sum of
-    the atoms' self-vectors, is brought to `input_scale` per atom.
+    The origin moves to voxel grid / 2, unless the encoding leaves it in the corner. The maps are scaled so that the
+    origin peak, the sum of the atoms' self-vectors, is `input_scale` for each atom.
     """
     origin_peak = patterson[..., :1, :1, :1]
     scaled = patterson * (encoding.input_scale * jnp.asarray(num_atoms, patterson.dtype) / origin_peak)

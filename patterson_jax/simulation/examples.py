@@ -1,7 +1,7 @@
-"""Examples: from a key to atoms, the Patterson map that the network is given and the map that it should return (2.4).
+"""Examples: from a key to atoms, the network's input and its target (paper, 2.4).
 
-Nothing is stored. An example is a pure function of (seed, stream, set, index), so the same one is made on whatever
-device, host or batch asks for it.
+Nothing is stored. An example is a pure function of (seed, stream, set, index). So every device, host and batch makes
+the same one.
 """
 
 import functools
@@ -47,7 +47,7 @@ class Example(NamedTuple):
 
 
 def stream_key(seed: int, stream: str) -> Array:
-    """Key of a named stream of cases; streams share no case."""
+    """Key of a stream of cases with a name in `STREAMS`. Streams share no case."""
     return jax.random.fold_in(jax.random.key(seed), STREAMS[stream])
 
 

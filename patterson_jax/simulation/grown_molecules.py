@@ -1,10 +1,11 @@
 """Grows molecules among their images in the cell of a crystal, by compiled code: the content of training crystals.
 
 Atoms and rings are bonded one after another to atoms with free valences, with usual lengths, angles and torsions. A few
-trials are made each time. A trial is valid if its atoms keep their distances: from atoms of the same molecule by the
-number of bonds between them, from the images of all atoms under the space group by less than molecules in crystals do.
-When a molecule has its size, or no trial is valid, the next one is begun where there is room. So the cell is filled
-without a search for a packing. Then atoms that are too near are moved apart, while molecules keep their shape.
+trials are made each time. A trial is valid if its atoms keep their distances. In a molecule, the least distance follows
+from the number of bonds between two atoms. Between molecules, and to the images under the space group, it is somewhat
+less than in real crystals. When a molecule has its size, or no trial is valid, the next one is begun where there is
+room. So the cell is filled without a search for a packing. Then atoms that are too near are moved apart, while
+molecules keep their shape.
 
 The first molecule may be the complex of a metal. It is begun with the metal and the atoms that are bonded to it, from
 which it then grows like any other. The metal may lie on an inversion centre, which then makes the other half.

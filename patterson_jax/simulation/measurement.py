@@ -1,4 +1,4 @@
-"""How the amplitudes of a case are measured, and the Patterson map that this leaves."""
+"""The quality of the measured amplitudes of a case, and the Patterson map that they give."""
 
 import dataclasses
 
@@ -17,11 +17,12 @@ from patterson_jax.simulation.patterson import (
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """The quality of the data. Raises InputError.
+    """The quality of the data. Raises InputError if a field is invalid.
 
     Attributes:
-        noise: standard deviation of the measured amplitudes |F| as a part of them.
-        resolution: amplitudes are measured up to this |h|, the others are zero in the Patterson map; None: all are.
+        noise: relative standard deviation of the measured amplitudes |F|.
+        resolution: |h| up to which amplitudes are measured; in the Patterson map the others are zero. None: all are
+            measured.
     """
 
     noise: float = 0.0

@@ -36,7 +36,7 @@ def patterson_map(density: Array) -> Array:
 
 
 def patterson_intensities(patterson: Array) -> Array:
-    """|F|² behind Patterson maps; noise of either sign where there is none."""
+    """|F|² of Patterson maps. Where it is zero, rounding leaves small values of either sign."""
     return structure_factors(patterson).real
 
 
@@ -59,7 +59,7 @@ def frequencies_within(grid_size: int, longest: Array | np.ndarray | int) -> Arr
 
 
 def read_only(array: np.ndarray) -> np.ndarray:
-    """The same array, which nobody can write to any more: for what is cached and so shared."""
+    """The same array, made read-only: arrays in a cache are shared."""
     array.flags.writeable = False
     return array
 
@@ -149,7 +149,7 @@ def _block_factors(blocks, start, hkl, grid_size, limit):
 def sphere_factor(hkl: np.ndarray, grid_size: int, atom_radius: float) -> np.ndarray:
     """Form factor of one atom, a sphere averaged over voxels, at frequencies `(..., 3)`: real, about its centre.
 
-    Left out is what the sampling on the grid folds back from beyond it, which `atom_factors` has.
+    It has no aliasing: what the grid folds back from higher frequencies is left out. `atom_factors` includes it.
     """
     wave = 2 * np.pi / grid_size * atom_radius * np.linalg.norm(hkl, axis=-1)
     safe = np.where(wave > 0, wave, 1)

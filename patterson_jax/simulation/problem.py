@@ -19,7 +19,7 @@ JAMMING_FRACTION = 0.384
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One family of cases. Checks itself: raises InputError, which is a ValueError.
+    """A family of cases. Raises InputError, which is a ValueError, if a field is invalid.
 
     Attributes:
         grid_size: voxels along each edge of the cubic maps; even, so that inversion maps voxels to voxels.
@@ -78,11 +78,11 @@ class Problem:
 
     @classmethod
     def of(cls, **fields: Any) -> Self:
-        """A problem of these fields, those of its parts among them, as the section `problem` of a config has them."""
+        """A problem from the fields of a config's section `problem`, those of its parts included. Raises InputError."""
         return cls().changed(**fields)
 
     def changed(self, **fields: Any) -> Self:
-        """The problem with other values of some fields, those of its parts among them."""
+        """The problem with other values of some fields of its own or of its parts. Raises InputError."""
         parts = {}
         for name, part in PARTS.items():
             own = {field: fields.pop(field) for field in field_types(part) if field in fields}
@@ -91,7 +91,7 @@ class Problem:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """All fields by name, those of its parts among them."""
+        """All fields by name, with those of its parts."""
         parts = [dataclasses.asdict(getattr(self, name)) for name in PARTS]
         own = {name: getattr(self, name) for name in field_types(Problem) if name not in PARTS}
         return own | {name: value for part in parts for name, value in part.items()}
@@ -124,6 +124,6 @@ def field_types(kind: type) -> dict[str, Any]:
 
 
 def problem_field_types() -> dict[str, Any]:
-    """The types of all fields of a problem, those of its parts among them."""
+    """The types of all fields of a problem, with those of its parts."""
     own = {name: kind for name, kind in field_types(Problem).items() if name not in PARTS}
     return own | {name: kind for part in PARTS.values() for name, kind in field_types(part).items()}
