@@ -1,11 +1,23 @@
-"""From Patterson maps to atoms: `simulation` makes cases, `learning` trains `networks` on them, `solving` solves maps.
+"""The phase problem: crystals from measured intensities, and atoms from Patterson maps, without phases.
 
-import patterson_jax as pj
+A crystal:
 
-patterson, density = pj.simulate(pj.read_xyz('ozone.xyz'), voxel_size=0.3)
-answer = pj.solve(patterson, num_atoms=3, voxel_size=0.3)
-print(answer.verdict, answer.positions)
-answer.write('solved')
+    import patterson_jax as pj
+
+    file = pj.read_crystal('crystal.hkl')  # with crystal.ins beside it
+    data = file.measurements
+    solution = pj.solve_crystal(data.hkl, data.intensities, data.sigmas, file.cell, formula='C12H22O11')
+    print(solution.verdict, solution.space_group, solution.atoms)
+
+A Patterson map:
+
+    patterson, density = pj.simulate(pj.read_xyz('ozone.xyz'), voxel_size=0.3)
+    answer = pj.solve(patterson, num_atoms=3, voxel_size=0.3)
+    print(answer.verdict, answer.positions)
+    answer.write('solved')
+
+`simulation` makes cases, `learning` trains `networks` on them, `crystal` has the physics of crystals, `solving` finds
+the atoms, `files` reads and writes.
 """
 
 import importlib

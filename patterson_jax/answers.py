@@ -46,7 +46,7 @@ class Answer:
     """What was found in a Patterson map: one of two enantiomorphs.
 
     Attributes:
-        solved: the solution, with the map and the problem that it is of.
+        solved: the solution, with its map and its problem.
         voxel_size: Å.
         seed: of the starts.
         element: chemical symbol that is written for the atoms; 'X': unknown.
@@ -222,24 +222,27 @@ def solve(
     """Finds the equal atoms behind a Patterson map of a cubic cell, P1, that is mostly empty.
 
     Args:
-        patterson: `(grid, grid, grid)`, real, of any scale, its origin, with the origin peak, at voxel (0, 0, 0).
-        num_atoms: in the cell; None: it is found too.
-        voxel_size: Å; what comes out in Å is scaled by it, all else is in voxels.
+        patterson: `(grid, grid, grid)`, real, on any scale; the origin, with its peak, is at voxel (0, 0, 0).
+        num_atoms: number of atoms in the cell; None: it is found too, which takes longer.
+        voxel_size: Å; it scales results in Å. All other lengths are in voxels.
         atom_radius: of an atom's sphere, voxels.
         box_edge: of a cube that holds the molecule, voxels; None: one as full as the paper's, or, if the number of
             atoms is not known, as large as the cell allows.
-        noise: of the measured amplitudes |F|, as a part of them; the verdict needs to know it.
+        noise: relative standard deviation of the measured amplitudes |F|; the verdict needs it.
         resolution: |h| up to which amplitudes were measured; None: it is found in the map.
         method: 'auto', 'network', 'least_squares', 'phase_retrieval' or 'minimum_function'.
-        network: from `load_network`, for the methods 'network' and 'auto'; only for the grid and atom of its training.
+        network: from `load_network`, for the methods 'network' and 'auto'; it must suit the grid and the atoms.
         max_attempts: most attempts; they end when the verdict is 'solved'.
-        max_seconds: compilation apart; no attempt begins that might end later; 0: no limit, and the answer does not
-            vary.
-        orientations: of the cell in which the network is shown the map.
-        seed: of the starts.
+        max_seconds: most seconds, without compilation; an attempt that might end later does not begin. 0: no limit, so
+            that the answer does not depend on the speed of the machine.
+        orientations: number of orientations of the cell over which the network's maps are averaged.
+        seed: fixes the starts.
+
+    Returns:
+        The answer, whatever its verdict.
 
     Raises:
-        InputError: an argument is not as above, or the map is no Patterson map that can be solved.
+        InputError: an argument is invalid, or the map is not a Patterson map that can be solved.
     """
     avoid_wrong_fusion()
     require_right_results()

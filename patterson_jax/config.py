@@ -1,7 +1,7 @@
-"""The edge at which the configuration ends: ConfigDict in, small frozen dataclasses out.
+"""Checks a configuration: a ConfigDict goes in, small frozen dataclasses come out.
 
-Each section of a config is one dataclass, whose fields are the section's and which checks its own values. What no
-section can know alone is checked here.
+Each section of a config is one dataclass, which has the fields of the section and checks their values. Conditions that
+involve several sections are checked here.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ LARGEST_SEED = 2**32 - 1
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A validated configuration, in the form that the wings take."""
+    """A validated configuration: the seed, and a dataclass for each section."""
 
     seed: int
     problem: Problem

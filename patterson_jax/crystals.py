@@ -67,15 +67,15 @@ def read_and_prepare(path: Path, settings: CrystalSettings) -> tuple[CrystalFile
 
 
 def projection_for(network: str | Path, data: CrystalData) -> Projection | None:
-    """The learned projection with which the maps of a crystal are to be finished too; None: by elimination alone.
+    """The learned projection that finishes the maps of a crystal beside elimination; None: elimination alone.
 
     Args:
-        network: 'auto' (the one that comes with the code, at resolutions at which it is worth it; without it a note on
-            stderr), 'none', or the name or directory of one.
+        network: 'auto' (the one that comes with the code, at resolutions at which it helps; if it cannot be loaded, a
+            note on stderr says so), 'none', or the name or directory of one.
         data: of the crystal.
 
     Raises:
-        InputError: there is no such network, or it is none of crystals.
+        InputError: there is no such network, or it is not one of crystals.
     """
     require(isinstance(network, (str, Path)) and network != '', 'network', network, CHOICES)
     if network == 'none' or (network == 'auto' and not crystal_projection.is_worth_it(data)):
@@ -116,6 +116,9 @@ def solve_crystal(
         network: that finishes maps beside elimination: 'auto' (the one that comes with the code, at 1.25 to 1.5 Å),
             'none', or the name or directory of a learned projection.
         seed: fixes the starts.
+
+    Returns:
+        The best solution found, whatever its verdict; it may be without atoms.
 
     Raises:
         InputError: the arrays have other shapes, there are no reflections, the cell or the class is impossible, or

@@ -1,11 +1,12 @@
 """Evaluation: many unseen cases to scores, as the paper counts and as a user needs (paper, 3.5).
 
-All methods that are asked for solve the same cases. Found atoms are scored at the best translation, which a Patterson
-map does not fix, so that any method can be compared with any other; those that the paper's procedure takes from the
-network's map also where the network put them, as in the paper, whose network also learns to centre.
+All methods that are asked for solve the same cases. A Patterson map does not fix the translation. So found atoms are
+scored at the best translation, and any method can be compared with any other. The atoms that the paper's procedure
+takes from the network's map are scored where the network put them too, because the paper's network learns to centre.
 
-The paper counts a pair of a found and a true atom when each is the other's nearest, at whatever distance, which most
-random positions achieve too. What leads here is recall: the part of the true atoms that are so paired within one voxel.
+The paper counts a pair of a found and a true atom if each is the other's nearest, at any distance. Most random
+positions make such pairs too. The leading score here is recall: the part of the true atoms in such pairs within one
+voxel.
 """
 
 import dataclasses

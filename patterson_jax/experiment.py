@@ -1,6 +1,6 @@
 """The modes of `run_experiment.py`: train, evaluate, simulate, solve, inspect, publish.
 
-Each imports at its begin what it alone needs, so that a mistake or a small file takes no longer than it must.
+A mode imports what it alone needs when it begins, so that a mistake is told at once and a small file takes little time.
 """
 
 import functools

@@ -188,7 +188,7 @@ def _each(function, cases):
 
 @dataclasses.dataclass(frozen=True)
 class ProjectionExperiment:
-    """A validated configuration of such a training, in the form that the wings take."""
+    """A validated configuration of such a training: the seed, and a dataclass for each section."""
 
     seed: int
     crystals: TrainingRecipe

@@ -18,7 +18,7 @@ PROJECTION_FIELDS = ('features', 'num_blocks')  # of the network, on which weigh
 
 
 def load_projection(name: str | Path) -> Projection:
-    """A trained learned projection.
+    """Loads a trained learned projection of crystals.
 
     Args:
         name: directory of a run, or of a published network, or the name of one that comes with the code.

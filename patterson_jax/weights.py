@@ -1,4 +1,4 @@
-"""Trained weights, from a run or from what comes with the code, held against what they are to be used for."""
+"""Loads trained weights from a run or a published network, and checks that they suit their use."""
 
 import dataclasses
 from pathlib import Path
@@ -23,15 +23,16 @@ COMPUTING_FIELDS = ('convolution', 'precision')  # of the network: how it comput
 
 
 def load_network(name: str | Path, problem: Problem | None = None) -> Network:
-    """A trained network, whichever it is.
+    """Loads a trained network of Patterson maps.
 
     Args:
-        name: directory of a run, or of a published network, or the name of one that comes with the code.
+        name: directory of a run or of a published network, or the name of one that comes with the code: 'unrolled',
+            'paper'. A named network that is not installed is fetched once, if an address is known.
         problem: that the network must fit; None: any.
 
     Raises:
-        InputError: no checkpoint there, only damaged ones, one for another atom or input than the problem's or for
-            another grid that the network does not suit, or a problem that the network cannot solve.
+        InputError: there is no checkpoint, or all are damaged; or it is for another atom or input than the problem's,
+            or for a grid that the network does not suit; or the network cannot solve the problem, or is of crystals.
     """
     directory = find_network(name)
     with Checkpoints(find_checkpoints(directory), read_only=True) as checkpoints:
@@ -69,9 +70,9 @@ def load_weights(experiment: Experiment, config: ConfigDict, directory: Path) ->
     """The weights of a run with the lowest validation loss.
 
     Raises:
-        InputError: no checkpoint there, only damaged ones, or one of another network, atom or input than the config's,
-            or of another grid, unless the network suits any. The number of atoms, where they are, and the target may
-            differ.
+        InputError: there is no checkpoint, or all are damaged; or it is of another network, atom or input than the
+            config's, or of another grid, unless the network suits any. The number of atoms, their places and the
+            target may differ.
     """
     with Checkpoints(find_checkpoints(directory), read_only=True) as checkpoints:
         step = checkpoints.best_step

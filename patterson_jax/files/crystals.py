@@ -68,7 +68,7 @@ class CrystalFile:
 
 
 def read_crystal(
-    path: Path, *, cell: str = '', formula: str = '', wavelength: float | None = None, block: str = ''
+    path: str | Path, *, cell: str = '', formula: str = '', wavelength: float | None = None, block: str = ''
 ) -> CrystalFile:
     """Reads a crystal from SHELX .hkl, .ins or .res, CIF, .fcf or MTZ.
 

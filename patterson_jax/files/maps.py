@@ -120,7 +120,7 @@ def _require_memory(path, header, bytes_of_voxel, purpose):
         )
 
 
-def read_map(path: Path) -> Map:
+def read_map(path: str | Path) -> Map:
     """Reads a CCP4 map of a cubic cell. Without a cell in the header a voxel counts as 1 Å; a note on stderr says so.
 
     Raises:

@@ -42,7 +42,7 @@ def is_element(symbol: str) -> bool:
     return symbol == 'X' or (element.atomic_number > 0 and element.name.upper() == symbol.upper())
 
 
-def read_xyz(path: Path) -> np.ndarray:
+def read_xyz(path: str | Path) -> np.ndarray:
     """Reads the positions of an .xyz file, `(num_atoms, 3)` in Å.
 
     The first column of an atom is a chemical symbol, a label that begins with one ('O1', 'Fe2+'), or an atomic number.

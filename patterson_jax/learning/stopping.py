@@ -75,7 +75,7 @@ class StopRequest:
         return time.monotonic() >= self.deadline
 
     def requested(self) -> bool:
-        """Whether to stop now. All processes must ask as often; they all have the same answer."""
+        """Whether to stop now. All processes must ask equally often, and all get the same answer."""
         wanted = self.terminated or self._late()
         if jax.process_count() == 1:
             return wanted

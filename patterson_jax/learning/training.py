@@ -86,8 +86,8 @@ class Task(Protocol):
 
     It is a value, a frozen dataclass: equal tasks share what is compiled for them.
 
-    `init` and `loss` are pure, and so is `validation_figures`; the last two run inside a parallel function, where each
-    device has its share of the cases (`learning.parallel`).
+    `init`, `loss` and `validation_figures` are pure. The last two run inside a parallel function, where each device has
+    its share of the cases (`learning.parallel`).
     """
 
     @property
@@ -299,7 +299,7 @@ def train(
     Raises:
         NonFiniteError: a metric is NaN or infinite; the last checkpoint stays.
         Unfinished: SIGTERM was received or the time limit is reached. A checkpoint was saved; calling this again
-            continues from it to the same end, bit for bit with the same `steps_per_call`, else but for rounding.
+            continues from it to the same end: bit for bit with the same `steps_per_call`, otherwise up to rounding.
     """
     settings = task.settings
     with (
