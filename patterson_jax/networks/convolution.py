@@ -1,7 +1,7 @@
 """Fast 3-D "same" convolution, with the same results as `lax.conv_general_dilated`.
 
-On CPU XLA convolves in three dimensions much more slowly than the cores could. And 5³ and 7³ kernels are so large that
-convolution by Fourier transforms needs far less arithmetic. The spectral method transforms tiles of the image and the
+On a CPU, XLA's convolution in three dimensions is much slower than the cores allow. With 5³ and 7³ kernels, convolution
+by Fourier transforms needs far less arithmetic on any device. The spectral method transforms tiles of the image and the
 kernel, multiplies, and transforms back (`patterson_jax/networks/spectra.py`). The kernel is an ordinary real-space
 parameter for either method, so weights do not depend on the choice.
 

@@ -1,14 +1,14 @@
 """A small periodic network from maps of crystals with wrong phases to maps of sharp atoms, for any cell.
 
-Charge flipping and low-density elimination replace a map by one that is nearer to atoms, point by point. This network
-does so from what surrounds a point: bonds, rings, contacts. Its layers are residual 3³ convolutions that wrap around
-the cell, so that one set of weights serves every grid.
+Charge flipping and low-density elimination change each point of a map by its own value alone. This network also uses
+what surrounds a point: bonds, rings, contacts. Its layers are residual 3³ convolutions that wrap around the cell, so
+that one set of weights serves every grid.
 
-The layers work on blocks of 2³ voxels, of which each is one point with eight channels. Data to 1.2 Å and more are
-sampled finely enough at 0.5 Å for that. A layer has an eighth of the work, and sees twice as far.
+The layers work on blocks of 2³ voxels: each block is one point with eight channels. So a layer has an eighth of the
+work, and sees twice as far. Voxels of 0.5 Å are fine enough for that if the data end at 1.2 Å or at lower resolution.
 
-What the weights cannot know, they are told: resolution, noise, completeness, and the edges and angles of a voxel
-(`conditions`). Each layer scales and shifts its channels by a linear function of these (Perez et al., FiLM, 2018).
+Resolution, noise, completeness, and the edges and angles of a voxel are further inputs (`conditions`). Each layer
+scales and shifts its channels by a linear function of these (Perez et al., FiLM, 2018).
 """
 
 import itertools
@@ -27,7 +27,7 @@ NUM_CONDITIONS = 9
 
 
 def conditions(axes: Array, shape: tuple[int, int, int], d_min: Array, noise: Array, completeness: Array) -> Array:
-    """What the network is told of a crystal, `(NUM_CONDITIONS,)`, each of the order of 1.
+    """The further inputs of the network for a crystal, `(NUM_CONDITIONS,)`, each of the order of 1.
 
     Args:
         axes: `(3, 3)`, those of the cell along the axes of the grid, Å; a row each.
