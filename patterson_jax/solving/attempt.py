@@ -1,8 +1,8 @@
 """One attempt at some maps by one method: sets proposed, refined, and the best of them finished.
 
-Each set is refined, and repaired where the first attempt did not do; the best one and its rival, the best that differs
-from it, are finished with the exact renderer. Each of these steps is a program of its own, for several maps at once:
-what they have in common, all methods and attempts share.
+Each set is refined, and repaired if the first attempt was not enough. The best set and its rival, the best one that
+differs from it, are finished with the exact renderer. Each of these steps is a program of its own, for several maps at
+once. All methods and attempts share these programs.
 """
 
 import dataclasses
@@ -34,10 +34,14 @@ SEVERAL: Any = Measured(*AXES)  # axes of what several maps have of their own, f
 
 
 class Network(NamedTuple):
-    """A trained network: `apply(params, inputs)` gives density maps `(batch, grid, grid, grid)`.
+    """A trained network of Patterson maps, as `load_network` gives it.
 
-    `trained_on` tells the grid and the input that it knows; None: those of the problem that is solved. On another grid
-    `check_problem` raises InputError if the network cannot solve a problem; None: it can solve none there.
+    Attributes:
+        apply: `apply(params, inputs)` gives density maps `(batch, grid, grid, grid)`.
+        params: its weights.
+        trained_on: the problem of its training, with grid and input; None: the problem that is solved.
+        check_problem: raises InputError if the network cannot solve a problem on another grid; None: it can solve none
+            there.
     """
 
     apply: Callable[[Any, Array], Array]
@@ -82,7 +86,7 @@ def compiled_attempt(
 ) -> Callable[[Array, np.int32, np.ndarray], Attempt]:
     """An attempt at several maps at once, its programs compiled, so that its first use takes no longer than others.
 
-    What makes no difference to a program makes no other program either: see `solved_for`.
+    Choices that make no difference to a program do not make another one necessary: see `solved_for`.
 
     Args:
         method: that proposes sets.
@@ -237,10 +241,10 @@ def compiled_finish(problem: Problem, places: int | None = None) -> Callable[[np
 
 
 def solved_for(problem: Problem, places: int | None = None) -> Problem:
-    """What a program that solves a problem depends on, so that few are compiled.
+    """The part of a problem on which programs depend, so that few are compiled.
 
-    That is not how cases are drawn, how they are measured, nor what only a network is told; and of the atoms how many
-    there is room for.
+    It leaves out how cases are drawn and measured, and the input of networks. Its number of atoms is that for which a
+    program has places.
     """
     return Problem(
         grid_size=problem.grid_size,

@@ -52,7 +52,7 @@ class Solution:
         starts: how many were tried.
         method: that found them.
         prediction: what the network predicted, if the set is from there.
-        seconds: that it took, the map's share where several are solved at once; compilation apart.
+        seconds: of the search, without compilation; if several maps are solved at once, the map's share.
     """
 
     positions: np.ndarray
@@ -71,7 +71,12 @@ class Solution:
 
 
 class Case:
-    """What has been found for one map so far, by programs that have room for so many atoms; None: for its own."""
+    """The sets that have been found for one map so far.
+
+    Args:
+        problem: of the map.
+        places: number of atoms for which the programs have room; None: that of the problem.
+    """
 
     def __init__(self, problem: Problem, places: int | None = None):
         self.problem, self.places = problem, places
@@ -147,7 +152,7 @@ class Case:
         return judge(best.r_factor, best.r_free, best.agreeing, rivalled, self.problem)
 
     def is_done(self, max_seconds: float) -> bool:
-        """Whether the map is solved, if ambiguously, or another attempt as long as the last might end too late.
+        """Whether the map is solved, perhaps ambiguously, or another attempt as long as the last might end too late.
 
         No limit is a `max_seconds` of 0.
         """

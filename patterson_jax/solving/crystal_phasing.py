@@ -3,9 +3,8 @@
 Each start runs charge flipping by one of the recipes, which are used in turn. It is finished when its skewness has
 jumped and stays, or after its last cycle. Then low-density elimination sharpens its map, its phases give the space
 group, the map is averaged over that group, and elimination follows again. Other ways to sharpen a map can be tried
-beside elimination; the best map is taken. Three signs tell a right map: its phases
-obey operations of the Laue class, which charge flipping did not use; its skewness has jumped; and another start leads
-to the same map.
+beside elimination; the best map is taken. Three signs tell a right map: its phases obey operations of the Laue class,
+which charge flipping did not use; its skewness has jumped; and another start leads to the same map.
 """
 
 import dataclasses

@@ -31,7 +31,7 @@ MEAN_OF_NORMAL = math.sqrt(2 / math.pi)  # of the size of a number of standard d
 
 
 class Told(NamedTuple):
-    """What a network is told of a crystal.
+    """The inputs of a network for a crystal, beside the map.
 
     Attributes:
         axes: `(3, 3)`, edges of the cell along the axes of the grid, Å; a row each.

@@ -1,4 +1,4 @@
-"""A network in place of low-density elimination: a map, what the network makes of it, the measured amplitudes again.
+"""A network in place of low-density elimination: it changes a map, and then the measured amplitudes are restored.
 
 Transforms are those of NumPy on the half grid, as in `charge_flipping.py`. The network is a function from a map
 `shape` of standard deviation 1 to one of sharp atoms.
@@ -15,7 +15,7 @@ from patterson_jax.solving.charge_flipping import TINY, friedel_counts
 
 
 class Projected(NamedTuple):
-    """Where passes through a network have come to, and what the last of them changed.
+    """The result of passes through a network, and how much the last of them changed.
 
     Attributes:
         factors: `half_shape`, measured amplitudes with the phases of the network's map.

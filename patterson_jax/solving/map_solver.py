@@ -40,7 +40,13 @@ class SolveSettings(Search):
 
 @dataclasses.dataclass(frozen=True)
 class SolvedMap:
-    """A solution, the map that was solved, on some scale and with F(000)², and the problem fitted to it."""
+    """A solution with its map and problem.
+
+    Attributes:
+        solution: of the map.
+        patterson: `(grid, grid, grid)`, the map as it was solved: rescaled, and with F(000)².
+        problem: fitted to the map.
+    """
 
     solution: Solution
     patterson: np.ndarray

@@ -5,8 +5,9 @@ in twenty is free: it takes no part in least squares, and the R1 of these, R_fre
 helps to tell a model that explains the data from one that only fits them. It cannot do so alone: in a cell that is
 mostly empty neighbouring reflections are not independent, and methods that work on whole maps have seen them all.
 
-Reflections are an argument of what is compiled. They are padded, so that data which end a little earlier need no other
-program. So are atoms: a set has a number of places, of which the first are taken and the others repeat the first.
+Reflections are an argument of compiled programs. They are padded, so that data which end a little earlier need no other
+program. Atoms are padded too: a set has a number of places. Its atoms take the first places, and the others repeat the
+first atom.
 """
 
 import functools

@@ -62,7 +62,7 @@ class Nearest(NamedTuple):
 
 
 def search_with(amplitudes: Array) -> Search:
-    """What charge flipping needs, of E values on the half grid; only those, also in place of F."""
+    """The data for charge flipping, from E values on the half grid alone, which also take the place of F."""
     measured = amplitudes > 0
     limit = jnp.nanquantile(jnp.where(measured, amplitudes, jnp.nan), WEAK_PART)
     weak = measured & (amplitudes <= limit)

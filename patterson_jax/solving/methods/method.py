@@ -1,4 +1,4 @@
-"""What a way of proposing sets of atoms is to the solver, whichever it is."""
+"""The interface between the solver and its methods, which propose sets of atoms for a map."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from patterson_jax.solving.separation import SeparationSettings
 
 
 class Prediction(NamedTuple):
-    """What the network made of a Patterson map.
+    """The network's result for a Patterson map.
 
     Attributes:
         density: `(grid, grid, grid)`, its map of both enantiomorphs.
@@ -28,7 +28,7 @@ class Prediction(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What a method is asked: sets of atoms for one map.
+    """The input of a method, which is asked for sets of atoms for one map.
 
     Attributes:
         key: of the random numbers of this attempt.
@@ -52,8 +52,8 @@ class Proposal(NamedTuple):
 
     Attributes:
         positions: `(num_sets, places, 3)`.
-        stages: in which each of them is to be refined; as many as those of other methods share a program with these.
-        prediction: from which they are.
+        stages: of the refinement of each set. Methods with the same number of stages share a program.
+        prediction: of the network, if the sets are from its map.
     """
 
     positions: Array
@@ -68,7 +68,7 @@ def every_set(positions: Array, number: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A way of proposing sets of atoms for a map. What it consists of are functions that JAX can trace.
+    """A way of proposing sets of atoms for a map. JAX must be able to trace its functions.
 
     Attributes:
         name: by which it is asked for.

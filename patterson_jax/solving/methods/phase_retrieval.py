@@ -1,4 +1,4 @@
-"""Phase retrieval: amplitudes to a density, knowing of it how many voxels the atoms fill and what box they are in.
+"""Phase retrieval: from amplitudes to a density of which the number of filled voxels and the box are known.
 
 RRR, relaxed-reflect-reflect (Elser, Lan and Bendory, SIAM J. Imaging Sci. 11, 2429, 2018), seeks a map that is in two
 sets at once: that of the maps with the measured amplitudes, and that of the maps with few voxels that are not zero,
@@ -75,7 +75,10 @@ class Retrieval(NamedTuple):
 
 
 def touched_voxels(num_atoms: ArrayLike, atom_radius: ArrayLike) -> Array:
-    """Mean number of voxels that spheres at random touch, none the same: by Steiner 1 + 6r + 3πr² + 4πr³/3 for one."""
+    """Mean number of voxels that spheres at random places touch, no two the same one.
+
+    For one sphere it is 1 + 6r + 3πr² + 4πr³/3 (Steiner).
+    """
     r = jnp.asarray(atom_radius, jnp.float32)
     touched = jnp.asarray(num_atoms, jnp.float32) * (1 + 6 * r + 3 * math.pi * r**2 + 4 / 3 * math.pi * r**3)
     return jnp.round(touched).astype(jnp.int32)
@@ -127,7 +130,7 @@ def retrieve_density(
 
 
 def project_amplitudes(density: Array, amplitudes: Array, measured: Array) -> Array:
-    """The map nearest to `(grid, grid, grid)` that has the measured amplitudes; the phases stay, and the rest."""
+    """The nearest map, `(grid, grid, grid)`, with the measured amplitudes; phases and other frequencies stay."""
     factors = structure_factors(density)
     squared = jnp.maximum(factors.real**2 + factors.imag**2, jnp.finfo(density.dtype).tiny)
     scale = jnp.where(measured, amplitudes * jax.lax.rsqrt(squared), 1)

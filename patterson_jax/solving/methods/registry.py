@@ -28,7 +28,7 @@ def classical_names() -> tuple[str, ...]:
 def attempts(name: str, has_network: bool) -> Iterator[tuple[Method, int]]:
     """Which method comes next, and how many attempts it has had; without an end.
 
-    `auto` asks those once that have nothing new to say after that, and then the others in turn.
+    `auto` first asks the methods once whose further attempts would be the same, and then the others in turn.
     """
     if name != AUTO:
         return ((METHODS[name], number) for number in itertools.count())
