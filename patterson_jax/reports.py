@@ -373,7 +373,8 @@ def _map_reasons(content):
     yield f'{agreeing} of {content["starts"]} starts led to these atoms'
     alternatives = len(content['alternatives_voxels'])
     if alternatives:
-        yield f'{alternatives} other set{"s" if alternatives > 1 else ""} of atoms explain the map as well'
+        sets = '1 other set of atoms explains' if alternatives == 1 else f'{alternatives} other sets of atoms explain'
+        yield f'{sets} the map as well'
     if not content['alternatives_searched']:
         yield 'the atoms are so regular that not all sets with the same vectors were searched for'
 
