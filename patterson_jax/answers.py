@@ -47,10 +47,10 @@ class Answer:
 
     Attributes:
         solved: the solution, with its map and its problem.
-        voxel_size: Å.
-        seed: of the starts.
+        voxel_size: edge of a voxel, Å.
+        seed: the one that fixed the random starts.
         element: chemical symbol that is written for the atoms; 'X': unknown.
-        source: what the map was read from, for the record.
+        source: the file of the map, for the record.
     """
 
     solved: SolvedMap
@@ -225,8 +225,8 @@ def solve(
         patterson: `(grid, grid, grid)`, real, on any scale; the origin, with its peak, is at voxel (0, 0, 0).
         num_atoms: number of atoms in the cell; None: it is found too, which takes longer.
         voxel_size: Å; it scales results in Å. All other lengths are in voxels.
-        atom_radius: of an atom's sphere, voxels.
-        box_edge: of a cube that holds the molecule, voxels; None: one as full as the paper's, or, if the number of
+        atom_radius: radius of an atom's sphere, voxels.
+        box_edge: edge of a cube that holds the molecule, voxels; None: one as full as the paper's, or, if the number of
             atoms is not known, as large as the cell allows.
         noise: relative standard deviation of the measured amplitudes |F|; the verdict needs it.
         resolution: |h| up to which amplitudes were measured; None: it is found in the map.

@@ -75,12 +75,15 @@ def read_crystal(
     A cell and other claims may come from an .ins, .res or CIF beside the file that has the same name.
 
     Args:
-        path: of the file.
+        path: the file.
         cell: six numbers in place of those of the files; '': those of the files.
         formula: for example 'C10H10F2N4', in place of that of the files; '': that of the files; 'any': none, so that
             any elements are allowed.
         wavelength: in Å, in place of that of the files; None: that of the files.
         block: name of the data block, for a CIF in which several have reflections.
+
+    Returns:
+        The reflections as `measurements`, the `cell`, and the `claims` of the files: wavelength, contents, symmetry.
 
     Raises:
         InputError: the file cannot be read, or the crystal cannot be solved; the message names the file.

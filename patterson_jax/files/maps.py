@@ -38,7 +38,12 @@ MEMORY_OF_SOLVING = 4000  # likewise
 
 
 class Map(NamedTuple):
-    """A cubic map from a file: `values` `(grid, grid, grid)` float32 and `voxel_size` in Å."""
+    """A cubic map from a file.
+
+    Attributes:
+        values: `(grid, grid, grid)`, float32.
+        voxel_size: edge of a voxel, Å.
+    """
 
     values: np.ndarray
     voxel_size: float

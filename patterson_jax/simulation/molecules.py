@@ -18,7 +18,12 @@ from patterson_jax.simulation.problem import Problem
 
 
 class Simulated(NamedTuple):
-    """Maps `(grid, grid, grid)`, float32: `patterson`, origin at voxel (0, 0, 0), and `density`, with centred atoms."""
+    """Simulated maps.
+
+    Attributes:
+        patterson: `(grid, grid, grid)`, float32; its origin is at voxel (0, 0, 0).
+        density: `(grid, grid, grid)`, float32, the filled part of each voxel; the atoms are centred.
+    """
 
     patterson: np.ndarray
     density: np.ndarray
@@ -38,12 +43,15 @@ def simulate(
 
     Args:
         positions: `(num_atoms, 3)` in Å; with the default voxel size, in voxels. Their mean is moved to the centre.
-        voxel_size: Å.
-        grid_size: voxels along each edge of the maps; even.
-        atom_radius: of the spheres, voxels.
+        voxel_size: edge of a voxel, Å.
+        grid_size: number of voxels along each edge of the maps; even.
+        atom_radius: radius of the spheres, voxels.
         noise: relative standard deviation of the measured amplitudes |F|.
         resolution: |h| up to which amplitudes are measured; None: all of them.
-        seed: of the noise.
+        seed: fixes the noise.
+
+    Returns:
+        The two maps, `patterson` and `density`.
 
     Raises:
         InputError: an argument is invalid, the spheres overlap, or the cell is so small that vectors would overlap.

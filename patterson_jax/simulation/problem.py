@@ -22,12 +22,12 @@ class Problem:
     """A family of cases. Raises InputError, which is a ValueError, if a field is invalid.
 
     Attributes:
-        grid_size: voxels along each edge of the cubic maps; even, so that inversion maps voxels to voxels.
-        num_atoms: equal atoms in a case.
-        atom_radius: radius of an atom's sphere.
-        min_separation: least distance between the centres of two atoms.
-        box_edge: edge of the inner box in which the centres are drawn, before centring.
-        centred: move the mean of the positions to the centre of the box (2.4.1).
+        grid_size: number of voxels along each edge of the cubic maps; even, so that inversion maps voxels to voxels.
+        num_atoms: number of equal atoms in a case.
+        atom_radius: radius of an atom's sphere, voxels.
+        min_separation: least distance between the centres of two atoms, voxels.
+        box_edge: edge of the inner box in which the centres are drawn, before centring, voxels.
+        centred: whether the mean of the positions moves to the centre of the box (2.4.1).
         empty_corner: edge of the corner of the inner box, and of the opposite one, in which neither an atom nor an
             inverse of one may lie in training, and in which one must lie in validation and evaluation; 0: no such
             corner. The paper's Discussion proposes it as a test of memorisation.
