@@ -64,7 +64,7 @@ ADVICE = (  # words in a reason of a verdict, and advice for it
     ('has U =', 'An element may be wrong: with a low U too light, with a high U too heavy. Or the atom is disordered.'),
     ('Å apart', 'Two atoms are too near: one is false, or the two are parts of a disorder.'),
     ('odd bonds', 'Look at the geometry of the named atoms: elements may be exchanged.'),
-    ('an atom takes', 'The volume is odd: check the formula and the cell.'),
+    ('an atom takes', 'The atoms have too much or too little room: some may be missing or false. Check the formula.'),
     ('formula are missing', 'Give the formula without solvent, or find the missing atoms in the difference map.'),
     ('are few', 'There are few data for the model: measure to higher resolution, or refine with restraints.'),
 )
