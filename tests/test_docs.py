@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import patterson_jax as pj
+from patterson_jax.ablations import comparison_runs
 from patterson_jax.config import validate
 from patterson_jax.networks.registry import NETWORKS
 from patterson_jax.solving.methods.registry import METHODS
@@ -32,7 +33,8 @@ def test_examples_run(page):
             namespace = {'__name__': page}
             exec(compile(block, page, 'exec'), namespace)
             if 'get_config' in namespace:
-                validate(namespace['get_config']())
+                config = namespace['get_config']()
+                assert comparison_runs(config) if 'ablation' in config else validate(config)
     finally:  # what a page registers does not stay
         for registry, known in before:
             registry.clear()
