@@ -132,7 +132,7 @@ def compiled_attempt(
         choice = choose(refined, proposal.positions, number)
         best, *rival = _sets(choice.positions)
         finished = [finish(best, measured)]
-        if rival and np.any(choice.has_rival):
+        if rival and np.any(np.asarray(choice.has_rival)):
             finished.append(finish(rival[0], measured))
         return Attempt(tuple(finished), choice.has_rival, choice.agreeing, proposal.prediction)
 
@@ -140,8 +140,8 @@ def compiled_attempt(
 
 
 def _sets(positions):
-    """Sets `(maps, sets, places, 3)`, one after the other: each for all maps."""
-    return [positions[:, place] for place in range(positions.shape[1])]
+    """Sets `(maps, sets, places, 3)`, one after the other, on the host: each for all maps."""
+    return list(np.moveaxis(np.asarray(positions), 1, 0))
 
 
 def prediction_program(network: Network, problem: Problem, maps: jax.ShapeDtypeStruct, orientations: int) -> Program:

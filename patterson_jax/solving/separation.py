@@ -103,7 +103,7 @@ def _swap_chain(key, factors, intensities, num_atoms, thresholds):
     order = jax.random.permutation(order_key, num_candidates)
     members = jax.random.randint(member_key, (num_swaps,), 0, num_atoms)
     others = jax.random.randint(other_key, (num_swaps,), num_atoms, num_candidates)
-    norm = jnp.sum(intensities**2)
+    places, norm = jnp.arange(num_candidates), jnp.sum(intensities**2)
 
     def misfit_of(total):
         return jnp.sum((total.real**2 + total.imag**2 - intensities) ** 2) / norm
@@ -115,15 +115,15 @@ def _swap_chain(key, factors, intensities, num_atoms, thresholds):
         new_total = total - factors[leaving] + factors[entering]
         new_misfit = misfit_of(new_total)
         keep = new_misfit < misfit + threshold
-        new_order = order.at[member].set(entering).at[other].set(leaving)
+        new_order = jnp.where(places == member, entering, jnp.where(places == other, leaving, order))
         order = jnp.where(keep, new_order, order)
         total = jnp.where(keep, new_total, total)
         misfit = jnp.where(keep, new_misfit, misfit)
         best_order = jnp.where(misfit < best_misfit, order, best_order)
         return (order, total, misfit, best_order, jnp.minimum(misfit, best_misfit)), misfit
 
-    in_set = jnp.arange(num_candidates) < num_atoms
-    total = jnp.sum(jnp.where(in_set[:, None], factors[order], 0), axis=0)
-    start = (order, total, misfit_of(total), order, misfit_of(total))
+    total = jnp.sum(jnp.where((places < num_atoms)[:, None], factors[order], 0), axis=0)
+    misfit = misfit_of(total)
+    start = (order, total, misfit, order, misfit)
     (_, _, _, order, misfit), history = jax.lax.scan(swap, start, (members, others, thresholds))
     return Separation(order, misfit, history)
