@@ -6,6 +6,7 @@ zero.
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -53,6 +54,12 @@ class Grid:
         return np.transpose(values, np.argsort(self.axes))
 
 
+def half_grid_frequencies(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The indices h, k and l along the axes of the half grid of a real map of `shape`."""
+    first, second = (np.fft.fftfreq(size, 1 / size).astype(np.float32) for size in shape[:2])
+    return first, second, np.arange(shape[2] // 2 + 1, dtype=np.float32)
+
+
 def real_map(half_grid: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     """The real map of a `shape` whose transform by `numpy.fft.rfftn` is given; of complex64 it is float32."""
     import scipy.fft  # a tenth of a second, which only who solves a crystal need wait
@@ -65,6 +72,28 @@ def fast_size(needed: int, real: bool = False) -> int:
     import scipy.fft
 
     return scipy.fft.next_fast_len(needed, real=real)
+
+
+def real_transform(hkl: np.ndarray, values: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Σ values exp(−2πi h·r) over reflections and their Friedel mates, on a grid of `shape`, float32.
+
+    It is real, because the value of −h is the conjugate.
+
+    Args:
+        hkl: `(n, 3)`, one of each Friedel pair.
+        values: `(n,)` complex.
+        shape: of the grid, on which no reflection reaches the border.
+    """
+    placed = Grid(shape, (0, 1, 2)).place(hkl, np.conj(values).astype(np.complex64))  # irfftn has exp(+2πi h·r)
+    return real_map(placed, shape) * (np.prod(shape) / 2)
+
+
+def local_maxima(values: np.ndarray, least: float = -np.inf) -> np.ndarray:
+    """Places `(k, 3)` of a periodic map, from `least` on, that none of their six neighbours exceeds; highest first."""
+    highest = values >= least
+    for axis, step in itertools.product(range(3), (-1, 1)):
+        highest &= values >= np.roll(values, step, axis)
+    return np.argwhere(highest)[np.argsort(-values[highest], kind='stable')]
 
 
 def grid_for(hkl: np.ndarray) -> Grid:

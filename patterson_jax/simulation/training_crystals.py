@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from patterson_jax.crystal.grid import half_grid_frequencies
 from patterson_jax.errors import require
 from patterson_jax.precision import exact_products
 from patterson_jax.simulation import grown_molecules
@@ -432,12 +433,6 @@ def _images(places, operation, surroundings):
     fractional = places @ surroundings.inverse
     turned = jnp.einsum('mij,mj->mi', surroundings.rotations[operation], fractional)
     return turned + surroundings.translations[operation]
-
-
-def half_grid_frequencies(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The indices h, k and l along the axes of the half grid."""
-    first, second = (np.fft.fftfreq(size, 1 / size).astype(np.float32) for size in shape[:2])
-    return first, second, np.arange(shape[2] // 2 + 1, dtype=np.float32)
 
 
 def squared_spacings(axes: Array, frequencies: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Array:

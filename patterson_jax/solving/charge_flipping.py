@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from patterson_jax.crystal.grid import Grid
+from patterson_jax.crystal.grid import Grid, half_grid_frequencies
 from patterson_jax.precision import exact_products
 
 WEAK_PART = 0.2  # of the reflections, the weakest
@@ -113,7 +113,7 @@ def random_density(key: Array, search: Search, kind: Array, shape: tuple[int, in
         shape: of the grid.
     """
     factors = jnp.fft.rfftn(jax.random.normal(key, shape))
-    return _with_amplitudes(factors, search.strong[kind], shape)
+    return _density(phased(factors, search.strong[kind]), shape)
 
 
 def superposed_density(vector: Array, search: Search, kind: Array, shape: tuple[int, int, int]) -> Array:
@@ -128,14 +128,10 @@ def superposed_density(vector: Array, search: Search, kind: Array, shape: tuple[
         kind: 0 for E values, 1 for F.
         shape: of the grid.
     """
-    angle = sum(
-        2 * np.pi * vector[axis] * jnp.reshape(indices, [-1 if axis == other else 1 for other in range(3)])
-        for axis, indices in enumerate(_indices(shape))
-    )
     patterson = search.patterson.astype(jnp.complex64)
-    moved = patterson * jnp.exp(jax.lax.complex(jnp.zeros_like(angle), -angle))
+    moved = patterson * shifting_wave(vector, shape)
     least = jnp.minimum(_density(patterson, shape), _density(moved, shape))
-    return _with_amplitudes(jnp.fft.rfftn(least), search.strong[kind], shape)
+    return _density(phased(jnp.fft.rfftn(least), search.strong[kind]), shape)
 
 
 @exact_products
@@ -196,23 +192,18 @@ def eliminate(factors: Array, search: Search, shape: tuple[int, int, int], cycle
         between measured amplitudes and those of the map after elimination, relative to their mean.
     """
     measured = search.amplitudes
-    counts = friedel_counts(measured)
 
     def cycle(_, state):
         factors, _ = state
         density = _density(factors, shape)
         kept = jnp.where(density < ELIMINATION_THRESHOLD * jnp.std(density), 0, density)
         calculated = jnp.fft.rfftn(kept)
-        squared = calculated.real**2 + calculated.imag**2
-        return calculated * (measured * jax.lax.rsqrt(jnp.maximum(squared, TINY))).astype(calculated.dtype), squared
+        return phased(calculated, measured), calculated
 
-    factors, squared = jax.lax.fori_loop(0, cycles, cycle, (factors, measured))
-    calculated, total = jnp.sqrt(squared), jnp.sum(counts * measured)
-    scale = total / jnp.sum(counts * calculated)
-    disagreement = jnp.sum(counts * jnp.abs(calculated * scale - measured)) / total
+    factors, calculated = jax.lax.fori_loop(0, cycles, cycle, (factors, factors))
     density = _density(factors, shape)
     skewness = jnp.mean(density**3) / jnp.mean(density**2) ** 1.5  # the mean of the density is zero
-    return factors, skewness, disagreement
+    return factors, skewness, amplitude_disagreement(calculated, measured)
 
 
 def friedel_counts(amplitudes: Array) -> Array:
@@ -221,14 +212,29 @@ def friedel_counts(amplitudes: Array) -> Array:
     return jnp.where(amplitudes > 0, jnp.where(twice, 2, 1).astype(amplitudes.dtype)[None, None, :], 0)
 
 
-def _with_amplitudes(factors, amplitudes, shape):
+def phased(factors: Array, amplitudes: Array) -> Array:
+    """The amplitudes `half_shape` with the phases of the factors `half_shape`."""
     squared = factors.real**2 + factors.imag**2
-    return _density(factors * (amplitudes * jax.lax.rsqrt(jnp.maximum(squared, TINY))).astype(factors.dtype), shape)
+    return factors * (amplitudes * jax.lax.rsqrt(jnp.maximum(squared, TINY))).astype(factors.dtype)
+
+
+def shifting_wave(vector: Array, shape: tuple[int, int, int]) -> Array:
+    """Factors on the half grid of a map of `shape` are multiplied by these to move it by a `vector`, `(3,)`.
+
+    The vector is in fractions of the edges.
+    """
+    indices = np.meshgrid(*half_grid_frequencies(shape), indexing='ij', sparse=True)
+    angle = sum(2 * np.pi * vector[axis] * along for axis, along in enumerate(indices))
+    return jax.lax.complex(jnp.cos(angle), -jnp.sin(angle))
+
+
+def amplitude_disagreement(calculated: Array, measured: Array) -> Array:
+    """Mean difference between measured amplitudes and those of factors, both `half_shape`, relative to their mean."""
+    counts, sizes = friedel_counts(measured), jnp.sqrt(calculated.real**2 + calculated.imag**2)
+    total = jnp.sum(counts * measured)
+    scale = total / jnp.maximum(jnp.sum(counts * sizes), TINY)
+    return jnp.sum(counts * jnp.abs(sizes * scale - measured)) / total
 
 
 def _density(factors, shape):
     return jnp.fft.irfftn(factors, s=shape)
-
-
-def _indices(shape):
-    return (*(jnp.fft.fftfreq(size, 1 / size) for size in shape[:2]), jnp.fft.rfftfreq(shape[2], 1 / shape[2]))

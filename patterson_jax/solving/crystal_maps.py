@@ -4,11 +4,13 @@ All of it runs on the host: a map takes some milliseconds, and its shape differs
 """
 
 import dataclasses
+import math
 
 import gemmi
 import numpy as np
 
 from patterson_jax.crystal.cell import UnitCell
+from patterson_jax.crystal.grid import fast_size
 
 SAMPLING = 4.0  # grid points in d_min along each axis, at least
 RADIUS = 0.6  # Å, of the sphere over which a peak is integrated
@@ -31,12 +33,10 @@ class Peaks:
 
 def grid_shape(cell: UnitCell, d_min: float) -> tuple[int, int, int]:
     """Points along the axes: even, with factors 2, 3 and 5 only, at least four in d_min."""
-    return tuple(_good_size(int(np.ceil(SAMPLING * edge / d_min))) for edge in (cell.a, cell.b, cell.c))
-
-
-def _good_size(least):
-    even = least + least % 2
-    return next(size for size in range(even, 2 * even + 1, 2) if 30**20 % size == 0)
+    first, second, third = (
+        2 * fast_size(math.ceil(SAMPLING * edge / d_min / 2), real=True) for edge in (cell.a, cell.b, cell.c)
+    )
+    return first, second, third
 
 
 def symmetric_map(

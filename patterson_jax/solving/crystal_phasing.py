@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 
 from patterson_jax.crystal.expansion import Expanded, expand
-from patterson_jax.crystal.grid import Grid, grid_for, real_map
+from patterson_jax.crystal.grid import Grid, grid_for, local_maxima, real_map, real_transform
 from patterson_jax.crystal.normalisation import expected_amplitudes, mean_intensities, normalised_amplitudes
 from patterson_jax.crystal.scatterers import form_factors
 from patterson_jax.crystal.structure import CrystalData, Site, SpaceGroup
@@ -233,11 +233,7 @@ def interatomic_vectors(patterson: np.ndarray, grid: Grid, expanded: Expanded, r
         rotations: `(m, 3, 3)`, of the Laue class in the given cell; of equivalent vectors one is taken.
     """
     values = grid.in_cell_order(real_map(patterson, grid.shape))
-    highest = np.ones(values.shape, bool)
-    for axis in range(3):
-        for step in (-1, 1):
-            highest &= values >= np.roll(values, step, axis)
-    places = np.argwhere(highest)[np.argsort(-values[highest], kind='stable')] / values.shape
+    places = local_maxima(values) / values.shape
     places -= np.rint(places)
     lengths = np.linalg.norm(places @ expanded.cell.orthogonalization.T, axis=1)
     primitive = np.linalg.inv(expanded.basis) @ rotations @ expanded.basis
@@ -379,14 +375,9 @@ def subgroups(crystal: Crystal, reached: PhasedMap) -> list[Frame]:
 def agreement(crystal: Crystal, first: PhasedMap, second: PhasedMap) -> float:
     """The agreement of the phases of two maps, at most 1, at the origin and with the hand that make it highest."""
     hkl, weights = crystal.expanded.hkl, crystal.normalised**2
-    shape = fine_shape(hkl)
-    grid = Grid(shape, (0, 1, 2))
-    highest = 0.0
-    for hand in (1, -1):
-        terms = weights * np.exp(1j * (np.angle(first.factors) - hand * np.angle(second.factors)))
-        values = real_map(grid.place(hkl, terms).astype(np.complex64), shape)
-        highest = max(highest, float(values.max()) * np.prod(shape) / (2 * np.sum(weights)))
-    return highest
+    angles, shape = np.angle(first.factors), fine_shape(hkl)
+    terms = (weights * np.exp(1j * (angles - hand * np.angle(second.factors))) for hand in (1, -1))
+    return max(float(real_transform(hkl, each, shape).max()) for each in terms) / np.sum(weights)
 
 
 def _instructions(slots, vectors):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from patterson_jax.solving.charge_flipping import TINY, friedel_counts
+from patterson_jax.solving.charge_flipping import TINY, amplitude_disagreement, friedel_counts, phased
 
 
 class Projected(NamedTuple):
@@ -37,10 +37,12 @@ def standard_map(factors: Array, amplitudes: Array, shape: tuple[int, int, int])
     return density * jax.lax.rsqrt(jnp.maximum(jnp.mean(density**2), TINY))  # its mean is zero
 
 
-def phased(factors: Array, amplitudes: Array) -> Array:
-    """The amplitudes `half_shape` with the phases of the factors `half_shape`."""
-    squared = factors.real**2 + factors.imag**2
-    return factors * (amplitudes * jax.lax.rsqrt(jnp.maximum(squared, TINY))).astype(factors.dtype)
+def phase_agreement(first: Array, second: Array, amplitudes: Array) -> Array:
+    """Mean cosine of the differences of phases of two sets of factors `half_shape`, weighted by E²."""
+    weights = friedel_counts(amplitudes) * amplitudes**2
+    ones = jnp.ones_like(amplitudes)
+    cosines = (phased(first, ones) * jnp.conj(phased(second, ones))).real
+    return jnp.sum(weights * cosines) / jnp.sum(weights)
 
 
 def project(
@@ -65,16 +67,9 @@ def project(
         return jnp.fft.rfftn(network(standard_map(before, amplitudes, shape))), before
 
     calculated, before = jax.lax.fori_loop(0, passes, once, (factors, factors))
-    counts = friedel_counts(amplitudes)
-    weights = counts * amplitudes**2
-    ones = jnp.ones_like(amplitudes)
-    cosines = (phased(calculated, ones) * jnp.conj(phased(before, ones))).real
-    sizes, total = jnp.sqrt(calculated.real**2 + calculated.imag**2), jnp.sum(counts * amplitudes)
-    scale = total / jnp.maximum(jnp.sum(counts * sizes), TINY)
-    density = standard_map(calculated, amplitudes, shape)
     return Projected(
         phased(calculated, amplitudes),
-        jnp.mean(density**3),
-        jnp.sum(counts * jnp.abs(sizes * scale - amplitudes)) / total,
-        jnp.sum(weights * cosines) / jnp.sum(weights),
+        jnp.mean(standard_map(calculated, amplitudes, shape) ** 3),
+        amplitude_disagreement(calculated, amplitudes),
+        phase_agreement(calculated, before, amplitudes),
     )

@@ -15,10 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from patterson_jax.crystal.grid import half_grid_frequencies
 from patterson_jax.errors import require
 from patterson_jax.precision import exact_products
-from patterson_jax.solving.charge_flipping import WEAK_PART, Search, flip, friedel_counts, random_density
-from patterson_jax.solving.learned_projection import phased
+from patterson_jax.solving.charge_flipping import (
+    WEAK_PART,
+    Search,
+    flip,
+    phased,
+    random_density,
+    shifting_wave,
+)
+from patterson_jax.solving.learned_projection import phase_agreement
 
 CYCLES_AT_ONCE = 20
 THRESHOLDS = (1.1, 1.4)  # σ, those of the search
@@ -67,7 +75,7 @@ def search_with(amplitudes: Array) -> Search:
     limit = jnp.nanquantile(jnp.where(measured, amplitudes, jnp.nan), WEAK_PART)
     weak = measured & (amplitudes <= limit)
     strong = jnp.where(weak, 0, amplitudes)
-    first, second, third = _frequencies(amplitudes.shape)
+    first, second, third = np.meshgrid(*half_grid_frequencies(_whole(amplitudes.shape)), indexing='ij', sparse=True)
     # Of the two Friedel mates on the plane with third index 0, one is turned the other way.
     positive = (third > 0) | (first > 0) | ((first == 0) & (second > 0))
     turns = jnp.where(weak, jnp.where(positive, 1, -1), 0).astype(amplitudes.dtype)
@@ -86,8 +94,7 @@ def draw_states(key: Array, amplitudes: Array, factors: Array, chunks: Array, se
         chunks: how often `CYCLES_AT_ONCE` cycles are run, `()` int32.
         settings: how many starts, and of what kind.
     """
-    size = amplitudes.shape
-    shape = size[0], size[1], 2 * (size[2] - 1)
+    shape = _whole(amplitudes.shape)
     search = search_with(amplitudes)
     kinds = jnp.zeros(settings.starts, jnp.int32)
     thresholds = jnp.asarray(THRESHOLDS, jnp.float32)[jnp.arange(settings.starts) % len(THRESHOLDS)]
@@ -131,19 +138,10 @@ def nearest_truth(factors: Array, amplitudes: Array, true_factors: Array, densit
     found = [_best_shift(weighted * each, shape) for each in (jnp.conj(unit), unit)]
     inverted = found[1][0] > found[0][0]
     shift = jnp.where(inverted, found[1][1], found[0][1])
-    angle = sum(2 * np.pi * shift[axis] * indices for axis, indices in enumerate(_frequencies(amplitudes.shape)))
-    wave = jax.lax.complex(jnp.cos(angle), -jnp.sin(angle))
+    wave = shifting_wave(shift, shape)
     moved = jnp.where(inverted, jnp.conj(true_factors), true_factors) * wave
     target = jnp.fft.irfftn(jnp.where(inverted, jnp.conj(spectrum), spectrum) * wave, s=shape)
     return Nearest(moved, target, phase_agreement(factors, moved, amplitudes))
-
-
-def phase_agreement(first: Array, second: Array, amplitudes: Array) -> Array:
-    """Mean cosine of the differences of phases of two sets of factors `half_shape`, weighted by E²."""
-    weights = friedel_counts(amplitudes) * amplitudes**2
-    ones = jnp.ones_like(amplitudes)
-    cosines = (phased(first, ones) * jnp.conj(phased(second, ones))).real
-    return jnp.sum(weights * cosines) / jnp.sum(weights)
 
 
 def _best_shift(products, shape):
@@ -161,8 +159,6 @@ def _best_shift(products, shape):
     return values[highest], jnp.stack(places)
 
 
-def _frequencies(half_shape):
-    """Indices h, k, l of the half grid, each of a shape that fits the others."""
-    sizes = (*half_shape[:2], 2 * (half_shape[2] - 1))
-    each = (*(jnp.fft.fftfreq(size, 1 / size) for size in sizes[:2]), jnp.arange(half_shape[2], dtype=jnp.float32))
-    return [values.reshape([-1 if axis == other else 1 for other in range(3)]) for axis, values in enumerate(each)]
+def _whole(half_shape):
+    """The shape of a map, of an even size along its last axis, whose transform has this one."""
+    return half_shape[0], half_shape[1], 2 * (half_shape[2] - 1)

@@ -19,7 +19,7 @@ import numpy as np
 
 from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.crystal.expansion import GEMMI_DENOMINATOR
-from patterson_jax.crystal.grid import fast_size, real_map
+from patterson_jax.crystal.grid import fast_size, local_maxima, real_transform
 from patterson_jax.crystal.structure import SpaceGroup
 
 CHANCE = 0.3  # agreement that false operations reach easily
@@ -152,7 +152,8 @@ def find_operations(phased: PhasedReflections, rotations: np.ndarray) -> list[Op
         if np.array_equal(rotation, np.eye(3)):
             continue
         products = factors * np.conj(phased.at(hkl @ rotation))
-        peaks = _peaks(_real_transform(hkl, products, shape))
+        values = real_transform(hkl, products, shape)
+        peaks = local_maxima(values, ALMOST * values.max())[:MOST_PEAKS] / shape
         translations = np.array([_climb(hkl, products, peak) for peak in peaks])
         agreements = (np.exp(-2j * np.pi * (translations @ hkl.T)) @ products).real / phased.total
         order = np.argsort(-agreements)
@@ -213,25 +214,21 @@ def find_space_group(
     phased = PhasedReflections(hkl, factors)
     primitive = np.linalg.inv(basis) @ rotations @ basis
     operations = find_operations(phased, np.unique(np.rint(primitive).astype(int), axis=0))
-    frames: list[Frame] = []
-    numbers: list[int] = []
-    gaps: list[float] = []
+    placed: list[tuple[int, float, Frame]] = []
     for number, gap in closed_sets(operations):
-        if frames and gap < max(gaps[0] / 2, LEAST_GAP):
+        if placed and gap < max(placed[0][1] / 2, LEAST_GAP):
             break
         frame = place_group(phased, operations[:number], cell, basis)
         if frame is not None:
-            frames.append(frame)
-            numbers.append(number)
-            gaps.append(gap)
-    best, number = frames[0], numbers[0]
-    kept = min(operations[number - 1].agreement, float(best.agreements.min()))
-    rejected = operations[number].agreement if number < len(operations) else None
+            placed.append((number, gap, frame))
+    number, gap, _ = placed[0]
+    frames = [frame for _, _, frame in placed]
+    found = _found(operations, number, frames, certain=True)
     wrong = CLEARLY_WRONG if number > 1 else CHANCE_AT_MOST
-    certain = gaps[0] >= CLEAR_GAP and kept >= CLEARLY_RIGHT and (rejected or 0) <= wrong and len(frames) == 1
-    if not certain:
-        frames += half_frames(phased, operations[:number], cell, basis)
-    return _found(operations, number, frames, certain)
+    if gap >= CLEAR_GAP and found.kept >= CLEARLY_RIGHT and (found.rejected or 0) <= wrong and len(frames) == 1:
+        return found
+    frames += half_frames(phased, operations[:number], cell, basis)
+    return _found(operations, number, frames, certain=False)
 
 
 def larger_groups(
@@ -284,24 +281,21 @@ def halves(operations: list[Operation]) -> list[list[Operation]]:
     chosen = generators(operations)
     products = _products([operation.rotation for operation in operations])
     places = [next(i for i, each in enumerate(operations) if each is generator) for generator in chosen]
-    times = [products[place].tolist() for place in places]
+    made = {0: (0, 0)}  # of which generator and which earlier operation each operation is the product
+    for known in (order := [0]):  # the list grows in the loop
+        for which, place in enumerate(places):
+            product = int(products[place, known])
+            if product not in made:
+                made[product] = which, known
+                order.append(product)
     found = []
     for signs in itertools.product((1, -1), repeat=len(chosen)):
-        values = {0: 1}
-        latest = [0]
-        while latest:
-            products = [
-                (row[known], sign * values[known]) for row, sign in zip(times, signs, strict=True) for known in latest
-            ]
-            latest = [index for index, _ in dict(products).items() if index not in values]
-            values = dict(products) | values
-        consistent = all(
-            values[row[known]] == sign * value
-            for row, sign in zip(times, signs, strict=True)
-            for known, value in values.items()
-        )
-        if consistent and -1 in signs:
-            found.append([operations[index] for index in sorted(values) if values[index] == 1])
+        values = np.ones(len(operations), int)
+        for each in order[1:]:
+            which, known = made[each]
+            values[each] = signs[which] * values[known]
+        if -1 in signs and np.array_equal(values[products], np.outer(values, values)):
+            found.append([operation for operation, value in zip(operations, values, strict=True) if value == 1])
     return sorted(found, key=lambda part: -np.mean([operation.agreement for operation in part]))
 
 
@@ -313,17 +307,12 @@ def place_group(
     If generators have several translations, all combinations up to `MOST_COMBINATIONS` are tried, and the group with
     the best mean agreement is taken. None if no space group has such operations.
     """
-    chosen = generators(operations)
-    if not chosen:
-        chosen = operations[:1]
+    chosen = generators(operations) or operations[:1]
     rotations = [operation.rotation for operation in chosen]
     combinations = itertools.product(*(operation.translations for operation in chosen))
-    frames = []
-    for translations in itertools.islice(combinations, MOST_COMBINATIONS):
-        frame = _place(phased, *generated_group(rotations, list(translations)), cell, basis)
-        if frame is not None:
-            frames.append(frame)
-    return max(frames, key=lambda frame: frame.agreements.mean(), default=None)
+    groups = (generated_group(rotations, list(each)) for each in itertools.islice(combinations, MOST_COMBINATIONS))
+    frames = (_place(phased, *group, cell, basis) for group in groups)
+    return max(filter(None, frames), key=lambda frame: frame.agreements.mean(), default=None)
 
 
 def _place(phased, rotations, translations, cell, basis):
@@ -348,7 +337,8 @@ def _place(phased, rotations, translations, cell, basis):
     shifts = _snapped(np.array(standard.translations) @ to_given.T)
     matrices, shifts = _with_lattice(matrices, shifts, basis)
     origin = basis @ np.array(found.origin_shift)
-    hm, matrices, shifts, moved = _tabulated(found.number, matrices, shifts)
+    steps = np.rint(shifts * GEMMI_DENOMINATOR).astype(int)
+    hm, matrices, shifts, moved = _tabulated(found.number, matrices.tobytes(), steps.tobytes())
     given_hkl = np.rint(phased.hkl @ np.linalg.inv(basis)).astype(int)
     given_phased = PhasedReflections(given_hkl, phased.factors)
     origin = _best_origin(given_phased, matrices, shifts, origin + moved)
@@ -366,12 +356,7 @@ def averaged(hkl: np.ndarray, factors: np.ndarray, rotations: np.ndarray, transl
         rotations: `(m, 3, 3)` int.
         translations: `(m, 3)`.
     """
-    phased = PhasedReflections(hkl, factors)
-    images = [
-        phased.at(hkl @ rotation) * np.exp(2j * np.pi * (hkl @ translation))
-        for rotation, translation in zip(rotations, translations, strict=True)
-    ]
-    return np.mean(images, axis=0)
+    return np.mean(_images(PhasedReflections(hkl, factors), rotations, translations), axis=0)
 
 
 def agreements_with(hkl: np.ndarray, factors: np.ndarray, frame: Frame) -> np.ndarray:
@@ -383,15 +368,6 @@ def agreements_with(hkl: np.ndarray, factors: np.ndarray, frame: Frame) -> np.nd
         frame: of the group.
     """
     return _agreements(PhasedReflections(hkl, factors), frame.rotations, frame.translations)
-
-
-def absent_reflections(hkl: np.ndarray, rotations: np.ndarray, translations: np.ndarray) -> np.ndarray:
-    """Whether the operations of a group make reflections `(n, 3)` absent, `(n,)` bool."""
-    absent = np.zeros(len(hkl), bool)
-    for rotation, translation in zip(rotations, translations, strict=True):
-        phases = hkl @ translation
-        absent |= np.all(hkl @ rotation == hkl, axis=1) & (np.abs(phases - np.rint(phases)) > 1e-3)
-    return absent
 
 
 def enantiomorph(number: int) -> int | None:
@@ -435,26 +411,6 @@ def _operator(rotation, translation):
     return operator
 
 
-def _real_transform(hkl, values, shape):
-    """Σ values exp(−2πi h·r) over Friedel pairs, on a grid. It is real, because the value of −h is the conjugate."""
-    coefficients = np.zeros((*shape[:2], shape[2] // 2 + 1), np.complex64)
-    for sign, placed in ((1, np.conj(values)), (-1, values)):  # irfftn has exp(+2πi h·r)
-        inside = sign * hkl[:, 2] >= 0
-        np.add.at(coefficients, tuple((sign * hkl[inside]).T), placed[inside])
-    return real_map(coefficients, shape) * (np.prod(shape) / 2)
-
-
-def _peaks(values):
-    """The highest local maximum of a periodic map and others nearly as high, `(k, 3)` in fractions of its edges."""
-    highest = values >= ALMOST * values.max()
-    for axis in range(3):
-        for step in (-1, 1):
-            highest &= values >= np.roll(values, step, axis)
-    places = np.argwhere(highest)
-    order = np.argsort(-values[highest], kind='stable')[:MOST_PEAKS]
-    return places[order] / values.shape
-
-
 def _climb(vectors, products, place):
     """Climbs from `place` to the nearest maximum of Σ products exp(−2πi vectors·place), by Newton's method.
 
@@ -495,20 +451,14 @@ def _with_lattice(matrices, shifts, basis):
     return np.array(rotations), np.array(translations)
 
 
+@functools.lru_cache(maxsize=256)
 def _tabulated(number, matrices, shifts):
     """Finds the setting with these rotations and this centring in gemmi's table: symbol, operations and its origin.
 
     Of two origin choices the second is taken, and of several origins the nearest. If the table has no such setting,
     the operations stay as they are. Results are kept, because starts find the same groups again and again, and a search
-    in the table takes 40 ms for a cubic group.
+    in the table takes 40 ms for a cubic group. So arrays of ints, shifts in 1/24, are given as bytes.
     """
-    shifts = np.rint(shifts * GEMMI_DENOMINATOR).astype(int)
-    return _look_up(number, np.asarray(matrices, int).tobytes(), shifts.tobytes())
-
-
-@functools.lru_cache(maxsize=256)
-def _look_up(number, matrices, shifts):
-    """`_tabulated`, with arrays as bytes, which can be keys of a cache."""
     matrices = np.frombuffer(matrices, int).reshape(-1, 3, 3)
     shifts = np.frombuffer(shifts, int).reshape(-1, 3) / GEMMI_DENOMINATOR
     ours = _by_rotation(matrices, shifts)
@@ -548,21 +498,23 @@ def _by_rotation(rotations, shifts):
 
 def _best_origin(phased, rotations, translations, origin):
     """Moves an origin to where the phases agree best with all operations of the group."""
-    hkl, factors = phased.hkl, phased.factors
-    vectors = np.concatenate([hkl - hkl @ rotation for rotation in rotations])
-    images = [
-        phased.at(hkl @ rotation) * np.exp(2j * np.pi * (hkl @ translation))
-        for rotation, translation in zip(rotations, translations, strict=True)
-    ]
-    products = np.concatenate(factors * np.conj(images))
+    vectors = np.concatenate([phased.hkl - phased.hkl @ rotation for rotation in rotations])
+    products = np.concatenate(phased.factors * np.conj(_images(phased, rotations, translations)))
     moving = np.any(vectors != 0, axis=1)
     return _climb(vectors[moving], products[moving], origin) if moving.any() else origin % 1
 
 
 def _agreements(phased, rotations, translations):
-    hkl, factors = phased.hkl, phased.factors
-    values = []
-    for rotation, translation in zip(rotations, translations, strict=True):
-        images = phased.at(hkl @ rotation) * np.exp(2j * np.pi * (hkl @ translation))
-        values.append(float(np.sum((factors * np.conj(images)).real) / phased.total))
-    return np.array(values)
+    products = phased.factors * np.conj(_images(phased, rotations, translations))
+    return np.sum(products.real, axis=1) / phased.total
+
+
+def _images(phased, rotations, translations):
+    """What each operation makes of the structure factors, `(operations, n)`; those of true operations are the same."""
+    hkl = phased.hkl
+    return np.array(
+        [
+            phased.at(hkl @ rotation) * np.exp(2j * np.pi * (hkl @ translation))
+            for rotation, translation in zip(rotations, translations, strict=True)
+        ]
+    )
