@@ -141,6 +141,11 @@ def values_at(density: np.ndarray, positions: np.ndarray) -> np.ndarray:
     return total
 
 
+def shortest(offsets: np.ndarray, cell: UnitCell) -> np.ndarray:
+    """Lengths of vectors `(..., 3)` modulo the lattice, Å; exact only if well below half an edge."""
+    return np.linalg.norm((offsets - np.rint(offsets)) @ cell.orthogonalization.T, axis=-1)
+
+
 def images_of(positions: np.ndarray, operations: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """Images of positions `(n, 3)` under all operations, `(n, m, 3)`, not reduced to one cell."""
     rotations, translations = operations
@@ -219,16 +224,14 @@ def settle(
     """
     rotations, translations = operations
     keeping = np.arange(len(rotations))
-    orthogonalization = cell.orthogonalization
     while True:
         offsets = rotations[keeping] @ position + translations[keeping] - position
         offsets -= np.rint(offsets)
-        distances = np.linalg.norm(offsets @ orthogonalization.T, axis=1)
+        distances = shortest(offsets, cell)
         near = distances < tolerance
         if near.all():
             mean = position + offsets.mean(axis=0)
-            offsets = rotations[keeping] @ mean + translations[keeping] - mean
-            wrong = np.linalg.norm((offsets - np.rint(offsets)) @ orthogonalization.T, axis=1)
+            wrong = shortest(rotations[keeping] @ mean + translations[keeping] - mean, cell)
             if wrong.max() < 1e-3:
                 return mean, rotations[keeping].mean(axis=0)
             worst = np.argmax(wrong + distances)
@@ -239,9 +242,7 @@ def settle(
 def stabiliser_order(position: np.ndarray, cell: UnitCell, operations: tuple[np.ndarray, np.ndarray]) -> int:
     """Number of operations that keep a site in place, within 0.01 Å."""
     rotations, translations = operations
-    offsets = rotations @ position + translations - position
-    offsets -= np.rint(offsets)
-    return int((np.linalg.norm(offsets @ cell.orthogonalization.T, axis=1) < 1e-2).sum())
+    return int((shortest(rotations @ position + translations - position, cell) < 1e-2).sum())
 
 
 def allowed_reflections(hkl: np.ndarray, symops: tuple[str, ...]) -> np.ndarray:

@@ -28,7 +28,7 @@ from patterson_jax.solving.crystal_phasing import (
 )
 from patterson_jax.solving.crystal_projection import Projection, sharpeners
 from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases
-from patterson_jax.solving.crystal_verdict import Evidence, expected_r_factor, judge_crystal
+from patterson_jax.solving.crystal_verdict import Evidence, expected_r_factor
 from patterson_jax.solving.spacegroup import Frame, find_space_group
 
 MAX_STARTS = 48
@@ -196,25 +196,18 @@ def _interpret(crystal, cluster, ended):
     for frame in frames:
         others = tuple(symbol for symbol in symbols if symbol != frame.hm)
         group, other = answer(frame, SpaceGroup(frame.number, frame.hm, frame.symops, False, others))
-        if other.verdict == 'solved' or _clearly_better(other, first):
+        if other.verdict == 'solved' or _r_factor(other) < CLEARLY_BETTER * _r_factor(first):
             cluster.answers.append((group, other))
         if other.verdict == 'solved':
             return
     if len(cluster.answers) == 1 and best.obeys_its_group_alone:
-        cluster.answers = [_with_certain_group(found.space_group, first, evidence(found.frame))]
+        certain = dataclasses.replace(found.space_group, certain=True)
+        cluster.answers = [(certain, first.with_findings(evidence(found.frame), group_certain=True))]
     cluster.answers += [
         with_symmetry_of_its_atoms(crystal, group, other, evidence(found.frame))
         for group, other in cluster.answers
         if other.findings.further_symmetry and other.r_factor < expected_r_factor(other.findings)
     ]
-
-
-def _with_certain_group(group, answer, evidence):
-    """The same group, called certain, and the answer, judged again."""
-    findings = dataclasses.replace(answer.findings, group_certain=True)
-    verdict, reasons = judge_crystal(findings, evidence)
-    answer = dataclasses.replace(answer, findings=findings, verdict=verdict, reasons=reasons)
-    return dataclasses.replace(group, certain=True), answer
 
 
 def with_symmetry_of_its_atoms(
@@ -234,10 +227,6 @@ def with_symmetry_of_its_atoms(
     evidence = dataclasses.replace(evidence, operations=found.kept, others=found.rejected)
     hkl, factors = _of_the_data(crystal, averaged_in_frame(crystal, own, found.frame))
     return found.space_group, interpret_phases(crystal.data, found.space_group, hkl, factors, evidence)
-
-
-def _clearly_better(other, first):
-    return _r_factor(other) < CLEARLY_BETTER * _r_factor(first)
 
 
 def structure_factors(crystal: Crystal, reached: PhasedMap, frame: Frame) -> tuple[np.ndarray, np.ndarray]:

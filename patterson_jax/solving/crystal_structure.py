@@ -6,6 +6,7 @@ dropped; peaks of the difference map are added. Atoms stay exactly on special po
 twins are not refined, and the hand is not determined.
 """
 
+import collections
 import dataclasses
 import itertools
 
@@ -25,7 +26,7 @@ from patterson_jax.solving.crystal_elements import (
     without_hydrogen,
 )
 from patterson_jax.solving.crystal_molecule import assemble, bonds, within_valence
-from patterson_jax.solving.crystal_refinement import Fit, Freedom, Observations, observations, refine, up_to
+from patterson_jax.solving.crystal_refinement import Fit, Freedom, observations, refine, up_to
 from patterson_jax.solving.crystal_verdict import (
     MOST_WEAK,
     U_RANGE,
@@ -91,6 +92,12 @@ class Interpretation:
     density: np.ndarray
     findings: Findings | None = None
 
+    def with_findings(self, evidence: Evidence, **changed: bool) -> 'Interpretation':
+        """The same atoms with findings of which some are changed, judged again."""
+        findings = dataclasses.replace(self.findings, **changed)
+        verdict, reasons = judge_crystal(findings, evidence)
+        return dataclasses.replace(self, findings=findings, verdict=verdict, reasons=reasons)
+
 
 @dataclasses.dataclass(frozen=True)
 class _Crystal:
@@ -110,6 +117,11 @@ class _Crystal:
     @property
     def operations(self):
         return self.space_group.operations
+
+    @property
+    def symmetry(self):
+        """The cell and its operations, as the functions of `crystal_maps` take them."""
+        return self.data.cell, self.operations
 
     @property
     def shape(self):
@@ -196,10 +208,9 @@ def interpret_phases(
         if len(model.positions) and not _explains_anything(free, model):
             other = _finished(free, model, evidence)
             if other.findings.r_factor < MUCH_BETTER * found.findings.r_factor:
+                other = other.with_findings(evidence, follows_formula=False)
                 reason = 'the elements of the formula do not explain the data; these do'
-                findings = dataclasses.replace(other.findings, follows_formula=False)
-                verdict, reasons = judge_crystal(findings, evidence)
-                return dataclasses.replace(other, findings=findings, verdict=verdict, reasons=(*reasons, reason))
+                return dataclasses.replace(other, reasons=(*other.reasons, reason))
     return found
 
 
@@ -220,8 +231,8 @@ def judge_atoms(
         evidence: how the atoms were found.
     """
     crystal = _prepare(data, space_group)
-    settled = [maps.settle(each, data.cell, crystal.operations, SAME_ATOM)[0] for each in np.asarray(positions, float)]
-    model = _Model(np.reshape(settled, (-1, 3)), np.full(len(settled), FIRST_U), elements)
+    settled, _ = _settled(crystal, np.asarray(positions, float), SAME_ATOM)
+    model = _Model(settled, np.full(len(settled), FIRST_U), elements)
     return _finished(crystal, model, evidence)
 
 
@@ -276,15 +287,20 @@ def _first_model(crystal, structure_factors):
     data = crystal.data
     number = int(np.ceil(data.cell.volume / SPACE_OF_AN_ATOM))
     level = 2.5 * density.std()
-    peaks = maps.sharp_peaks(density, data.cell, crystal.operations, level, 2 * number)
+    peaks = maps.sharp_peaks(density, *crystal.symmetry, level, 2 * number)
     sites, strengths = _distinct(crystal, peaks.positions, peaks.integrals, np.zeros((0, 3)))
     if not len(sites):
         return _Model(sites, np.zeros(0), ())
     multiplicities = _multiplicities(crystal, sites)
     within = np.cumsum(multiplicities) <= max(number, multiplicities[:1].sum())
     sites, strengths, multiplicities = sites[within], strengths[within], multiplicities[within]
-    assignment = assign_elements(strengths, multiplicities, data.formula, data.cell.volume, data.elements)
-    return _Model(sites, np.full(len(sites), FIRST_U), assignment.elements)
+    return _Model(sites, np.full(len(sites), FIRST_U), _assigned(crystal, strengths, multiplicities))
+
+
+def _assigned(crystal, powers, multiplicities, **choices):
+    """Elements of sites (see `assign_elements`) from what is known of the crystal's contents."""
+    data = crystal.data
+    return assign_elements(powers, multiplicities, data.formula, data.cell.volume, data.elements, **choices).elements
 
 
 def _distinct(crystal, positions, strengths, others):
@@ -292,10 +308,10 @@ def _distinct(crystal, positions, strengths, others):
     kept: list[np.ndarray] = []
     kept_strengths: list[float] = []
     for index in np.argsort(-strengths, kind='stable'):
-        site, _ = maps.settle(positions[index], crystal.data.cell, crystal.operations, SAME_ATOM)
+        site, _ = maps.settle(positions[index], *crystal.symmetry, SAME_ATOM)
         before = np.concatenate([np.reshape(others, (-1, 3)), np.reshape(kept, (-1, 3))])
         if len(before):
-            distances, _ = maps.nearest_images(site, before, crystal.data.cell, crystal.operations)
+            distances, _ = maps.nearest_images(site, before, *crystal.symmetry)
             if distances.min() < CLOSEST:
                 continue
         kept.append(site)
@@ -306,28 +322,30 @@ def _distinct(crystal, positions, strengths, others):
 def _multiplicities(crystal, positions):
     """Multiplicities of positions: the numbers of their sites in the cell."""
     number = len(crystal.operations[0])
-    return np.array(
-        [number // maps.stabiliser_order(each, crystal.data.cell, crystal.operations) for each in positions], int
-    )
+    return np.array([number // maps.stabiliser_order(each, *crystal.symmetry) for each in positions], int)
 
 
-def _refined(crystal: _Crystal, model: _Model, reflections: Observations, freedom: Freedom) -> Fit:
-    """Refines a model; occupancies of the fit are 1 on full sites."""
-    settled = [maps.settle(each, crystal.data.cell, crystal.operations, 0.05) for each in model.positions]
-    positions = np.array([each for each, _ in settled])
-    orders = np.array([maps.stabiliser_order(each, crystal.data.cell, crystal.operations) for each in positions])
+def _settled(crystal, positions, tolerance=0.05):
+    """Positions on the special positions that they are near to, in Å, and what keeps them there (see `settle`)."""
+    settled = [maps.settle(each, *crystal.symmetry, tolerance) for each in positions]
+    return np.reshape([each for each, _ in settled], (-1, 3)), np.reshape([each for _, each in settled], (-1, 3, 3))
+
+
+def _refined(crystal: _Crystal, model: _Model, freedom: Freedom, most: int | None = None) -> Fit:
+    """Refines a model against the first reflections, `most` or somewhat more; None: against all.
+
+    Occupancies of the fit are 1 on full sites.
+    """
+    positions, projectors = _settled(crystal, model.positions)
+    orders = np.array([maps.stabiliser_order(each, *crystal.symmetry) for each in positions])
     palette = sorted(set(model.elements))
     rows = np.array([palette.index(each) for each in model.elements])
     unit = AsymmetricUnit(positions, model.u_iso, 1 / orders, rows)
-    projectors = np.array([each for _, each in settled])
+    table = form_factors(palette, crystal.spacings, crystal.data.wavelength)
+    reflections = observations(crystal.hkl, crystal.spacings, table, crystal.intensities, crystal.sigmas)
+    reflections = reflections if most is None else up_to(reflections, most)
     fit = refine(unit, model.scale, projectors, group_operations(crystal.space_group), reflections, freedom)
     return fit._replace(unit=fit.unit._replace(occupancies=fit.unit.occupancies * orders))
-
-
-def _observations(crystal: _Crystal, model: _Model) -> Observations:
-    palette = sorted(set(model.elements))
-    table = form_factors(palette, crystal.spacings, crystal.data.wavelength)
-    return observations(crystal.hkl, crystal.spacings, table, crystal.intensities, crystal.sigmas)
 
 
 def _calculated(crystal, fit):
@@ -340,11 +358,9 @@ def _revised(crystal, model, rejected, last):
 
     Returns the model, positions of dropped atoms, whether anything changed, and R1.
     """
-    reflections = _observations(crystal, model)
-    used = up_to(reflections, FIRST_RATIO * (5 * len(model.positions) + 1))
-    fit = _refined(crystal, model, used, Freedom(cycles=5))
-    model = model.after(fit)
-    fit = _refined(crystal, model, used, Freedom(occupancies=True, cycles=3))
+    most = FIRST_RATIO * (5 * len(model.positions) + 1)
+    model = model.after(_refined(crystal, model, Freedom(cycles=5), most))
+    fit = _refined(crystal, model, Freedom(occupancies=True, cycles=3), most)
     powers = fit.unit.occupancies * model.powers
     lightest = _lightest(crystal)
     holding = (fit.unit.u_iso < HIGHEST_U) & (powers > WEAKEST * min(lightest, model.powers.min()))
@@ -360,14 +376,8 @@ def _revised(crystal, model, rejected, last):
         added, new_powers = _new_sites(crystal, model, powers, density, difference, rejected)
         powers = np.concatenate([powers, new_powers])
     positions = np.concatenate([model.positions, added])
-    elements = assign_elements(
-        powers,
-        _multiplicities(crystal, positions),
-        crystal.data.formula,
-        crystal.data.cell.volume,
-        crystal.data.elements,
-        current=None if len(added) or len(dropped) else model.elements,
-    ).elements
+    current = None if len(added) or len(dropped) else model.elements
+    elements = _assigned(crystal, powers, _multiplicities(crystal, positions), current=current)
     changed = bool(len(dropped) or len(added) or elements != model.elements)
     model = _Model(positions, np.append(model.u_iso, np.full(len(added), FIRST_U)), elements)
     return model, dropped, changed, _fitted_r_factor(crystal, fit)
@@ -383,7 +393,7 @@ def _lightest(crystal):
 def _crowded(crystal, positions, powers):
     """Whether each site is too near to a stronger one."""
     crowded = np.zeros(len(positions), bool)
-    for first, second, _, _ in maps.contacts(positions, crystal.data.cell, crystal.operations, CLOSEST):
+    for first, second, _, _ in maps.contacts(positions, *crystal.symmetry, CLOSEST):
         crowded[first] |= powers[first] < powers[second]
     return crowded
 
@@ -406,7 +416,7 @@ def _new_sites(crystal, model, powers, density, difference, rejected):
     sites = float(_multiplicities(crystal, model.positions).sum())
     wanting = missing_share(sites, crystal.data.formula, crystal.data.cell.volume) > 0
     level = (NEW_PEAK_IF_WANTING if wanting else NEW_PEAK) * _lightest(crystal) * per_power
-    peaks = maps.sharp_peaks(difference, crystal.data.cell, crystal.operations, level, MOST_PEAKS)
+    peaks = maps.sharp_peaks(difference, *crystal.symmetry, level, MOST_PEAKS)
     sites, new_heights = _distinct(crystal, peaks.positions, peaks.heights, np.concatenate([model.positions, rejected]))
     most = max(len(model.positions) // 3, 3)
     return sites[:most], new_heights[:most] / per_power
@@ -436,8 +446,7 @@ def _with_best_elements(crystal, model):
     """The refined model with the elements that explain the data best, its fit, and the confidence in each element."""
     data = crystal.data
     multiplicities = _multiplicities(crystal, model.positions)
-    fits = {model.elements: _refined(crystal, model, _observations(crystal, model), Freedom(cycles=FINAL_CYCLES))}
-
+    fits = {model.elements: _refined(crystal, model, Freedom(cycles=FINAL_CYCLES))}
     handicaps = {model.elements: 1.0}
     poor = poor_data(len(crystal.hkl) / _number_of_parameters(crystal, model), 1 / crystal.spacings[-1])
 
@@ -452,19 +461,17 @@ def _with_best_elements(crystal, model):
         if elements not in fits:
             other = dataclasses.replace(model.after(fits[best()]), elements=elements, scale=0.0)
             other = other if u_iso is None else dataclasses.replace(other, u_iso=u_iso)
-            fits[elements] = _refined(crystal, other, _observations(crystal, other), Freedom(cycles=cycles))
+            fits[elements] = _refined(crystal, other, Freedom(cycles=cycles))
             handicaps[elements] = handicap
 
     def powers_of(elements):
-        refined = dataclasses.replace(model, elements=elements).after(fits[elements])
-        return _powers(crystal, refined, _observations(crystal, refined))
+        return _powers(crystal, dataclasses.replace(model, elements=elements).after(fits[elements]))
 
     for _ in range(ELEMENT_ROUNDS):
         before = best()
         powers, _ = powers_of(before)
         for order, anchor in enumerate(anchors(data.formula, data.elements)):
-            given = data.formula, data.cell.volume, data.elements
-            elements = assign_elements(powers, multiplicities, *given, anchor=anchor).elements
+            elements = _assigned(crystal, powers, multiplicities, anchor=anchor)
             try_elements(elements, OTHER_ANCHOR if order else 1.0)
         if data.formula and not poor:
             uncounted = assign_elements(powers, multiplicities, None, data.cell.volume, tuple(data.formula))
@@ -473,7 +480,7 @@ def _with_best_elements(crystal, model):
         if best() == before or hopeless:
             break
     if not data.formula:
-        bonded = bonds(model.positions, best(), data.cell, crystal.operations)
+        bonded = bonds(model.positions, best(), *crystal.symmetry)
         try_elements(within_valence(best(), bonded, possible_elements(None, data.elements)), handicaps[best()])
     for _ in range(0 if hopeless else MOST_EXCHANGES):
         before = best()
@@ -519,42 +526,32 @@ def _unforeseen_elements(crystal, model, multiplicities):
     measured crystals with the right formula R1 is at most 3 % above this R1. With elements of the next period it is at
     least 17 % above, with slightly lighter ones 2 to 150 %. The error is missed only where most atoms stay right.
     """
-    powers, _ = _powers(crystal, model, _observations(crystal, model))
+    powers, _ = _powers(crystal, model)
     best = model.elements, np.inf
     for anchor in UNFORESEEN_ANCHORS:
         elements = assign_elements(powers, multiplicities, None, crystal.data.cell.volume, anchor=anchor).elements
         other = dataclasses.replace(model, elements=elements, scale=0.0)
-        fit = _refined(crystal, other, _observations(crystal, other), Freedom(cycles=TRIAL_CYCLES))
+        fit = _refined(crystal, other, Freedom(cycles=TRIAL_CYCLES))
         best = min(best, (elements, _fitted_r_factor(crystal, fit)), key=lambda each: each[1])
     return best
 
 
 def _sites(crystal, model, multiplicities, sureness):
     """The atoms, heaviest first, as one connected molecule where possible."""
-    places = assemble(model.positions, model.elements, crystal.data.cell, crystal.operations)
-    counters: dict[str, int] = {}
+    places = assemble(model.positions, model.elements, *crystal.symmetry)
+    counts: collections.Counter[str] = collections.Counter()
     atoms = []
     for index in np.lexsort((np.arange(len(places)), -model.numbers)):
         element = model.elements[index]
-        x, y, z = (float(each) for each in places[index])
-        counters[element] = counters.get(element, 0) + 1
-        atoms.append(
-            Site(
-                f'{element}{counters[element]}',
-                element,
-                (x, y, z),
-                float(model.u_iso[index]),
-                1.0,
-                int(multiplicities[index]),
-                float(sureness[index]),
-            )
-        )
+        counts[element] += 1
+        label, place, u_iso = f'{element}{counts[element]}', tuple(places[index].tolist()), float(model.u_iso[index])
+        atoms.append(Site(label, element, place, u_iso, 1.0, int(multiplicities[index]), float(sureness[index])))
     return tuple(atoms)
 
 
-def _powers(crystal, model, reflections):
+def _powers(crystal, model):
     """The scattering power of each site (see `crystal_elements`) and its standard uncertainty."""
-    fit = _refined(crystal, model, reflections, Freedom(occupancies=True, cycles=4))
+    fit = _refined(crystal, model, Freedom(occupancies=True, cycles=4))
     number = len(model.positions)
     normal = fit.normal + np.diag(np.where(np.diag(fit.normal) > 0, 0, 1))
     widths = np.sqrt(np.diag(normal))
@@ -569,7 +566,7 @@ def _examined(crystal: _Crystal, model: _Model, fit: Fit, density: np.ndarray, m
     data = crystal.data
     calculated = np.abs(_calculated(crystal, fit))
     peak, hole = _residues(crystal, model, density, crystal.map(_difference(crystal, fit)))
-    near = maps.contacts(model.positions, data.cell, crystal.operations, 1.6)
+    near = maps.contacts(model.positions, *crystal.symmetry, 1.6)
     shares = multiplicities * model.numbers**2
     ratio, d_min = len(crystal.hkl) / _number_of_parameters(crystal, model), float(1 / crystal.spacings[-1])
     numbers = np.zeros_like(model.numbers) if poor_data(ratio, d_min) else model.numbers
@@ -602,8 +599,8 @@ def _examined(crystal: _Crystal, model: _Model, fit: Fit, density: np.ndarray, m
 
 def _number_of_parameters(crystal, model):
     """Of free coordinates, a U for each atom, and the scale."""
-    settled = [maps.settle(each, crystal.data.cell, crystal.operations, 0.05) for each in model.positions]
-    return sum(int(np.linalg.matrix_rank(projector)) + 1 for _, projector in settled) + 1
+    _, projectors = _settled(crystal, model.positions)
+    return int(np.sum(np.linalg.matrix_rank(projectors))) + len(projectors) + 1
 
 
 def _explains_anything(crystal, model):
@@ -648,10 +645,10 @@ def _residues(crystal, model, density, difference):
     lightest = float(np.median(heights[model.numbers == model.numbers.min()]))
     extremes = []
     for sign in (1, -1):
-        peaks = maps.sharp_peaks(sign * difference, crystal.data.cell, crystal.operations, 0.05 * lightest, MOST_PEAKS)
+        peaks = maps.sharp_peaks(sign * difference, *crystal.symmetry, 0.05 * lightest, MOST_PEAKS)
         worst = 0.0
         for position, height in zip(peaks.positions, peaks.heights, strict=True):
-            distances, _ = maps.nearest_images(position, model.positions, crystal.data.cell, crystal.operations)
+            distances, _ = maps.nearest_images(position, model.positions, *crystal.symmetry)
             nearest = int(np.argmin(distances))
             measure = max(lightest, heights[nearest]) if distances[nearest] < NEAR_ATOM else lightest
             hydrogen = sign > 0 and HYDROGEN[0] < distances[nearest] < HYDROGEN[1] and model.numbers[nearest] <= 10
@@ -662,13 +659,13 @@ def _residues(crystal, model, density, difference):
 
 def _odd_bonds(crystal, model):
     """Implausible bonds of carbon, nitrogen and oxygen, in words."""
-    bonded = bonds(model.positions, model.elements, crystal.data.cell, crystal.operations)
+    bonded = bonds(model.positions, model.elements, *crystal.symmetry)
     odd = []
     for index, element in enumerate(model.elements):
         if element not in MOST_BONDS:
             continue
-        lengths = {other: each for first, other, each, _ in bonded if first == index}
-        light = [each for first, other, each, _ in bonded if first == index and model.elements[other] in MOST_BONDS]
+        lengths = [(other, length) for first, other, length, _ in bonded if first == index]
+        light = [length for other, length in lengths if model.elements[other] in MOST_BONDS]
         if len(light) > MOST_BONDS[element]:
             odd.append(f'{element} with {len(light)} bonds to C, N or O')
         if element == 'C' and not lengths:
@@ -730,9 +727,9 @@ def _follows(elements, multiplicities, formula):
     counts = without_hydrogen(formula)
     if not counts:
         return None
-    found = dict.fromkeys(counts, 0.0)
+    found = collections.Counter(dict.fromkeys(counts, 0.0))
     for element, multiplicity in zip(elements, multiplicities, strict=True):
-        found[element] = found.get(element, 0) + float(multiplicity)
+        found[element] += float(multiplicity)
     ratio = sum(found.values()) / sum(counts.values())
     return all(abs(found[symbol] - ratio * counts.get(symbol, 0)) <= 0.15 * max(found[symbol], 2) for symbol in found)
 
@@ -764,7 +761,7 @@ def further_symmetry(positions: np.ndarray, numbers: np.ndarray, space_group: Sp
         known = operations[1][(operations[0] == rotation).all(axis=(1, 2))]
         for anchor in anchors:
             translation = anchor - rotation @ sites[first]
-            if len(known) and _least(known - translation, data.cell).min() < SAME_TRANSLATION:
+            if len(known) and maps.shortest(known - translation, data.cell).min() < SAME_TRANSLATION:
                 continue
             if all(
                 _obeying(sites[some] @ rotation.T + translation, cell_numbers[some], sites, cell_numbers, data.cell)
@@ -776,17 +773,12 @@ def further_symmetry(positions: np.ndarray, numbers: np.ndarray, space_group: Sp
 
 def _obeying(moved, moved_numbers, sites, numbers, cell):
     """Whether nearly all moved atoms lie on atoms of similar atomic number."""
-    matched = _least(moved[:, None] - sites[None], cell) < SAME_PLACE
+    matched = maps.shortest(moved[:, None] - sites[None], cell) < SAME_PLACE
     matched &= np.abs(moved_numbers[:, None] - numbers[None]) <= ALIKE
     return matched.any(axis=1).mean() > OBEYING
 
 
 def _firsts(sites, cell):
     """Indices of sites that coincide with no earlier one."""
-    near = _least(sites[:, None] - sites[None], cell) < 1e-2
+    near = maps.shortest(sites[:, None] - sites[None], cell) < 1e-2
     return np.array([index for index in range(len(sites)) if not near[index, :index].any()])
-
-
-def _least(offsets, cell):
-    """Lengths of vectors modulo the lattice, Å; exact only if well below half an edge."""
-    return np.linalg.norm((offsets - np.rint(offsets)) @ cell.orthogonalization.T, axis=-1)

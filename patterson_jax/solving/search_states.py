@@ -131,7 +131,7 @@ def nearest_truth(factors: Array, amplitudes: Array, true_factors: Array, densit
         true_factors: `half_shape`, of the structure.
         density: `shape`, a map of the structure with the same origin.
     """
-    shape = density.shape
+    shape = _whole(amplitudes.shape)
     spectrum = jnp.fft.rfftn(density)
     weighted = phased(factors, amplitudes**2)
     unit = phased(true_factors, jnp.ones_like(amplitudes))
