@@ -23,7 +23,7 @@ from patterson_jax.solving.atom_sets import fill_places, same_atoms
 from patterson_jax.solving.least_squares import Finished, Refined, Stages, finish, refine, repair
 from patterson_jax.solving.methods.method import Method, Prediction, Proposal, Request
 from patterson_jax.solving.orientations import averaged_over_orientations
-from patterson_jax.solving.programs import Program, program
+from patterson_jax.solving.programs import program
 from patterson_jax.solving.reflections import Measured, Reflections, measure, reflections
 from patterson_jax.solving.separation import SeparationSettings
 
@@ -111,15 +111,15 @@ def compiled_attempt(
     prepare = program(measure_all, maps, *data, atom_volume=problem.atom_volume)
     params = network.params if network else None
     predict = prediction_program(network, problem, maps, orientations) if network else None
-    given = keys, np.int32(0), prepare.shapes, predict and predict.shapes
+    given = keys, np.int32(0), prepare.out_info, predict and predict.out_info
     propose = program(propose_all, *given, method=method, problem=solved, separation=separation)
-    positions, stages, _ = propose.shapes
+    positions, stages, _ = propose.out_info
     one_set = jax.ShapeDtypeStruct((at_once, solved.num_atoms, 3), np.float32)
-    improve = program(refine_all, one_set, prepare.shapes, stages)
-    mend = program(repair_all, one_set, prepare.shapes, rounds, stages.counts, problem=solved) if repairs else None
-    each = [improve.shapes] * positions.shape[1]
+    improve = program(refine_all, one_set, prepare.out_info, stages)
+    mend = program(repair_all, one_set, prepare.out_info, rounds, stages.counts, problem=solved) if repairs else None
+    each = [improve.out_info] * positions.shape[1]
     choose = program(choose_all, each, positions, np.int32(0), independent=method.independent)
-    finish = program(finish_all, one_set, prepare.shapes, problem=solved)
+    finish = program(finish_all, one_set, prepare.out_info, problem=solved)
 
     def improved(positions, measured, stages):
         refined = improve(positions, measured, stages)
@@ -144,7 +144,9 @@ def _sets(positions):
     return list(np.moveaxis(np.asarray(positions), 1, 0))
 
 
-def prediction_program(network: Network, problem: Problem, maps: jax.ShapeDtypeStruct, orientations: int) -> Program:
+def prediction_program(
+    network: Network, problem: Problem, maps: jax.ShapeDtypeStruct, orientations: int
+) -> jax.stages.Compiled:
     """`predict_all` for weights of these shapes, whatever they are."""
     told = dataclasses.replace(problem.encoding, target=Encoding.target)  # the target is for training
     choices = {'apply': network.apply, 'encoding': told, 'orientations': orientations}
@@ -208,20 +210,16 @@ def choose_all(refined: list[Refined], proposed: Array, number: Array, independe
     positions, misfits = (jnp.stack(each, axis=1) for each in zip(*refined, strict=True))
 
     def choose(positions, misfits, proposed):
-        return _choose(positions, misfits, proposed, number, independent)
+        misfits = jnp.where(jnp.isfinite(misfits), misfits, jnp.inf)
+        best = positions[jnp.argmin(misfits)]
+        same = jax.vmap(lambda each: same_atoms(each, best, SAME))(positions)
+        agreeing = jnp.sum(same & independent(proposed, number), dtype=jnp.int32)
+        if len(misfits) == 1:
+            return Choice(best[None], jnp.array(False), agreeing)
+        rival = positions[jnp.argmin(jnp.where(same, jnp.inf, misfits))]
+        return Choice(jnp.stack([best, rival]), ~jnp.all(same), agreeing)
 
     return jax.vmap(choose)(positions, misfits, proposed)
-
-
-def _choose(positions, misfits, proposed, number, independent):
-    misfits = jnp.where(jnp.isfinite(misfits), misfits, jnp.inf)
-    best = positions[jnp.argmin(misfits)]
-    same = jax.vmap(lambda each: same_atoms(each, best, SAME))(positions)
-    agreeing = jnp.sum(same & independent(proposed, number), dtype=jnp.int32)
-    if len(misfits) == 1:
-        return Choice(best[None], jnp.array(False), agreeing)
-    rival = positions[jnp.argmin(jnp.where(same, jnp.inf, misfits))]
-    return Choice(jnp.stack([best, rival]), ~jnp.all(same), agreeing)
 
 
 def compiled_finish(problem: Problem, places: int | None = None) -> Callable[[np.ndarray, np.ndarray], Finished]:
@@ -230,7 +228,7 @@ def compiled_finish(problem: Problem, places: int | None = None) -> Callable[[np
     maps = jax.ShapeDtypeStruct((1,) + (problem.grid_size,) * 3, np.float32)
     prepare = program(measure_all, maps, *data, atom_volume=problem.atom_volume)
     one_set = jax.ShapeDtypeStruct((1, solved.num_atoms, 3), np.float32)
-    finish = program(finish_all, one_set, prepare.shapes, problem=solved)
+    finish = program(finish_all, one_set, prepare.out_info, problem=solved)
 
     def run(positions, patterson):
         measured = prepare(np.asarray(patterson, np.float32)[None], *data)

@@ -83,15 +83,8 @@ def interpret_map(
     """
     measured = measure(patterson, reflections(problem), problem.num_atoms, problem.atom_volume)
     found = atoms_of_map(key, density, measured, problem, settings)
-    return Interpretation(
-        positions=found.positions,
-        density=density,
-        candidates=found.candidates,
-        heights=found.heights,
-        r_factor=found.r_factor,
-        patterson_correlation=patterson_correlation(measured.patterson, found.positions, problem),
-        misfit=found.misfit,
-    )
+    correlation = patterson_correlation(measured.patterson, found.positions, problem)
+    return Interpretation(**found._asdict(), density=density, patterson_correlation=correlation)
 
 
 class AtomsOfMap(NamedTuple):

@@ -9,6 +9,7 @@ Reflections are weighted by 1 / (Fo² + ⟨Fo²⟩), which suits errors in propo
 equations are summed over chunks of reflections, as many as there are, so that one program serves every resolution.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -136,19 +137,21 @@ def _compact(refined, measured):
 def minimise_spheres(positions: Array, measured: Measured, count: ArrayLike, iterations: ArrayLike) -> Refined:
     """`minimise` of positions `(places, 3)` of isolated spheres, on the first `count` reflections."""
 
-    def model(parameters, hkl, form_factors):
-        amplitudes, slopes = sphere_amplitudes(
-            parameters.reshape(positions.shape), hkl, form_factors, measured.num_atoms, measured.reflections.grid_size
-        )
-        return amplitudes, slopes.reshape(len(amplitudes), -1)
-
+    model = functools.partial(_flat_spheres, measured)
     parameters, equations = minimise(_in_chunks(model, measured, count), positions.ravel(), iterations)
     norm = jnp.sum((refinement_weights(measured, count) * measured.observed) ** 2)
     return Refined(parameters.reshape(positions.shape), equations.misfit / norm)
 
 
+def _flat_spheres(measured, parameters, hkl, form_factors):
+    """`sphere_amplitudes` of coordinates `(3 · places,)`, and their derivatives `(count, 3 · places)`."""
+    positions, grid_size = parameters.reshape(-1, 3), measured.reflections.grid_size
+    amplitudes, slopes = sphere_amplitudes(positions, hkl, form_factors, measured.num_atoms, grid_size)
+    return amplitudes, slopes.reshape(len(amplitudes), -1)
+
+
 def minimise(
-    equations_at: Callable[[Array], Equations], parameters: Array, iterations: ArrayLike
+    equations_at: Callable[[Array], Equations], parameters: Array, iterations: ArrayLike, kept: int = 0
 ) -> tuple[Array, Equations]:
     """Levenberg and Marquardt's method.
 
@@ -156,6 +159,7 @@ def minimise(
         equations_at: from parameters to their normal equations.
         parameters: `(num_parameters,)`, where to begin.
         iterations: steps tried; one that raises the misfit is not taken.
+        kept: how many amplitudes the equations keep.
 
     Returns:
         The parameters that were reached, and the equations there.
@@ -169,14 +173,12 @@ def minimise(
         trial = parameters + jax.scipy.linalg.cho_solve((factor, True), -equations.gradient)
         there = equations_at(trial)
         better = there.misfit < equations.misfit  # False if the trial is not a number
-        kept = jax.tree.map(lambda new, old: jnp.where(better, new, old), (trial, there), (parameters, equations))
-        return kept[0], damping * jnp.where(better, EASED, TIGHTENED), kept[1]
+        reached = jax.tree.map(lambda new, old: jnp.where(better, new, old), (trial, there), (parameters, equations))
+        return reached[0], damping * jnp.where(better, EASED, TIGHTENED), reached[1]
 
     # The first step goes nowhere and is taken: so the model is compiled once only.
-    shapes = jax.eval_shape(equations_at, parameters)
-    nothing = jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), shapes)
-    nowhere = nothing._replace(
-        misfit=jnp.full_like(nothing.misfit, jnp.inf), normal=jnp.eye(len(parameters), dtype=parameters.dtype)
+    nowhere = _nothing(parameters, kept)._replace(
+        misfit=jnp.asarray(jnp.inf, parameters.dtype), normal=jnp.eye(len(parameters), dtype=parameters.dtype)
     )
     start = parameters, jnp.asarray(FIRST_DAMPING / EASED, parameters.dtype), nowhere
     parameters, _, equations = jax.lax.fori_loop(0, 1 + jnp.asarray(iterations), iterate, start)
@@ -197,25 +199,26 @@ def _equations(amplitudes, slopes, observed, weights):
     return Equations(jnp.sum(errors**2), slopes.T @ slopes, slopes.T @ errors, jnp.zeros(0, errors.dtype))
 
 
+def _nothing(parameters, kept=0):
+    """Normal equations of no reflections, with `kept` amplitudes."""
+    size = len(parameters)
+    return Equations(*(jnp.zeros(shape, parameters.dtype) for shape in ((), (size, size), (size,), (kept,))))
+
+
 def _in_chunks(model, measured, count):
     """Normal equations of the first `count` reflections, for a model that takes parameters, hkl and form factors."""
     held, weights = measured.reflections, refinement_weights(measured, count)
     arrays = held.hkl, held.form_factors, measured.observed, weights
 
     def equations_at(parameters):
-        def of_chunk(chunk):
+        def add(chunk, sums):
             hkl, form_factors, observed, weights = (
                 jax.lax.dynamic_slice_in_dim(jnp.asarray(each), chunk * CHUNK, CHUNK) for each in arrays
             )
             amplitudes, slopes = model(parameters, hkl, form_factors)
-            return _equations(amplitudes, slopes, observed, weights)
+            return jax.tree.map(jnp.add, sums, _equations(amplitudes, slopes, observed, weights))
 
-        def add(chunk, sums):
-            return jax.tree.map(jnp.add, sums, of_chunk(chunk))
-
-        shapes = jax.eval_shape(of_chunk, 0)
-        nothing = jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), shapes)
-        return jax.lax.fori_loop(0, (count + CHUNK - 1) // CHUNK, add, nothing)
+        return jax.lax.fori_loop(0, (count + CHUNK - 1) // CHUNK, add, _nothing(parameters))
 
     return equations_at
 
@@ -358,10 +361,7 @@ def finish(positions: Array, measured: Measured, problem: Problem) -> Finished:
     half = jnp.maximum(held.count_within(_highest_squared(held) // 4), stages_from_random(measured, problem).counts[-1])
 
     def of_spheres(parameters, hkl, form_factors):
-        amplitudes, slopes = sphere_amplitudes(
-            parameters[:-2].reshape(shape), hkl, form_factors, measured.num_atoms, held.grid_size
-        )
-        slopes = slopes.reshape(len(amplitudes), -1)
+        amplitudes, slopes = _flat_spheres(measured, parameters[:-2], hkl, form_factors)
         return with_falloff(parameters[-2:], amplitudes, slopes, _squared_waves(hkl, held.grid_size))
 
     def equations_of_voxels(parameters):
@@ -374,7 +374,7 @@ def finish(positions: Array, measured: Measured, problem: Problem) -> Finished:
 
     start = jnp.append(positions.ravel(), jnp.zeros(2, positions.dtype))
     spheres, _ = minimise(_in_chunks(of_spheres, measured, half), start, FINISH_ITERATIONS[0])
-    voxels, at_voxels = minimise(equations_of_voxels, spheres, FINISH_ITERATIONS[1])
+    voxels, at_voxels = minimise(equations_of_voxels, spheres, FINISH_ITERATIONS[1], len(squared))
     at_spheres, _ = of_spheres(spheres, jnp.asarray(held.hkl), jnp.asarray(held.form_factors))
     judged = jax.vmap(lambda amplitudes: _r_factors(amplitudes, measured, squared))
     r_factors, r_frees = judged(jnp.stack([at_voxels.amplitudes, at_spheres]))
@@ -393,15 +393,17 @@ def _r_factors(amplitudes, measured, squared):
     held = measured.reflections
     weights = refinement_weights(measured, held.number)
 
-    def equations_at(falloff):
-        scaled, slopes = with_falloff(falloff, amplitudes, jnp.zeros((len(amplitudes), 0), amplitudes.dtype), squared)
-        return _equations(scaled, slopes, measured.observed, weights)._replace(amplitudes=scaled)
+    def scaled(falloff):
+        return with_falloff(falloff, amplitudes, jnp.zeros((len(amplitudes), 0), amplitudes.dtype), squared)
 
-    _, at_best = minimise(equations_at, jnp.zeros(2, amplitudes.dtype), FALLOFF_ITERATIONS)
+    def equations_at(falloff):
+        return _equations(*scaled(falloff), measured.observed, weights)
+
+    best, _ = scaled(minimise(equations_at, jnp.zeros(2, amplitudes.dtype), FALLOFF_ITERATIONS)[0])
     present = jnp.arange(len(amplitudes)) < held.number
     used, free = present & ~held.free, present & held.free
-    scale = scale_factor(measured.observed, at_best.amplitudes, used)
-    return tuple(r_factor(measured.observed, at_best.amplitudes, scale, where) for where in (used, free))
+    scale = scale_factor(measured.observed, best, used)
+    return tuple(r_factor(measured.observed, best, scale, where) for where in (used, free))
 
 
 def _squared_waves(hkl, grid_size):
