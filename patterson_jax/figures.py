@@ -394,9 +394,9 @@ def _set_frame(axes, reach, names):
     axes.tick_params(labelsize=7)
 
 
-def _draw_triangles(axes, positions, num_copies=3):
+def _draw_triangles(axes, positions):
     """Draws the copies of U, one at each point of V or −V, and the triangle through their centres."""
-    copies = np.reshape(positions, (-1, num_copies, 3))[..., :2]
+    copies = np.reshape(positions, (-1, 3, 3))[..., :2]
     for copy in np.moveaxis(copies, 1, 0):
         axes.add_patch(Polygon(copy, facecolor=ORIGINAL, edgecolor=ORIGINAL, alpha=0.35, zorder=0))
     axes.add_patch(Polygon(np.mean(copies, axis=0), fill=False, edgecolor=INVERSE, linewidth=1.5, zorder=0))

@@ -8,7 +8,7 @@ from patterson_jax.crystal.structure import SpaceGroup
 from patterson_jax.solving import crystal_refinement
 from patterson_jax.solving.crystal_elements import power
 from patterson_jax.solving.crystal_maps import allowed_reflections
-from patterson_jax.solving.crystal_refinement import Freedom, bucket, observations, refine, up_to
+from patterson_jax.solving.crystal_refinement import bucket, observations, refine, up_to
 
 CELL = UnitCell(6.1, 7.3, 8.2, 90, 101, 90)
 GROUP = SpaceGroup(14, 'P 1 21/c 1', ('x,y,z', '-x,y+1/2,-z+1/2', '-x,-y,-z', 'x,-y+1/2,z+1/2'), certain=True)
@@ -35,8 +35,8 @@ def reflections():
     return observations(hkl, spacings, table, intensities, 0.01 * intensities + 0.01 * intensities.mean())
 
 
-def refined(unit, reflections, scale=0.0, **freedom):
-    return refine(unit, scale, PROJECTORS, group_operations(GROUP), reflections, Freedom(**freedom))
+def refined(unit, reflections, cycles, scale=0.0, occupancies=False):
+    return refine(unit, scale, PROJECTORS, group_operations(GROUP), reflections, cycles, occupancies)
 
 
 def test_displaced_atoms_come_back_and_a_special_one_stays(reflections):

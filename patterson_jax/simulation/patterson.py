@@ -94,9 +94,7 @@ def low_frequencies(grid_size: int, resolution: float | None) -> np.ndarray:
     return frequencies(grid_size)[kept]
 
 
-def atom_factors(
-    position: Array, hkl: Array | np.ndarray, grid_size: int, atom_radius: float, limit: int | None = None
-) -> Array:
+def atom_factors(position: Array, hkl: np.ndarray, grid_size: int, atom_radius: float) -> Array:
     """Structure factors of one atom rendered alone, without a transform of the whole grid.
 
     Args:
@@ -104,21 +102,22 @@ def atom_factors(
         hkl: frequencies `(num_frequencies, 3)`, integers, half space.
         grid_size: voxels along each edge.
         atom_radius: voxels.
-        limit: a whole number that none of h, k, l is above; needed where `hkl` is traced.
 
     Returns:
         Complex `(num_frequencies,)`, equal to those entries of `structure_factors` of the rendered atom. Those of
         several atoms add up.
     """
     block, start = atom_block(position + grid_size / 2, atom_radius)
-    limit = int(np.abs(hkl).max()) if limit is None else limit
-    return _block_factors(block[None], start, hkl, grid_size, limit)[0]
+    return _block_factors(block[None], start, hkl, grid_size, int(np.abs(hkl).max()))[0]
 
 
 def atom_factors_and_slopes(
     position: Array, hkl: Array | np.ndarray, grid_size: int, atom_radius: float, limit: int
 ) -> tuple[Array, Array]:
-    """`atom_factors`, and their derivatives with respect to the position, complex `(3, num_frequencies)`."""
+    """`atom_factors`, and their derivatives with respect to the position, complex `(3, num_frequencies)`.
+
+    `hkl` may be traced; none of h, k, l is above `limit`, a whole number.
+    """
 
     def block_at(position):
         block, start = atom_block(position + grid_size / 2, atom_radius)

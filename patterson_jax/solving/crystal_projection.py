@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 
 from patterson_jax.crystal.grid import Grid
+from patterson_jax.crystal.reflections import sphere
 from patterson_jax.crystal.structure import CrystalData
 from patterson_jax.precision import exact_products
 from patterson_jax.solving.crystal_phasing import Crystal, Sharpen, eliminated
@@ -105,7 +106,8 @@ def projection_on(crystal: Crystal, projection: Projection) -> CrystalProjection
     d_min = 1 / expanded.inverse_spacings.max()
     errors = expanded.sigmas / (2 * np.maximum(expanded.intensities, expanded.sigmas))  # relative, of amplitudes
     noise = MEAN_OF_NORMAL * np.sum(errors * crystal.normalised) / np.sum(crystal.normalised)
-    words = (edges.T[list(axes)], d_min, noise, _completeness(crystal, d_min))
+    completeness = min(1.0, len(expanded.hkl) / len(sphere(expanded.cell, d_min)))
+    words = (edges.T[list(axes)], d_min, noise, completeness)
     told = Told(*(jnp.asarray(each, jnp.float32) for each in words))
     placed = grid.place(expanded.hkl, crystal.normalised.astype(np.float32))
     return CrystalProjection(projection, told, expanded.hkl, grid, placed)
@@ -164,11 +166,3 @@ def network_grid(hkl: np.ndarray, edges: np.ndarray, axes: tuple[int, int, int])
         possible = [size for size in EVEN_SIZES if size >= needed[axis]] or [2 * -(-int(needed[axis]) // 2)]
         sizes.append(min(possible, key=lambda size: abs(np.log(edges[axis] / size / VOXEL))))
     return Grid((sizes[0], sizes[1], sizes[2]), axes)
-
-
-def _completeness(crystal, d_min):
-    """Share of the reflections of the sphere that are measured."""
-    most = np.abs(crystal.expanded.hkl).max(axis=0) + 1
-    every = np.stack(np.meshgrid(*(np.arange(-each, each + 1) for each in most), indexing='ij'), -1).reshape(-1, 3)
-    inside = crystal.expanded.cell.inverse_spacings(every) <= 1 / d_min + 1e-6
-    return min(1.0, 2 * len(crystal.expanded.hkl) / (np.sum(inside) - 1))

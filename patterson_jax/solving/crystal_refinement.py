@@ -7,7 +7,6 @@ out. Normal equations are summed over chunks of reflections, and sizes are round
 program serves many crystals, in any space group.
 """
 
-import dataclasses
 import math
 from typing import NamedTuple
 
@@ -92,42 +91,31 @@ def observations(
         sigmas: `(n,)`.
     """
     size = bucket(len(hkl), REFLECTION_BUCKET)
-    rows = bucket(len(table), ELEMENT_BUCKET)
 
-    def padded(values, fill=0.0):
-        values = np.asarray(values, np.float32)
-        padding = [(0, size - len(values)), *[(0, 0)] * (values.ndim - 1)]
-        return np.pad(values, padding, constant_values=fill).reshape(-1, CHUNK, *values.shape[1:])
+    def chunks(values, fill=0.0):
+        values = _padded(values, size, fill)
+        return values.reshape(-1, CHUNK, *values.shape[1:])
 
-    table = np.pad(table, ((0, rows - len(table)), (0, 0)))
+    table = _padded(table, bucket(len(table), ELEMENT_BUCKET))
     return Observations(
-        padded(hkl),
-        padded(spacings),
-        np.moveaxis(padded(table.T), 2, 1),
-        padded(intensities),
-        padded(sigmas, np.inf),
+        chunks(hkl),
+        chunks(spacings),
+        np.moveaxis(chunks(table.T), 2, 1),
+        chunks(intensities),
+        chunks(sigmas, np.inf),
         np.asarray(-(-len(hkl) // CHUNK), np.int32),
     )
+
+
+def _padded(values, size, fill=0.0):
+    """Values in float32, their first axis filled up to a size."""
+    values = np.asarray(values, np.float32)
+    return np.pad(values, [(0, size - len(values)), *[(0, 0)] * (values.ndim - 1)], constant_values=fill)
 
 
 def up_to(reflections: Observations, number: int) -> Observations:
     """Uses only the first chunks, with at least `number` reflections if there are that many."""
     return reflections._replace(used=np.asarray(min(-(-number // CHUNK), int(reflections.used)), np.int32))
-
-
-@dataclasses.dataclass(frozen=True)
-class Freedom:
-    """The parameters to refine.
-
-    Attributes:
-        positions: whether positions and U are free.
-        occupancies: whether occupancies are free. Then the scale is fixed; else the scale is free.
-        cycles: the highest number of cycles.
-    """
-
-    positions: bool = True
-    occupancies: bool = False
-    cycles: int = 8
 
 
 def refine(
@@ -136,9 +124,10 @@ def refine(
     projectors: np.ndarray,
     operations: Operations,
     reflections: Observations,
-    freedom: Freedom,
+    cycles: int,
+    occupancies: bool = False,
 ) -> Fit:
-    """Refines a model.
+    """Refines a model: positions, U, and either the scale or occupancies.
 
     Args:
         unit: `n` atoms; they are padded here.
@@ -146,34 +135,34 @@ def refine(
         projectors: `(n, 3, 3)`, the mean rotation of the operations that keep each atom.
         operations: of the space group.
         reflections: to refine against.
-        freedom: the parameters to refine.
+        cycles: the highest number of cycles.
+        occupancies: whether these are refined, and the scale is fixed.
 
     Returns:
         The fit, on the host, without padded atoms.
     """
     number = len(unit.positions)
     size = bucket(number, ATOM_BUCKET)
-    padding = (0, size - number)
     padded = AsymmetricUnit(
-        np.pad(np.asarray(unit.positions, np.float32), (padding, (0, 0))),
-        np.pad(np.asarray(unit.u_iso, np.float32), padding, constant_values=0.05),
-        np.pad(np.asarray(unit.occupancies, np.float32), padding),
-        np.pad(np.asarray(unit.elements, np.int32), padding),
+        _padded(unit.positions, size),
+        _padded(unit.u_iso, size, 0.05),
+        _padded(unit.occupancies, size),
+        _padded(unit.elements, size).astype(np.int32),
     )
-    real = (np.arange(size) < number).astype(np.float32)
-    free = np.concatenate(
-        [
-            np.repeat(real, 3) * freedom.positions,
-            real * freedom.positions,
-            real * freedom.occupancies,
-            [not freedom.occupancies],
-        ]
-    ).astype(np.float32)
-    projectors = np.pad(np.asarray(projectors, np.float32), (padding, (0, 0), (0, 0)))
+    real = np.arange(size) < number
+    kept = np.concatenate([np.repeat(real, 3), real, real, [True]])
+    free = np.repeat([True, occupancies, not occupancies], [4 * size, size, 1]) & kept
     fit = jax.device_get(
-        _refine(padded, np.float32(scale), projectors, free, operations, reflections, np.int32(freedom.cycles))
+        _refine(
+            padded,
+            np.float32(scale),
+            _padded(projectors, size),
+            free.astype(np.float32),
+            operations,
+            reflections,
+            np.int32(cycles),
+        )
     )
-    kept = np.concatenate([np.arange(size * 3) < 3 * number, real > 0, real > 0, [True]])
     return fit._replace(
         unit=AsymmetricUnit(*(each[:number] for each in fit.unit)), normal=fit.normal[np.ix_(kept, kept)]
     )

@@ -26,7 +26,7 @@ from patterson_jax.solving.crystal_elements import (
     without_hydrogen,
 )
 from patterson_jax.solving.crystal_molecule import assemble, bonds, within_valence
-from patterson_jax.solving.crystal_refinement import Fit, Freedom, observations, refine, up_to
+from patterson_jax.solving.crystal_refinement import Fit, observations, refine, up_to
 from patterson_jax.solving.crystal_verdict import (
     MOST_WEAK,
     U_RANGE,
@@ -331,8 +331,8 @@ def _settled(crystal, positions, tolerance=0.05):
     return np.reshape([each for each, _ in settled], (-1, 3)), np.reshape([each for _, each in settled], (-1, 3, 3))
 
 
-def _refined(crystal: _Crystal, model: _Model, freedom: Freedom, most: int | None = None) -> Fit:
-    """Refines a model against the first reflections, `most` or somewhat more; None: against all.
+def _refined(crystal: _Crystal, model: _Model, cycles: int, occupancies: bool = False, most: int | None = None) -> Fit:
+    """Refines a model against all reflections, or against the first ones, up to `most` and somewhat more.
 
     Occupancies of the fit are 1 on full sites.
     """
@@ -344,7 +344,8 @@ def _refined(crystal: _Crystal, model: _Model, freedom: Freedom, most: int | Non
     table = form_factors(palette, crystal.spacings, crystal.data.wavelength)
     reflections = observations(crystal.hkl, crystal.spacings, table, crystal.intensities, crystal.sigmas)
     reflections = reflections if most is None else up_to(reflections, most)
-    fit = refine(unit, model.scale, projectors, group_operations(crystal.space_group), reflections, freedom)
+    operations = group_operations(crystal.space_group)
+    fit = refine(unit, model.scale, projectors, operations, reflections, cycles, occupancies)
     return fit._replace(unit=fit.unit._replace(occupancies=fit.unit.occupancies * orders))
 
 
@@ -359,8 +360,8 @@ def _revised(crystal, model, rejected, last):
     Returns the model, positions of dropped atoms, whether anything changed, and R1.
     """
     most = FIRST_RATIO * (5 * len(model.positions) + 1)
-    model = model.after(_refined(crystal, model, Freedom(cycles=5), most))
-    fit = _refined(crystal, model, Freedom(occupancies=True, cycles=3), most)
+    model = model.after(_refined(crystal, model, 5, most=most))
+    fit = _refined(crystal, model, 3, occupancies=True, most=most)
     powers = fit.unit.occupancies * model.powers
     lightest = _lightest(crystal)
     holding = (fit.unit.u_iso < HIGHEST_U) & (powers > WEAKEST * min(lightest, model.powers.min()))
@@ -446,7 +447,7 @@ def _with_best_elements(crystal, model):
     """The refined model with the elements that explain the data best, its fit, and the confidence in each element."""
     data = crystal.data
     multiplicities = _multiplicities(crystal, model.positions)
-    fits = {model.elements: _refined(crystal, model, Freedom(cycles=FINAL_CYCLES))}
+    fits = {model.elements: _refined(crystal, model, FINAL_CYCLES)}
     handicaps = {model.elements: 1.0}
     poor = poor_data(len(crystal.hkl) / _number_of_parameters(crystal, model), 1 / crystal.spacings[-1])
 
@@ -461,7 +462,7 @@ def _with_best_elements(crystal, model):
         if elements not in fits:
             other = dataclasses.replace(model.after(fits[best()]), elements=elements, scale=0.0)
             other = other if u_iso is None else dataclasses.replace(other, u_iso=u_iso)
-            fits[elements] = _refined(crystal, other, Freedom(cycles=cycles))
+            fits[elements] = _refined(crystal, other, cycles)
             handicaps[elements] = handicap
 
     def powers_of(elements):
@@ -531,7 +532,7 @@ def _unforeseen_elements(crystal, model, multiplicities):
     for anchor in UNFORESEEN_ANCHORS:
         elements = assign_elements(powers, multiplicities, None, crystal.data.cell.volume, anchor=anchor).elements
         other = dataclasses.replace(model, elements=elements, scale=0.0)
-        fit = _refined(crystal, other, Freedom(cycles=TRIAL_CYCLES))
+        fit = _refined(crystal, other, TRIAL_CYCLES)
         best = min(best, (elements, _fitted_r_factor(crystal, fit)), key=lambda each: each[1])
     return best
 
@@ -551,7 +552,7 @@ def _sites(crystal, model, multiplicities, sureness):
 
 def _powers(crystal, model):
     """The scattering power of each site (see `crystal_elements`) and its standard uncertainty."""
-    fit = _refined(crystal, model, Freedom(occupancies=True, cycles=4))
+    fit = _refined(crystal, model, 4, occupancies=True)
     number = len(model.positions)
     normal = fit.normal + np.diag(np.where(np.diag(fit.normal) > 0, 0, 1))
     widths = np.sqrt(np.diag(normal))

@@ -49,6 +49,22 @@ def highest_peak(density: Array) -> tuple[Array, Array]:
     return voxel.astype(density.dtype) + 0.5 + shift - density.shape[0] / 2, height
 
 
+def summit(density: Array, voxel: Array) -> Array:
+    """Top of the parabola through a highest voxel of a periodic map and its neighbours along each axis.
+
+    Args:
+        density: `(nx, ny, nz)`.
+        voxel: `(3,)` integers, the indices of the voxel.
+
+    Returns:
+        `(3,)`, on the scale of the indices.
+    """
+    steps, shape = jnp.eye(3, dtype=voxel.dtype), jnp.asarray(density.shape, voxel.dtype)
+    ahead, behind = (density[tuple(((voxel[None] + sign * steps) % shape[None]).T)] for sign in (1, -1))
+    curvature = jnp.maximum(2 * density[tuple(voxel)] - ahead - behind, jnp.finfo(density.dtype).tiny)
+    return voxel.astype(density.dtype) + jnp.clip((ahead - behind) / 2 / curvature, -0.5, 0.5)
+
+
 def with_inverses(positions: Array) -> Array:
     """Positions `(n, 3)`, then their inverses through the box centre, `(2n, 3)` in all (paper, 2.4.4)."""
     return jnp.concatenate([positions, -positions])

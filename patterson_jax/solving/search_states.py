@@ -27,6 +27,7 @@ from patterson_jax.solving.charge_flipping import (
     shifting_wave,
 )
 from patterson_jax.solving.learned_projection import phase_agreement
+from patterson_jax.solving.peaks import summit
 
 CYCLES_AT_ONCE = 20
 THRESHOLDS = (1.1, 1.4)  # σ, those of the search
@@ -147,16 +148,8 @@ def nearest_truth(factors: Array, amplitudes: Array, true_factors: Array, densit
 def _best_shift(products, shape):
     """Height of the highest peak of a correlation, and its place in fractions of the edges, between the voxels too."""
     values = jnp.fft.irfftn(products, s=shape)
-    highest = jnp.unravel_index(jnp.argmax(values), shape)
-    places = []
-    for axis in range(3):
-        around = [
-            values[tuple((highest[other] + step * (other == axis)) % shape[other] for other in range(3))]
-            for step in (-1, 0, 1)
-        ]
-        curvature = jnp.maximum(2 * around[1] - around[0] - around[2], 1e-12)
-        places.append((highest[axis].astype(values.dtype) + 0.5 * (around[2] - around[0]) / curvature) / shape[axis])
-    return values[highest], jnp.stack(places)
+    highest = jnp.stack(jnp.unravel_index(jnp.argmax(values), shape))
+    return jnp.max(values), summit(values, highest) / jnp.asarray(shape, values.dtype)
 
 
 def _whole(half_shape):

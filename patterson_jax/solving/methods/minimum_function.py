@@ -28,6 +28,7 @@ from patterson_jax.solving.atom_sets import compact, same_atoms
 from patterson_jax.solving.interpretation import atoms_of_map
 from patterson_jax.solving.least_squares import stages_from_map
 from patterson_jax.solving.methods.method import Method, Proposal, Request
+from patterson_jax.solving.peaks import summit
 
 SHARPENING = 0.01  # of the squared form factor at |h| = 0, below which there is nothing to be divided by
 NUM_EXTRAPOLATIONS = 150  # of measured frequencies to the others
@@ -127,7 +128,7 @@ def superposition_vector(factors: Array, start: Array | int, problem: Problem) -
     merits, voxels = jax.lax.top_k(merit.ravel(), MAX_STARTS)
     count = jnp.sum(merits > 0)
     voxel = jnp.stack(jnp.unravel_index(voxels[start % jnp.maximum(count, 1)], vectors.shape))
-    return jnp.where(count > 0, _summit(vectors, voxel), 0)
+    return jnp.where(count > 0, summit(vectors, voxel) + 0.5 - size / 2, 0)
 
 
 def vector_map(factors: Array, origin: Array) -> Array:
@@ -150,15 +151,6 @@ def _highest_neighbour(density):
     for axis in range(3):
         density = jnp.maximum(density, jnp.maximum(jnp.roll(density, 1, axis), jnp.roll(density, -1, axis)))
     return density
-
-
-def _summit(density, voxel):
-    """Top of the parabola through a highest voxel and its neighbours along each axis, voxels from the box centre."""
-    steps = jnp.concatenate([jnp.zeros((1, 3), voxel.dtype), jnp.eye(3, dtype=voxel.dtype)])
-    ahead, behind = (density[tuple(((voxel[None] + sign * steps) % density.shape[0]).T)] for sign in (1, -1))
-    slope, curvature = (ahead - behind)[1:] / 2, ahead[:1] * 2 - (ahead + behind)[1:]
-    shift = slope / jnp.maximum(curvature, jnp.finfo(density.dtype).tiny)
-    return voxel.astype(density.dtype) + 0.5 + jnp.clip(shift, -0.5, 0.5) - density.shape[0] / 2
 
 
 def propose(request: Request) -> Proposal:
