@@ -123,7 +123,7 @@ def name_contradictions(crystal: CrystalFile, solution: CrystalSolution) -> list
 
 def describe(crystal: CrystalFile, prepared: Prepared) -> list[str]:
     """Three lines on the file, the symmetry and the resolution of the reflections; then notes, then a table."""
-    claims, data = crystal.claims, prepared.data
+    claims, data, chosen = crystal.claims, prepared.data, prepared.chosen
     kind = 'F and σ(F)' if crystal.of_amplitudes else 'F² and σ(F²)'
     cell = ' '.join(f'{value:.6g}' for value in crystal.cell.parameters)
     source = Path(claims.cell_source).name
@@ -131,14 +131,14 @@ def describe(crystal: CrystalFile, prepared: Prepared) -> list[str]:
     wavelength = f'wavelength {claims.wavelength:g} Å' if claims.wavelength else 'wavelength unknown'
     dropped = ''.join(f', {note}' for note in crystal.notes)
     centre = 'as with' if prepared.e_statistic > BETWEEN_CENTRES else 'as without'
-    r_int = 'nothing to compare' if prepared.r_int is None else f'R_int {prepared.r_int:.4f} of {prepared.compared}'
+    r_int = 'nothing to compare' if chosen.r_int is None else f'R_int {chosen.r_int:.4f} of {chosen.compared}'
     absent = f', {prepared.absent} absent by it' if prepared.absent else ''
     return [
         f'{crystal.path.name}: {kind} of {crystal.records} reflections in {crystal.format}{dropped}; cell {cell} '
         f'({source}), {wavelength}, contents {contents or " ".join(claims.elements) or "unknown"}',
         f'symmetry: Laue class {data.laue_class}, {prepared.reason}; lattice {data.centring}{absent}; {r_int}; '
         f'{len(data.hkl)} unique of {prepared.measured}',
-        f'resolution {prepared.d_max:.2f} to {prepared.d_min:.2f} Å, complete to {prepared.completeness:.1%}; '
+        f'resolution {prepared.d_max:.2f} to {prepared.d_min:.2f} Å, complete to {chosen.completeness:.1%}; '
         f'⟨|E² − 1|⟩ {prepared.e_statistic:.2f}, {centre} a centre of symmetry',
         *(f'note: {note}' for note in (*claims.notes, *data.warnings)),
         *class_table(prepared),
@@ -229,7 +229,7 @@ def _make_results(crystal, prepared, solution, files, content, course):
 
 def _report(crystal, prepared, solution, seed):
     """The content of the JSON file."""
-    data, claims = prepared.data, crystal.claims
+    data, claims, chosen = prepared.data, crystal.claims, prepared.chosen
     return {
         'input': str(crystal.path),
         'title': claims.title,
@@ -243,8 +243,8 @@ def _report(crystal, prepared, solution, seed):
             'read': crystal.records,
             'merged': prepared.measured,
             'unique': len(data.hkl),
-            'r_int': None if prepared.r_int is None else round(prepared.r_int, 5),
-            'completeness': round(prepared.completeness, 4),
+            'r_int': None if chosen.r_int is None else round(chosen.r_int, 5),
+            'completeness': round(chosen.completeness, 4),
             'e_statistic': round(prepared.e_statistic, 3),
             'format': crystal.format,
         },

@@ -90,7 +90,7 @@ def test_the_class_of_the_intensities_is_found_without_a_claim(symbol, cell, lau
         keys = set(map(bytes, np.ascontiguousarray(with_inversion(rotations), np.int64).reshape(-1, 9)))
         assert set(map(bytes, np.ascontiguousarray(data.rotations, np.int64).reshape(-1, 9))) == keys
     assert data.merged_by_us == (not merged and laue != '-1')
-    assert prepared.completeness > 0.8
+    assert prepared.chosen.completeness > 0.8
     assert prepared.d_min == pytest.approx(D_MIN, abs=0.01)
     if len(data.hkl) > 200:
         assert prepared.e_statistic == pytest.approx(0.736, abs=0.06)
@@ -173,7 +173,7 @@ CENTRED = [
 def test_a_centring_is_found_where_reflections_are_missing(centring, cell, symbol):
     prepared = prepare(measured(cell, rotations_of(symbol), CENTRINGS[centring]), cell)
     assert prepared.data.centring == centring
-    assert prepared.completeness == pytest.approx(1, abs=0.02)
+    assert prepared.chosen.completeness == pytest.approx(1, abs=0.02)
     assert not prepared.data.warnings
 
 

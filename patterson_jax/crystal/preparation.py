@@ -121,13 +121,10 @@ class Prepared:
         data: for the solver.
         measured: number of measurements merged.
         absent: number of measurements left out as absences of the centring.
-        r_int: of the chosen class; None without equivalents.
-        compared: measurements that have equivalents in that class.
-        completeness: of the merged set up to d_min.
         d_min: Å.
         d_max: Å.
         e_statistic: ⟨|E² − 1|⟩; 0.97 is expected of a centrosymmetric crystal, 0.74 of others.
-        chosen: the chosen class with its scores.
+        chosen: the chosen class with its scores: R_int and completeness are those of the merged data.
         reason: for this choice, in words.
         classes: all classes that the lattice allows.
         centrings: all centrings that were tested.
@@ -137,9 +134,6 @@ class Prepared:
     data: CrystalData
     measured: int
     absent: int
-    r_int: float | None
-    compared: int
-    completeness: float
     d_min: float
     d_max: float
     e_statistic: float
@@ -212,9 +206,6 @@ def prepare(
         data=data,
         measured=len(kept),
         absent=int(np.sum(absent)),
-        r_int=merged.r_int,
-        compared=merged.compared,
-        completeness=chosen.completeness,
         d_min=d_min,
         d_max=d_max,
         e_statistic=statistic,

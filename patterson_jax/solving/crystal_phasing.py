@@ -249,8 +249,16 @@ def interatomic_vectors(patterson: np.ndarray, grid: Grid, expanded: Expanded, r
     return np.reshape(vectors, (-1, 3))[:, grid.axes].astype(np.float32)
 
 
+_eliminate_on_device = jax.jit(eliminate, static_argnames=('shape', 'cycles'))
+
+
+def eliminated(factors: np.ndarray | Array, crystal: Crystal) -> tuple[Array, Array, Array]:
+    """Factors `half_shape` of a map of a crystal after low-density elimination; see `charge_flipping.eliminate`."""
+    return _eliminate_on_device(factors.astype(np.complex64), crystal.search, crystal.grid.shape, ELIMINATION_CYCLES)
+
+
 def phase(
-    crystal: Crystal, key: Array, max_starts: int, sharpeners: tuple[Sharpen, ...] | None = None
+    crystal: Crystal, key: Array, max_starts: int, sharpeners: tuple[Sharpen, ...] = (eliminated,)
 ) -> Iterator[PhasedMap]:
     """Runs starts, several at a time, and yields the map of each, in the order in which they end.
 
@@ -258,9 +266,8 @@ def phase(
         crystal: from `prepare_crystal`.
         key: fixes the starts; start i depends on the key and on i alone.
         max_starts: number of starts.
-        sharpeners: each finishes the map of a start, and the best of these maps is taken; None: elimination alone.
+        sharpeners: each finishes the map of a start, and the best of these maps is taken.
     """
-    sharpeners = sharpeners or (eliminated,)
     densities = jnp.zeros((STARTS_AT_ONCE, *crystal.grid.shape), jnp.float32)
     quick = bool(crystal.search.mean_is_free)
     slots = [Slot(start, quick=quick) for start in range(STARTS_AT_ONCE)]
@@ -284,9 +291,7 @@ def phase(
                 begun += 1
 
 
-def finish(
-    crystal: Crystal, density: np.ndarray, slot: Slot, noise: float, sharpen: Sharpen | None = None
-) -> PhasedMap:
+def finish(crystal: Crystal, density: np.ndarray, slot: Slot, noise: float, sharpen: Sharpen = eliminated) -> PhasedMap:
     """Sharpens a map, finds its space group, and averages over it.
 
     Larger groups are tried too, if the phases obey their operations weakly. Averaging over true operations improves a
@@ -299,9 +304,8 @@ def finish(
         density: `shape`, the result of charge flipping.
         slot: its start.
         noise: skewness of maps that show no structure.
-        sharpen: takes the place of low-density elimination.
+        sharpen: low-density elimination, or what takes its place.
     """
-    sharpen = sharpen or eliminated
     factors, _, _ = sharpen(np.fft.rfftn(density), crystal)
     found = _find_group(crystal, factors)
     if not found.space_group.certain and (found.rejected or 0) > CHANCE:
@@ -405,14 +409,6 @@ def _advance(densities, key, fresh, starts, superposed, vectors, kinds, threshol
     begun = jax.vmap(begin)(starts, superposed, vectors, kinds)
     densities = jnp.where(fresh[:, None, None, None], begun, densities)
     return flip(densities, kinds, thresholds, search, CYCLES_AT_ONCE)
-
-
-_eliminate_on_device = jax.jit(eliminate, static_argnames=('shape', 'cycles'))
-
-
-def eliminated(factors: np.ndarray | Array, crystal: Crystal) -> tuple[Array, Array, Array]:
-    """Factors `half_shape` of a map of a crystal after low-density elimination; see `charge_flipping.eliminate`."""
-    return _eliminate_on_device(factors.astype(np.complex64), crystal.search, crystal.grid.shape, ELIMINATION_CYCLES)
 
 
 def _structure_factors(crystal, factors):
