@@ -84,24 +84,16 @@ def assign_elements(
         anchor: element of the lightest sites where there is no formula; None: carbon, if it is allowed.
     """
     powers = np.maximum(powers, 1e-3)
-    counts = without_hydrogen(formula)
-    possible = possible_elements(formula, allowed)
-    new = _assign(powers, multiplicities, counts, volume, possible, anchor)
+    new = _nearest(powers, possible_elements(formula, allowed), anchor)
+    if counts := without_hydrogen(formula):
+        counted = _by_counts(powers, multiplicities, counts, volume)
+        if _misfit(powers, counted) <= max(FITTING, 1.5 * _misfit(powers, new)):
+            new = counted
     if current:
         old = Assignment(current, _fitting_scale(powers, current), new.follows_formula)
         if sorted(current) == sorted(new.elements) and _misfit(powers, old) < BETTER * _misfit(powers, new):
             return old
     return new
-
-
-def _assign(powers, multiplicities, counts, volume, possible, anchor):
-    """Elements of sites, without regard to their present ones."""
-    nearest = _nearest(powers, possible, anchor)
-    if not counts:
-        return nearest
-    counted = _by_counts(powers, multiplicities, counts, volume)
-    misfit = _misfit(powers, counted)
-    return nearest if misfit > FITTING and misfit > 1.5 * _misfit(powers, nearest) else counted
 
 
 def possible_elements(formula: dict[str, float] | None, allowed: tuple[str, ...]) -> tuple[str, ...]:

@@ -316,11 +316,10 @@ def finish(crystal: Crystal, density: np.ndarray, slot: Slot, noise: float, shar
     larger = larger_groups(found, expanded.hkl, own, expanded.cell, expanded.basis)
 
     def completed(group):
-        completed = _complete(crystal, own, group.frame, COMPLETION_ROUNDS if larger else 1, sharpen)
-        mean, skewness, disagreement, obeyed = completed
-        cycles = len(slot.skewness)
-        jump, learned = skewness / noise, sharpen is not eliminated
-        return PhasedMap(group, mean, own, skewness, jump, disagreement, obeyed, slot.start, cycles, learned)
+        rounds, learned = COMPLETION_ROUNDS if larger else 1, sharpen is not eliminated
+        mean, skewness, disagreement, obeyed = _complete(crystal, own, group.frame, rounds, sharpen)
+        of_start = slot.start, len(slot.skewness)
+        return PhasedMap(group, mean, own, skewness, skewness / noise, disagreement, obeyed, *of_start, learned)
 
     mended = [reached for reached in map(completed, larger) if reached.obeyed > OBEYED]
     return min((completed(found), *mended), key=lambda each: each.disagreement)

@@ -1,5 +1,6 @@
 """Solves one Patterson map of a user: checks it, restores F(000)², finds the number of atoms if it is not known."""
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -156,7 +157,12 @@ def _is_exact(solution):
 def _likely_problems(patterson, problem):
     """The problem with each likely number of atoms that fits in the box and has enough reflections."""
     numbers = likely_numbers(patterson, problem)
-    trials = [trial for number in numbers if (trial := _with_atoms(problem, number))]
+    trials = []
+    for number in numbers:
+        with contextlib.suppress(InputError):  # so many do not fit, or there are too few reflections for them
+            trial = dataclasses.replace(problem, num_atoms=number)
+            check_enough(trial)
+            trials.append(trial)
     if not trials:
         raise InputError(
             f'its sum and its origin peak are those of about {numbers[0]} atoms, which do not fit in a box of edge '
@@ -190,13 +196,3 @@ def likely_numbers(patterson: np.ndarray, problem: Problem) -> list[int]:
     first = max(round(estimate), 1)
     reach = min(max(2, round(NUMBER_UNCERTAINTY * first)), MOST_NEIGHBOURS)
     return sorted(range(max(first - reach, 1), first + reach + 1), key=lambda number: abs(number - estimate))
-
-
-def _with_atoms(problem, number):
-    """The problem with another number of atoms; None if they do not fit or there are too few reflections."""
-    try:
-        trial = dataclasses.replace(problem, num_atoms=number)
-        check_enough(trial)
-        return trial
-    except InputError:
-        return None

@@ -85,7 +85,7 @@ class Frame:
     def symops(self) -> tuple[str, ...]:
         """The operations, written like 'x,y,z'."""
         return tuple(
-            _operator(rotation, translation).triplet()
+            gemmi.seitz_to_op(_seitz(rotation, translation).tolist()).wrap().triplet()
             for rotation, translation in zip(self.rotations, self.translations, strict=True)
         )
 
@@ -172,11 +172,9 @@ def closed_sets(operations: list[Operation]) -> list[tuple[int, float]]:
     """Sets of the first operations whose rotations form a group: their number and the gap below, widest gap first."""
     levels = [TYPICAL, *(operation.agreement for operation in operations[1:]), CHANCE]
     products = _products([operation.rotation for operation in operations])
-    sets = []
-    for number in range(1, len(operations) + 1):
-        if np.all(products[:number, :number] < number):
-            sets.append((number, levels[number - 1] - max(levels[number], CHANCE)))
-    return sorted(sets, key=lambda each: -each[1])
+    closed = [number for number in range(1, len(levels)) if np.all(products[:number, :number] < number)]
+    gaps = [levels[number - 1] - max(levels[number], CHANCE) for number in closed]
+    return sorted(zip(closed, gaps, strict=True), key=lambda each: -each[1])
 
 
 def generators(operations: list[Operation]) -> list[Operation]:
@@ -191,11 +189,7 @@ def generators(operations: list[Operation]) -> list[Operation]:
 
 def generated_group(rotations: list[np.ndarray], translations: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """All rotations and translations, `(n, 3, 3)` and `(n, 3)`, of the group that generators generate."""
-    matrices = [
-        np.block([[r, np.reshape(t, (3, 1))], [np.zeros((1, 3)), np.ones((1, 1))]])
-        for r, t in zip(rotations, translations, strict=True)
-    ]
-    group = np.array(_generated(matrices))
+    group = np.array(_generated([_seitz(*each) for each in zip(rotations, translations, strict=True)]))
     return np.rint(group[:, :3, :3]).astype(int), group[:, :3, 3] % 1
 
 
@@ -404,11 +398,9 @@ def _as_key(rotation):
     return tuple(np.asarray(rotation).ravel().tolist())
 
 
-def _operator(rotation, translation):
-    operator = gemmi.Op()
-    operator.rot = (np.asarray(rotation, int) * GEMMI_DENOMINATOR).tolist()
-    operator.tran = (np.rint(np.asarray(translation) * GEMMI_DENOMINATOR).astype(int) % GEMMI_DENOMINATOR).tolist()
-    return operator
+def _seitz(rotation, translation):
+    """The operation as a matrix `(4, 4)`."""
+    return np.block([[rotation, np.reshape(translation, (3, 1))], [np.zeros((1, 3)), np.ones((1, 1))]])
 
 
 def _climb(vectors, products, place):
