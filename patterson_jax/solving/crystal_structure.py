@@ -9,9 +9,11 @@ twins are not refined, and the hand is not determined.
 import collections
 import dataclasses
 import itertools
+from typing import Any
 
 import numpy as np
 
+from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.crystal.scatterers import AsymmetricUnit, form_factors, group_operations
 from patterson_jax.crystal.structure import CrystalData, Site, SpaceGroup
 from patterson_jax.solving import crystal_maps as maps
@@ -93,8 +95,9 @@ class Interpretation:
     density: np.ndarray
     findings: Findings | None = None
 
-    def with_findings(self, evidence: Evidence, **changed: bool) -> 'Interpretation':
+    def with_findings(self, evidence: Evidence, **changed: Any) -> 'Interpretation':
         """The same atoms with findings of which some are changed, judged again."""
+        assert self.findings is not None  # because it has atoms
         findings = dataclasses.replace(self.findings, **changed)
         verdict, reasons = judge_crystal(findings, evidence)
         return dataclasses.replace(self, findings=findings, verdict=verdict, reasons=reasons)
@@ -120,7 +123,7 @@ class _Crystal:
         return self.space_group.operations
 
     @property
-    def symmetry(self):
+    def symmetry(self) -> tuple[UnitCell, tuple[np.ndarray, np.ndarray]]:
         """The cell and its operations, as the functions of `crystal_maps` take them."""
         return self.data.cell, self.operations
 
@@ -278,13 +281,13 @@ def _in_order_of(crystal, hkl, structure_factors):
     return crystal.amplitudes * np.exp(1j * np.angle(total)) * (total != 0)
 
 
-def _first_model(crystal, structure_factors):
+def _first_model(crystal: _Crystal, structure_factors: np.ndarray) -> _Model:
     """Peaks of the phased map as atoms."""
     density = crystal.map(structure_factors)
     data = crystal.data
     number = int(np.ceil(data.cell.volume / SPACE_OF_AN_ATOM))
     level = 2.5 * density.std()
-    peaks = maps.sharp_peaks(density, *crystal.symmetry, level, 2 * number)
+    peaks = maps.sharp_peaks(density, *crystal.symmetry, least=level, number=2 * number)
     sites, strengths = _distinct(crystal, peaks.positions, peaks.integrals, np.zeros((0, 3)))
     if not len(sites):
         return _Model(sites, np.zeros(0), ())
@@ -300,12 +303,14 @@ def _assigned(crystal, powers, multiplicities, **choices):
     return assign_elements(powers, multiplicities, data.formula, data.cell.volume, data.elements, **choices).elements
 
 
-def _distinct(crystal, positions, strengths, others):
+def _distinct(
+    crystal: _Crystal, positions: np.ndarray, strengths: np.ndarray, others: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Sites, strongest first, settled on special positions, without those too near to a stronger one or to `others`."""
     kept: list[np.ndarray] = []
     kept_strengths: list[float] = []
     for index in np.argsort(-strengths, kind='stable'):
-        site, _ = maps.settle(positions[index], *crystal.symmetry, SAME_ATOM)
+        site, _ = maps.settle(positions[index], *crystal.symmetry, tolerance=SAME_ATOM)
         before = np.concatenate([np.reshape(others, (-1, 3)), np.reshape(kept, (-1, 3))])
         if len(before):
             distances, _ = maps.nearest_images(site, before, *crystal.symmetry)
@@ -322,9 +327,9 @@ def _multiplicities(crystal, positions):
     return np.array([number // maps.stabiliser_order(each, *crystal.symmetry) for each in positions], int)
 
 
-def _settled(crystal, positions, tolerance=0.05):
+def _settled(crystal: _Crystal, positions: np.ndarray, tolerance: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
     """Positions on the special positions that they are near to, in Å, and what keeps them there (see `settle`)."""
-    settled = [maps.settle(each, *crystal.symmetry, tolerance) for each in positions]
+    settled = [maps.settle(each, *crystal.symmetry, tolerance=tolerance) for each in positions]
     return np.reshape([each for each, _ in settled], (-1, 3)), np.reshape([each for _, each in settled], (-1, 3, 3))
 
 
@@ -388,10 +393,10 @@ def _lightest(crystal):
     return power(possible_elements(data.formula, data.elements)[0]) if given else power('C')
 
 
-def _crowded(crystal, positions, powers):
+def _crowded(crystal: _Crystal, positions: np.ndarray, powers: np.ndarray) -> np.ndarray:
     """Whether each site is too near to a stronger one."""
     crowded = np.zeros(len(positions), bool)
-    for first, second, _, _ in maps.contacts(positions, *crystal.symmetry, CLOSEST):
+    for first, second, _, _ in maps.contacts(positions, *crystal.symmetry, reach=CLOSEST):
         crowded[first] |= powers[first] < powers[second]
     return crowded
 
@@ -406,15 +411,22 @@ def _difference(crystal, fit):
     return _observed(crystal, fit) - _calculated(crystal, fit)
 
 
-def _new_sites(crystal, model, powers, density, difference, rejected):
+def _new_sites(
+    crystal: _Crystal,
+    model: _Model,
+    powers: np.ndarray,
+    density: np.ndarray,
+    difference: np.ndarray,
+    rejected: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
     """Difference peaks that may be atoms, with their powers."""
     heights = np.maximum(maps.values_at(density, model.positions), 1e-6)
     light = powers <= np.quantile(powers, 0.5)
     per_power = float(np.median(heights[light] / powers[light]))
-    sites = float(_multiplicities(crystal, model.positions).sum())
-    wanting = missing_share(sites, crystal.data.formula, crystal.data.cell.volume) > 0
+    in_cell = float(_multiplicities(crystal, model.positions).sum())
+    wanting = missing_share(in_cell, crystal.data.formula, crystal.data.cell.volume) > 0
     level = (NEW_PEAK_IF_WANTING if wanting else NEW_PEAK) * _lightest(crystal) * per_power
-    peaks = maps.sharp_peaks(difference, *crystal.symmetry, level, MOST_PEAKS)
+    peaks = maps.sharp_peaks(difference, *crystal.symmetry, least=level, number=MOST_PEAKS)
     sites, new_heights = _distinct(crystal, peaks.positions, peaks.heights, np.concatenate([model.positions, rejected]))
     most = max(len(model.positions) // 3, 3)
     return sites[:most], new_heights[:most] / per_power
@@ -564,7 +576,7 @@ def _examined(crystal: _Crystal, model: _Model, fit: Fit, density: np.ndarray, m
     data = crystal.data
     calculated = np.abs(_calculated(crystal, fit))
     peak, hole = _residues(crystal, model, density, crystal.map(_difference(crystal, fit)))
-    near = maps.contacts(model.positions, *crystal.symmetry, 1.6)
+    near = maps.contacts(model.positions, *crystal.symmetry, reach=1.6)
     shares = multiplicities * model.numbers**2
     ratio, d_min = len(crystal.hkl) / _number_of_parameters(crystal, model), float(1 / crystal.spacings[-1])
     numbers = np.zeros_like(model.numbers) if poor_data(ratio, d_min) else model.numbers
@@ -633,7 +645,7 @@ def _noise_r_factor(crystal):
     return float(np.sqrt(2 / np.pi) * errors.sum() / crystal.amplitudes[strong].sum())
 
 
-def _residues(crystal, model, density, difference):
+def _residues(crystal: _Crystal, model: _Model, density: np.ndarray, difference: np.ndarray) -> tuple[float, ...]:
     """The highest peak and the deepest hole of the difference map, relative to the height of the lightest atoms.
 
     Near a heavier atom they are relative to the height of that atom, because residues of its anisotropy are
@@ -643,7 +655,7 @@ def _residues(crystal, model, density, difference):
     lightest = float(np.median(heights[model.numbers == model.numbers.min()]))
     extremes = []
     for sign in (1, -1):
-        peaks = maps.sharp_peaks(sign * difference, *crystal.symmetry, 0.05 * lightest, MOST_PEAKS)
+        peaks = maps.sharp_peaks(sign * difference, *crystal.symmetry, least=0.05 * lightest, number=MOST_PEAKS)
         worst = 0.0
         for position, height in zip(peaks.positions, peaks.heights, strict=True):
             distances, _ = maps.nearest_images(position, model.positions, *crystal.symmetry)
@@ -725,7 +737,7 @@ def _follows(elements, multiplicities, formula):
     counts = without_hydrogen(formula)
     if not counts:
         return None
-    found = collections.Counter(dict.fromkeys(counts, 0.0))
+    found: dict[str, float] = collections.defaultdict(float, dict.fromkeys(counts, 0.0))
     for element, multiplicity in zip(elements, multiplicities, strict=True):
         found[element] += float(multiplicity)
     ratio = sum(found.values()) / sum(counts.values())

@@ -397,7 +397,8 @@ def _r_factors(amplitudes, measured, squared):
         return with_falloff(falloff, amplitudes, jnp.zeros((len(amplitudes), 0), amplitudes.dtype), squared)
 
     def equations_at(falloff):
-        return _equations(*scaled(falloff), measured.observed, weights)
+        values, slopes = scaled(falloff)
+        return _equations(values, slopes, measured.observed, weights)
 
     best, _ = scaled(minimise(equations_at, jnp.zeros(2, amplitudes.dtype), FALLOFF_ITERATIONS)[0])
     present = jnp.arange(len(amplitudes)) < held.number
