@@ -126,7 +126,8 @@ def sharpeners(crystal: Crystal, projection: Projection | None) -> tuple[Sharpen
 
 def has_light_elements_alone(data: CrystalData) -> bool:
     """Whether a formula is known, and has no elements beyond neon."""
-    return bool(data.formula) and all(gemmi.Element(each).atomic_number <= LAST_LIGHT for each in data.formula)
+    formula = data.formula or {}
+    return bool(formula) and all(gemmi.Element(each).atomic_number <= LAST_LIGHT for each in formula)
 
 
 def sharpened_by(learned: CrystalProjection, passes: int = PASSES, judged: bool = True) -> Sharpen:
