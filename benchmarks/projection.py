@@ -170,7 +170,7 @@ def measure(case: Case, projection: Projection, seed: int, starts: int) -> dict:
     same = max(1, round(one_elimination / each_pass))
     more = round(passes_take / one_elimination)
 
-    def finished(density, slot, sharpen=None, before=None):
+    def finished(density, slot, sharpen=eliminated, before=None):
         began = time.perf_counter()
         if before is not None:
             density = scipy.fft.irfftn(np.asarray(before(np.fft.rfftn(density))), crystal.grid.shape)
