@@ -56,19 +56,22 @@ def atom_block(position: Array, atom_radius: float) -> tuple[Array, Array]:
 @jax.custom_jvp
 def corner_volume(x: Array, y: Array, z: Array) -> Array:
     """Volume of the unit ball inside the box from its centre to (x, y, z), with the sign of x·y·z."""
-    sides = jnp.stack(jnp.broadcast_arrays(x, y, z))
-    first = jnp.minimum(jnp.abs(sides), 1)
-    second = jnp.roll(first, -1, axis=0)
-    outside = jnp.sum(_column_volume(first, second), axis=0) + jnp.sum(_half_cap_volume(first), axis=0) - 2 * OCTANT
-    volume = jnp.where(jnp.sum(first**2, axis=0) < 1, jnp.prod(first, axis=0), outside)
-    return jnp.prod(jnp.sign(sides), axis=0) * volume
+    a, b, c = (jnp.minimum(jnp.abs(side), 1) for side in (x, y, z))
+    outside = (
+        (_column_volume(a, b) + _column_volume(b, c) + _column_volume(c, a))
+        + (_half_cap_volume(a) + _half_cap_volume(b) + _half_cap_volume(c))
+        - 2 * OCTANT
+    )
+    volume = jnp.where(a * a + b * b + c * c < 1, a * b * c, outside)
+    return jnp.sign(x) * jnp.sign(y) * jnp.sign(z) * volume
 
 
 @corner_volume.defjvp
 def _corner_volume_jvp(sides, tangents):
-    heights = jnp.stack(jnp.broadcast_arrays(*sides))
-    areas = _face_area(jnp.roll(heights, -1, axis=0), jnp.roll(heights, -2, axis=0), heights)
-    return corner_volume(*sides), sum(area * tangent for area, tangent in zip(areas, tangents, strict=True))
+    x, y, z = sides
+    dx, dy, dz = tangents
+    slope = _face_area(y, z, x) * dx + _face_area(z, x, y) * dy + _face_area(x, y, z) * dz
+    return corner_volume(x, y, z), slope
 
 
 def _column_volume(a, b):
