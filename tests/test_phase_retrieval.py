@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import patterson_jax as pj
 from patterson_jax.errors import InputError
 from patterson_jax.evaluation import match_atoms
 from patterson_jax.simulation.density import render
@@ -144,6 +145,13 @@ def test_there_is_nothing_outside_the_box(cases):
     inside = np.abs(np.argwhere(density > 0) + 0.5 - 10) <= 6
     assert np.all(inside)
     assert np.count_nonzero(density) == NUM_VOXELS
+
+
+def test_a_molecule_that_does_not_fit_in_the_box_is_solved_too():
+    """Three atoms in a row of 12 voxels, where the box has 10 for their centres: by an attempt without the box."""
+    patterson, _ = pj.simulate([[-6, 0.3, 0], [0.7, -0.4, 0.2], [6, 0, -0.3]], voxel_size=1.0, grid_size=30)
+    answer = pj.solve(patterson, num_atoms=3, voxel_size=1.0, method='phase_retrieval', box_edge=6.0)
+    assert answer.verdict == 'solved'
 
 
 def test_touched_voxels_is_the_mean_of_rendered_atoms():

@@ -30,6 +30,7 @@ from patterson_jax.solving.methods.method import Method, Proposal, Request
 from patterson_jax.solving.peaks import find_peaks
 
 MARGIN = 2.0  # voxels, by which the cube is larger than the atoms need
+UNBOXED = 3  # every so many attempts have no cube, in case that the atoms do not fit in it
 BLUR = 0.18  # of the shortest wave that is measured; it widens atoms in a map
 MAX_HALVINGS = 40  # after which an interval between floats has nothing left inside
 
@@ -91,7 +92,7 @@ def retrieve_density(
     measured: Array | np.ndarray,
     num_voxels: ArrayLike,
     settings: PhaseRetrievalSettings,
-    box_edge: float = math.inf,
+    box_edge: ArrayLike = math.inf,
 ) -> Retrieval:
     """One start of RRR from random phases. Vmap it over keys for more starts, over amplitudes for more maps.
 
@@ -103,7 +104,7 @@ def retrieve_density(
         num_voxels: size of the support, about `touched_voxels`; a fifth more does little harm, a fifth less
             does at low resolution.
         settings: how long, with what step.
-        box_edge: of a cube about the centre, voxels; there is nothing outside it.
+        box_edge: of a cube in the middle of the cell, voxels; there is nothing outside it.
     """
     measured = jnp.asarray(measured)
     outside = ~_cube(amplitudes.shape[0], box_edge)
@@ -177,8 +178,8 @@ def centre_density(density: Array) -> Array:
 
 
 def _cube(size, edge):
-    """Which voxels `(size, size, size)` have their centres in a cube about the centre of the box."""
-    inside = np.abs(np.arange(size) + 0.5 - size / 2) <= edge / 2
+    """Which voxels `(size, size, size)` have their centres in a cube in the middle of the cell."""
+    inside = jnp.asarray(np.abs(np.arange(size) + 0.5 - size / 2)) <= edge / 2
     return inside[:, None, None] & inside[None, :, None] & inside[None, None, :]
 
 
@@ -229,7 +230,8 @@ def propose(request: Request) -> Proposal:
     shortest_wave = problem.grid_size / jnp.sqrt(jnp.asarray(measured.reflections.longest, jnp.float32))
     radius = jnp.hypot(jnp.float32(problem.atom_radius), BLUR * shortest_wave)
     num_voxels = touched_voxels(measured.num_atoms, radius)
-    box_edge = problem.box_edge + 2 * problem.atom_radius + MARGIN
+    needed = problem.box_edge + 2 * problem.atom_radius + MARGIN
+    box_edge = jnp.where(request.number % UNBOXED == UNBOXED - 1, jnp.inf, jnp.float32(needed))
     settings = PhaseRetrievalSettings()
     density = retrieve_density(request.key, amplitudes, known, num_voxels, settings, box_edge).density
     atoms = compact(centred_atoms(density, problem.num_atoms, problem), problem.grid_size, measured.num_atoms)
