@@ -4,8 +4,8 @@
     python -m benchmarks.crystal_verdicts --stream=evaluation     # the test, on crystals that those have not seen
     python -m benchmarks.crystal_verdicts --stream=evaluation --cases=500 --output=FILE     # goes on with what FILE has
     python -m benchmarks.crystal_verdicts --stream=evaluation --whole-way --cases=500 --output=FILE   # intensities only
-    python -m benchmarks.crystal_verdicts --stream=evaluation --light --cases=720 --output=FILE   # at low resolution
-    python -m benchmarks.crystal_verdicts --stream=evaluation --light-truth --cases=720 --output=FILE   # their limit
+    python -m benchmarks.crystal_verdicts --stream=evaluation --light --cases=240 --output=FILE   # at low resolution
+    python -m benchmarks.crystal_verdicts --stream=evaluation --light-truth --cases=240 --output=FILE   # the true atoms
 
 Phases are those of the truth, spoilt, or wrong ones: of a molecule that is displaced, half wrong, or has its heavy atom
 alone; of the right structure in a group with too few or too many operations; with intensities permuted within shells,
@@ -15,9 +15,9 @@ many; then every atom must be right. Or the whole way is gone from the intensiti
 or at 1.2 Å, or with intensities permuted within shells; with --whole-way the whole way is gone at 1.4 Å too, from
 fewer atoms, without permutations; with --light at 1.2, 1.3 and 1.4 Å, by crystals of C, N and O, and with
 --light-controls from permuted intensities of these. --network and --starts change how. --light-truth makes no search:
-the true atoms of the same crystals in their group are refined and judged, as if two starts had led to them; that is
-what the best search could bring. One line a case on stderr with all that the verdict is from, counts on stdout, and
-the cases without these findings in the JSON of --output.
+the true atoms of the same crystals in their group are refined and judged, as if two starts had led to them. One
+line a case on stderr with all that the verdict is from, counts on stdout, and the cases without these findings in the
+JSON of --output.
 """
 
 import argparse
@@ -186,7 +186,7 @@ def _true_atoms(crystal):
 
 
 def _with_one_wrong_atom(kind, crystal, generator):
-    """The same with one error."""
+    """Positions and elements of the true atoms, without hydrogen and minor sites, with one error."""
     positions, elements = _true_atoms(crystal)
     wrong = int(generator.integers(1, len(positions)))
     fractionalization = np.linalg.inv(crystal.data.cell.orthogonalization)
@@ -431,10 +431,19 @@ def _sign_test(counts):
 
 
 def run(
-    stream: str, number: int, output: Path | None, kinds: tuple[str, ...] = CASES, search: Search = USUAL
+    stream: str,
+    number: int,
+    output: Path | None,
+    kinds: tuple[str, ...] = CASES,
+    search: Search = USUAL,
+    first: int = 0,
 ) -> list[dict]:
-    """Cases of some kinds in turn up to a number, those that a file has apart; tells each, and writes after each."""
-    done = json.loads(output.read_text(encoding='utf-8')) if output and output.exists() else {'cases': 0, 'results': []}
+    """Cases of some kinds in turn from one number up to another; tells each, and writes after each.
+
+    Those that the file has are not measured again; if there is a file, it goes on where that ends.
+    """
+    known = output and output.exists()
+    done = json.loads(output.read_text(encoding='utf-8')) if known else {'cases': first, 'results': []}
     asked = search.described | {'stream': stream, 'kinds': sorted(set(kinds))}
     for name, value in asked.items():
         require(done.get(name, value) == value, name, value, f'that of {output}, {done.get(name)}')
@@ -473,6 +482,7 @@ def main() -> None:
     one.add_argument('--light-controls', action='store_true', help='the same with permuted intensities')
     one.add_argument('--light-truth', action='store_true', help='the true atoms of these crystals, without a search')
     parser.add_argument('--cases', type=int, default=119, help='of all kinds together')
+    parser.add_argument('--first', type=int, default=0, help='number of the first case, for a new file')
     parser.add_argument('--network', default=NETWORK, help="finishes maps too; 'none': elimination alone")
     parser.add_argument('--starts', type=int, default=STARTS, help='most starts of a whole way')
     parser.add_argument('--output', type=Path, help='JSON to write, or to go on with')
@@ -487,10 +497,11 @@ def main() -> None:
             WHOLE_WAYS: options.whole_way,
         }
         kinds = next((kinds for kinds, wanted in asked.items() if wanted), CASES)
-        projection = None if options.network == 'none' else load_projection(options.network)
+        network = 'none' if options.light_truth else options.network  # which makes no search
+        projection = None if network == 'none' else load_projection(network)
         light = kinds in (LIGHT_WAYS, LIGHT_CONTROLS, LIGHT_TRUTHS)
-        search = Search(options.starts, projection, light, options.network)
-        cases = run(options.stream, options.cases, options.output, kinds, search)
+        search = Search(options.starts, projection, light, network)
+        cases = run(options.stream, options.cases, options.output, kinds, search, options.first)
         print(table(cases, kinds))
         if options.against:
             print(f'\n{compare(cases, json.loads(options.against.read_text(encoding="utf-8"))["results"])}')

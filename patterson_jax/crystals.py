@@ -67,7 +67,7 @@ def read_and_prepare(path: Path, settings: CrystalSettings) -> tuple[CrystalFile
 
 
 def projection_for(network: str | Path, data: CrystalData) -> Projection | None:
-    """The learned projection that finishes the maps of a crystal beside elimination; None: elimination alone.
+    """The learned projection that finishes the maps of a crystal; None: elimination alone.
 
     Args:
         network: 'auto' (the one that comes with the code, at resolutions at which it helps; if it cannot be loaded, a
@@ -113,7 +113,7 @@ def solve_crystal(
         wavelength: in Å; f′ of the form factors depends on it. None: f′ is left out.
         formula: for example 'C10H10F2N4'; only the proportions count. None: any elements.
         laue: symbol of the Laue class, for example '2/m'. None: it is found from the data.
-        network: that finishes maps beside elimination: 'auto' (the one that comes with the code, at 1.25 to 1.5 Å),
+        network: that finishes maps: 'auto' (the one that comes with the code, at 1.25 to 1.5 Å),
             'none', or the name or directory of a learned projection.
         seed: fixes the starts.
 

@@ -380,7 +380,7 @@ def projection_card(experiment: ProjectionExperiment, slices: list[dict], valida
     network, crystals = experiment.model, experiment.crystals
     shape, (finest, coarsest) = ' × '.join(map(str, crystals.shape)), crystals.d_min
     facts = {
-        'use': 'finishes the maps of crystals beside low-density elimination, in any cell and space group',
+        'use': 'finishes the maps of crystals in place of low-density elimination or beside it, in any cell and group',
         'network': f'{count_projection_weights(network):,} weights; `{RECORD}` has every field',
         'data': f'{slices[-1]["end"] - slices[0]["begin"]:,} invented crystals of {shape} voxels, cut at {finest:g} to '
         f'{coarsest:g} Å, {experiment.states.starts} maps of each, made when they were needed',

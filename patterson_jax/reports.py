@@ -48,7 +48,7 @@ SHOWN_LEVEL = 0.2  # first level of the surface, relative to the density at the 
 SHOWN_BALL = 0.6  # size of balls relative to those of pictures, so that the density around them can be seen
 UNCERTAIN_ELEMENT = 0.9  # confidence below which the user should check an element
 MOST_LISTED = 12  # atoms in a sentence
-POOR_D_MIN = 1.2  # Å; few structures of light atoms are solved from data that end before
+POOR_D_MIN = 1.2  # Å; from data that end before, few structures of light atoms without a centre are solved
 HIGH_R_INT = 0.2  # equivalent reflections of a right class and a usual crystal agree better
 FEW_MEASURED = 0.8  # completeness below which the search suffers
 TINY = 1e-6  # highest value up to which a density counts as empty
@@ -465,7 +465,10 @@ def _doubts_about_data(content):
             'Check the cell, the class and how the file was read.'
         )
     if d_min > POOR_D_MIN:
-        yield f'The data end at {d_min:.2f} Å. Light atoms need 1.2 Å or better: measure further if possible.'
+        yield (
+            f'The data end at {d_min:.2f} Å. Light atoms without an inversion centre need 1.2 Å or better: measure '
+            'further if possible.'
+        )
     if data['completeness'] < FEW_MEASURED:
         yield f'Only {data["completeness"]:.0%} of the reflections are measured. Check the Laue class, or measure more.'
 

@@ -93,7 +93,7 @@ def read_crystal(
         cell=parse_cell(cell, 'cell') if cell else None,
         cell_source='given' if cell else '',
         wavelength=wavelength,
-        contents=(formula_given := parse_formula(formula, 'formula') if formula not in ('', ANY) else None),
+        contents=(formula_given := parse_formula(formula, 'formula') if formula.lower() not in ('', ANY) else None),
         elements=tuple(formula_given or ()),
     )
     require_content(path)
@@ -112,7 +112,7 @@ def read_crystal(
         claims = _claims_beside(path).completed_by(read_trailing_instructions(rest, str(path)))
         hkl_bytes = path.read_bytes()
     claims = said.completed_by(claims)
-    if formula == ANY:
+    if formula.lower() == ANY:
         claims = dataclasses.replace(claims, contents=None, elements=())
     known_cell = _checked_cell(claims, path)
     claims = _check_contents(claims, known_cell, bool(formula))

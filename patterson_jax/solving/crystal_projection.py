@@ -1,4 +1,4 @@
-"""The learned projection on a crystal: passes through a trained network, beside low-density elimination.
+"""The learned projection on a crystal: passes through a trained network, in place of elimination or beside it.
 
 Where data reach 1.1 Å, elimination sharpens a map to atoms. At lower resolution there is less than a σ between an atom
 and the ripples of its neighbours, and elimination keeps both. A network that knows bonds and rings tells them apart.
@@ -25,7 +25,7 @@ from patterson_jax.solving.learned_projection import Projected, project
 
 PASSES = 16  # in place of an elimination
 LAST_LIGHT = 10  # atomic number up to which elements are light: elimination brings nothing that the network does not
-FINEST, COARSEST = 1.25, 1.5  # Å; it knows 1.1 to 1.5, but brings nothing at 1.2 (docs/learned_projection.md)
+FINEST, COARSEST = 1.25, 1.5  # Å; it knows 1.1 to 1.5, but lost measured crystals at 1.2 (docs/learned_projection.md)
 VOXEL = 0.48  # Å, in the middle of what the network has learned from
 EVEN_SIZES = tuple(size for size in range(8, 321, 2) if 60**8 % size == 0)  # with no other factors than 2, 3 and 5
 MEAN_OF_NORMAL = math.sqrt(2 / math.pi)  # of the size of a number of standard deviation 1

@@ -85,7 +85,7 @@ def solve_crystal(
         seed: fixes the starts.
         max_starts: the highest number of starts.
         max_seconds: the search ends with the first start that ends after so many seconds; 0: no limit.
-        projection: a trained network that finishes maps too, beside low-density elimination.
+        projection: a trained network that finishes maps, where there may be a heavy atom beside elimination.
         progress: is called with the number of starts that have ended, and a line about the best map.
 
     Raises:

@@ -38,7 +38,6 @@ from patterson_jax.solving.crystal_verdict import (
     judge_crystal,
     poor_data,
 )
-from patterson_jax.solving.spacegroup import PhasedReflections
 
 ROUNDS = 6
 SPACE_OF_AN_ATOM = 11.0  # Å³, the least volume of an atom other than hydrogen
@@ -273,12 +272,16 @@ def _prepare(data, space_group):
 
 def _in_order_of(crystal, hkl, structure_factors):
     """Structure factors of the crystal's reflections from those of equivalents; 0 where there is no equivalent."""
-    phased = PhasedReflections(hkl, structure_factors)
-    total = sum(
-        phased.at(crystal.hkl @ rotation) * np.exp(2j * np.pi * (crystal.hkl @ translation))
-        for rotation, translation in zip(*crystal.operations, strict=True)
-    )
-    return crystal.amplitudes * np.exp(1j * np.angle(total)) * (total != 0)
+    places = {tuple(each): index for index, each in enumerate(crystal.hkl.tolist())}
+    values = np.zeros(len(places), complex)
+    hkl = np.asarray(hkl)
+    for rotation, translation in zip(*crystal.operations, strict=True):
+        images = hkl @ rotation
+        shifted = structure_factors * np.exp(-2j * np.pi * (hkl @ translation))
+        for sign, mates in ((1, shifted), (-1, np.conj(shifted))):
+            found = np.array([places.get(tuple(each), -1) for each in (sign * images).tolist()])
+            values[found[found >= 0]] = mates[found >= 0]
+    return crystal.amplitudes * np.exp(1j * np.angle(values)) * (values != 0)
 
 
 def _first_model(crystal: _Crystal, structure_factors: np.ndarray) -> _Model:
