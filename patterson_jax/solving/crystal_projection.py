@@ -24,7 +24,7 @@ from patterson_jax.solving.crystal_phasing import Crystal, Sharpen, eliminated
 from patterson_jax.solving.learned_projection import Projected, project
 
 PASSES = 16  # in place of an elimination
-LAST_LIGHT = 10  # atomic number up to which elements are light: elimination brings nothing that the network does not
+LAST_LIGHT = 10  # atomic number up to which elements are light, so that the network may work alone
 FINEST, COARSEST = 1.25, 1.5  # Å; it knows 1.1 to 1.5, but lost measured crystals at 1.2 (docs/learned_projection.md)
 VOXEL = 0.48  # Å, in the middle of what the network has learned from
 EVEN_SIZES = tuple(size for size in range(8, 321, 2) if 60**8 % size == 0)  # with no other factors than 2, 3 and 5
