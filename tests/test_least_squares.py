@@ -18,6 +18,7 @@ from patterson_jax.solving.least_squares import (
     finish,
     highest_point,
     minimise_spheres,
+    move_atoms,
     move_worst_atom,
     random_positions,
     refine,
@@ -371,6 +372,22 @@ def test_repair_brings_a_lost_atom_back():
     whole = repair_many(sets, data, LARGER, 4)
     assert np.all(whole.misfit <= result.misfit + 1e-9)
     np.testing.assert_allclose(whole.positions, sets, atol=1e-4)
+
+
+def test_atoms_that_are_lost_are_moved_back_alone_and_right_ones_stay():
+    sets = true_sets(LARGER, NUM_SETS)
+    data = with_amplitudes([spheres(atoms, LARGER) for atoms in sets], LARGER)
+    count = count_within(LARGER, difference_limit(LARGER))
+    move = jax.jit(jax.vmap(lambda *given: move_atoms(*given, count, LARGER), in_axes=(0, MAPS)))
+    spoilt, lost = lost_one(sets)
+    moved, numbers = np.asarray(move(spoilt, data)), np.arange(NUM_SETS)
+    found = np.linalg.norm(moved - sets, axis=-1)[numbers, lost] < 0.01
+    assert np.sum(found) >= NUM_SETS - 1
+    others = np.arange(sets.shape[1]) != lost[:, None]
+    np.testing.assert_array_equal(moved[others & found[:, None]], spoilt[others & found[:, None]])
+    np.testing.assert_array_equal(move(sets, data), sets)
+    near = displaced(sets, 0.02)
+    assert np.all(np.linalg.norm(move(near, data) - sets, axis=-1) <= np.linalg.norm(near - sets, axis=-1) + 0.02)
 
 
 @pytest.mark.parametrize('place', [(0, 0, 0), (3.1, -1.7, 2.4), (-4, 4, 4)])

@@ -1,8 +1,8 @@
 """One attempt at some maps by one method: sets proposed, refined, and the best of them finished.
 
-Each set is refined, and repaired if the first attempt was not enough. The best set and its rival, the best one that
-differs from it, are finished with the exact renderer. Each of these steps is a program of its own, for several maps at
-once. All methods and attempts share these programs.
+Each set is refined, and repaired if the first attempt was not enough. In the best set atoms that explain nothing are
+moved. It and its rival, the best one that differs from it, are finished with the exact renderer. Each of these steps is
+a program of its own, for several maps at once. All methods and attempts share these programs.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from patterson_jax.precision import exact_products
 from patterson_jax.simulation.encoding import Encoding, network_input
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.atom_sets import fill_places, same_atoms
-from patterson_jax.solving.least_squares import Finished, Refined, Stages, finish, refine, repair
+from patterson_jax.solving.least_squares import Finished, Refined, Stages, finish, move_atoms, refine, repair
 from patterson_jax.solving.methods.method import Method, Prediction, Proposal, Request
 from patterson_jax.solving.orientations import averaged_over_orientations
 from patterson_jax.solving.programs import program
@@ -29,6 +29,8 @@ from patterson_jax.solving.separation import SeparationSettings
 
 SAME = 0.5  # voxels within which atoms of two sets are the same
 REPAIRS_PER_ATOM = 0.5
+EXPLAINED = 0.1  # misfit, in shares of an atom, below which no atom is moved
+MOVED_ITERATIONS = 10
 AXES: Any = (0, 0, None, None)
 SEVERAL: Any = Measured(*AXES)  # axes of what several maps have of their own, for vmap
 
@@ -119,11 +121,21 @@ def compiled_attempt(
     mend = program(repair_all, one_set, prepare.out_info, rounds, stages.counts, problem=solved) if repairs else None
     each = [improve.out_info] * positions.shape[1]
     choose = program(choose_all, each, positions, np.int32(0), independent=method.independent)
+    move = program(move_all, one_set, prepare.out_info, stages.counts, problem=solved)
     finish = program(finish_all, one_set, prepare.out_info, problem=solved)
 
     def improved(positions, measured, stages):
         refined = improve(positions, measured, stages)
         return mend(refined.positions, measured, rounds, stages.counts) if mend else refined
+
+    def with_atoms_moved(positions, measured, stages):
+        as_they_are = improve(positions, measured, last_stage(stages, 0)).misfit
+        if np.all(as_they_are < EXPLAINED / problem.num_atoms):
+            return positions
+        moved = move(positions, measured, stages.counts)
+        moved = improve(moved, measured, last_stage(stages, MOVED_ITERATIONS))
+        better = np.asarray(moved.misfit < as_they_are)
+        return np.where(better[:, None, None], moved.positions, positions)
 
     def run(keys, number, maps):
         measured = prepare(maps, *data)
@@ -131,7 +143,7 @@ def compiled_attempt(
         refined = [improved(each, measured, proposal.stages) for each in _sets(proposal.positions)]
         choice = choose(refined, proposal.positions, number)
         best, *rival = _sets(choice.positions)
-        finished = [finish(best, measured)]
+        finished = [finish(with_atoms_moved(best, measured, proposal.stages), measured)]
         if rival and np.any(np.asarray(choice.has_rival)):
             finished.append(finish(rival[0], measured))
         return Attempt(tuple(finished), choice.has_rival, choice.agreeing, proposal.prediction)
@@ -142,6 +154,13 @@ def compiled_attempt(
 def _sets(positions):
     """Sets `(maps, sets, places, 3)`, one after the other, on the host: each for all maps."""
     return list(np.moveaxis(np.asarray(positions), 1, 0))
+
+
+def last_stage(stages: Stages, iterations: int) -> Stages:
+    """Stages of the same shape, of which the first has the reflections of the last, and the others do nothing."""
+    return Stages(
+        jnp.broadcast_to(stages.counts[-1], stages.counts.shape), jnp.full_like(stages.iterations, iterations)
+    )
 
 
 def prediction_program(
@@ -198,6 +217,11 @@ def repair_all(positions: Array, measured: Measured, rounds: Array, counts: Arra
     return jax.vmap(lambda each, data: repair(each, data, rounds, counts[-1], problem), (0, SEVERAL))(
         positions, measured
     )
+
+
+def move_all(positions: Array, measured: Measured, counts: Array, problem: Problem) -> Array:
+    """`move_atoms` for a set of each map, at the resolution of the last stage."""
+    return jax.vmap(lambda each, data: move_atoms(each, data, counts[-1], problem), (0, SEVERAL))(positions, measured)
 
 
 def finish_all(positions: Array, measured: Measured, problem: Problem) -> Finished:
