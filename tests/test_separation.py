@@ -10,7 +10,7 @@ import pytest
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.patterson import atom_factors, intensities, low_frequencies
 from patterson_jax.simulation.problem import Problem
-from patterson_jax.solving.separation import WAYS, SeparationSettings, _swap_chain, separate
+from patterson_jax.solving.separation import WAYS, SeparationSettings, _draw_chain, _swap_chain, separate
 
 PROBLEM = Problem(grid_size=24, num_atoms=5, box_edge=8.0)
 SETTINGS = SeparationSettings(
@@ -86,9 +86,13 @@ def test_the_best_chain_is_kept():
     factors, measured = case(5, noise=0.3)
     settings = dataclasses.replace(SETTINGS, num_swaps=20, num_chains=4, method='greedy')
     result = choose(jax.random.key(0), factors, measured, settings)
-    thresholds = jnp.zeros(20)
-    chain = jax.jit(_swap_chain, static_argnums=3)
-    chains = [chain(key, factors, measured, 5, thresholds) for key in jax.random.split(jax.random.key(0), 4)]
+
+    @jax.jit
+    def chain(key):
+        draws = _draw_chain(key, len(factors), 5, 20)
+        return _swap_chain(*draws, jnp.zeros(20), factors, measured, 5)
+
+    chains = [chain(key) for key in jax.random.split(jax.random.key(0), 4)]
     misfits = [float(chain.misfit) for chain in chains]
     assert max(misfits) > 1.1 * min(misfits)
     np.testing.assert_allclose(result.misfit, min(misfits), rtol=1e-3)

@@ -88,22 +88,31 @@ def separate(
     else:
         thresholds = jnp.linspace(settings.first_threshold, settings.last_threshold, settings.num_swaps)
 
-    def chain(chain_key):
-        return _swap_chain(chain_key, factors, intensities, num_atoms, thresholds)
+    def draw(chain_key):
+        return _draw_chain(chain_key, factors.shape[0], num_atoms, settings.num_swaps)
 
-    chains = jax.vmap(chain)(jax.random.split(key, settings.num_chains))
+    def chain(order, members, others):
+        return _swap_chain(order, members, others, thresholds, factors, intensities, num_atoms)
+
+    # One chain after the other, because that compiles faster, and the draws take no time.
+    draws = jax.lax.map(draw, jax.random.split(key, settings.num_chains))
+    chains = jax.vmap(chain)(*draws)
     best = jnp.argmin(chains.misfit)
     return jax.tree.map(lambda each: each[best], chains)
 
 
-def _swap_chain(key, factors, intensities, num_atoms, thresholds):
-    """Runs one chain. Its state is the order of the candidates, of which the first `num_atoms` are the set."""
-    num_candidates, num_swaps = factors.shape[0], thresholds.shape[0]
+def _draw_chain(key, num_candidates, num_atoms, num_swaps):
+    """A random order of the candidates, and of each swap the places of the member and of the other, `(num_swaps,)`."""
     order_key, member_key, other_key = jax.random.split(key, 3)
     order = jax.random.permutation(order_key, num_candidates)
     members = jax.random.randint(member_key, (num_swaps,), 0, num_atoms)
     others = jax.random.randint(other_key, (num_swaps,), num_atoms, num_candidates)
-    places, norm = jnp.arange(num_candidates), jnp.sum(intensities**2)
+    return order, members, others
+
+
+def _swap_chain(order, members, others, thresholds, factors, intensities, num_atoms):
+    """Runs one chain. Its state is the order of the candidates, of which the first `num_atoms` are the set."""
+    places, norm = jnp.arange(len(order)), jnp.sum(intensities**2)
 
     def misfit_of(total):
         return jnp.sum((total.real**2 + total.imag**2 - intensities) ** 2) / norm
