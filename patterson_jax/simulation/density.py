@@ -11,9 +11,11 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 OCTANT = math.pi / 6  # volume of an eighth of the unit ball
+NEXT, LAST = np.array([1, 2, 0]), np.array([2, 0, 1])  # axis after an axis, and the one after that
 
 
 def render(positions: Array, grid_size: int, atom_radius: float) -> Array:
@@ -47,31 +49,48 @@ def atom_block(position: Array, atom_radius: float) -> tuple[Array, Array]:
     block = math.ceil(2 * atom_radius) + 1
     start = jnp.floor(jax.lax.stop_gradient(position) - atom_radius)
     faces = (start[:, None] + jnp.arange(block + 1, dtype=position.dtype)[None] - position[:, None]) / atom_radius
-    corners = corner_volume(faces[0, :, None, None], faces[1, None, :, None], faces[2, None, None, :])
+    corners = corner_volumes(faces)
     volumes = jnp.diff(jnp.diff(jnp.diff(corners, axis=0), axis=1), axis=2) * atom_radius**3
     fractions = volumes - jax.lax.stop_gradient(jnp.minimum(volumes, 0))  # removes rounding errors, keeps the slope
     return fractions, start.astype(jnp.int32)
 
 
 @jax.custom_jvp
-def corner_volume(x: Array, y: Array, z: Array) -> Array:
-    """Volume of the unit ball inside the box from its centre to (x, y, z), with the sign of x·y·z."""
-    a, b, c = (jnp.minimum(jnp.abs(side), 1) for side in (x, y, z))
+def corner_volumes(faces: Array) -> Array:
+    """Volumes of the unit ball inside the boxes from its centre to (x, y, z), with the sign of x·y·z.
+
+    Args:
+        faces: `(3, count)`, the values of x, of y and of z.
+
+    Returns:
+        `(count, count, count)`, for each x, y and z.
+    """
+    sides = jnp.minimum(jnp.abs(faces), 1)
+    # For the pairs ab, bc and ca at once, which compiles in a third of the time.
+    columns = _column_volume(sides[:, :, None], sides[NEXT][:, None, :])
+    caps = _half_cap_volume(sides)
+    a, b, c = _along_axes(sides)
     outside = (
-        (_column_volume(a, b) + _column_volume(b, c) + _column_volume(c, a))
-        + (_half_cap_volume(a) + _half_cap_volume(b) + _half_cap_volume(c))
+        (columns[0][:, :, None] + columns[1][None] + columns[2].T[:, None])
+        + (caps[0][:, None, None] + caps[1][None, :, None] + caps[2][None, None])
         - 2 * OCTANT
     )
     volume = jnp.where(a * a + b * b + c * c < 1, a * b * c, outside)
-    return jnp.sign(x) * jnp.sign(y) * jnp.sign(z) * volume
+    return math.prod(_along_axes(jnp.sign(faces))) * volume
 
 
-@corner_volume.defjvp
-def _corner_volume_jvp(sides, tangents):
-    x, y, z = sides
-    dx, dy, dz = tangents
-    slope = _face_area(y, z, x) * dx + _face_area(z, x, y) * dy + _face_area(x, y, z) * dz
-    return corner_volume(x, y, z), slope
+@corner_volumes.defjvp
+def _corner_volumes_jvp(primals, tangents):
+    (faces,), (moves,) = primals, tangents
+    areas = _face_area(faces[NEXT][:, :, None, None], faces[LAST][:, None, :, None], faces[:, None, None, :])
+    slopes = areas * moves[:, None, None, :]  # for (y, z, x), (z, x, y) and (x, y, z)
+    slope = slopes[0].transpose(2, 0, 1) + slopes[1].transpose(1, 2, 0) + slopes[2]
+    return corner_volumes(faces), slope
+
+
+def _along_axes(values):
+    """Values `(3, count)` of the three axes, each along its own."""
+    return values[0, :, None, None], values[1, None, :, None], values[2, None, None, :]
 
 
 def _column_volume(a, b):
