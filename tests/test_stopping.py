@@ -192,14 +192,14 @@ def test_elsewhere_than_in_the_main_thread_signals_are_left_alone(handler):
     assert seen == [(handler, False)]
 
 
-LONG = dataclasses.replace(SETTINGS, num_steps=200, log_every=10, validate_every=30)
+LONG = dataclasses.replace(SETTINGS, num_steps=80, log_every=10, validate_every=30)
 
 
 def test_a_command_stopped_by_sigterm_exits_75_and_started_again_ends_as_one_that_was_not(tmp_path):
     """The same command without a stop is run in this process."""
     config = tiny_config(settings=LONG)
-    config.checkpoint.every_steps = 80
-    run(tmp_path / 'whole', LONG, checkpointing=CheckpointSettings(every_steps=80, keep=1))
+    config.checkpoint.every_steps = 32
+    run(tmp_path / 'whole', LONG, checkpointing=CheckpointSettings(every_steps=32, keep=1))
     workdir = tmp_path / 'run'
     command = [sys.executable, ROOT / 'run_experiment.py', f'--config={ROOT / "configs" / "quick.py"}']
     command += [*as_flags(config), f'--workdir={workdir}']
@@ -212,9 +212,9 @@ def test_a_command_stopped_by_sigterm_exits_75_and_started_again_ends_as_one_tha
         output, errors = process.communicate(timeout=300)
     assert process.returncode == 75, errors
     step = saved_steps(workdir)[-1]
-    assert 10 <= step < 200
+    assert 10 <= step < 80
     lines = [line for line in errors.splitlines() if not line.startswith('training: ')]  # every ten seconds
-    told = f'stopped by SIGTERM after step {step} of 200, which is saved; the same command continues from there'
+    told = f'stopped by SIGTERM after step {step} of 80, which is saved; the same command continues from there'
     assert lines == [told]
     assert output == ''
     assert log_of(workdir) == [row for row in log_of(tmp_path / 'whole') if row['step'] <= step]

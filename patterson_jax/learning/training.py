@@ -189,10 +189,14 @@ def learning_rate_schedule(settings: OptimizerSettings) -> optax.Schedule:
 
 def init_state(task: Task) -> TrainState:
     """The state before the first step; the seed alone determines the weights."""
+    return state_with(_init_of(_as_compiled(task))(jax.random.key(task.seed)), task.settings)
+
+
+@functools.lru_cache(maxsize=4)
+def _init_of(task):
     # On CPU compilation takes most of the time. A lower level compiles faster and gives the same weights, bit for bit.
     options = {'xla_backend_optimization_level': 1} if jax.default_backend() == 'cpu' else None
-    init = jax.jit(task.init, compiler_options=options)
-    return state_with(init(jax.random.key(task.seed)), task.settings)
+    return jax.jit(task.init, compiler_options=options)
 
 
 def state_with(params: Any, settings: OptimizerSettings) -> TrainState:
@@ -312,7 +316,7 @@ def train(
         examples_before = counters['examples'] - first_step * settings.batch_size
         log = MetricsLog(workdir / 'metrics.jsonl', first_step)
         state = replicate(state)
-        train_call, validate = _programs(task, sets_before)
+        train_call, validate = _programs(_as_compiled(task), sets_before)
         clock = Clock(counters['seconds'])
         pending = _from_json(counters['pending'])  # metrics of steps that are not in the log yet
 
@@ -372,7 +376,15 @@ def train(
     return state
 
 
-@functools.lru_cache(maxsize=1)
+def _as_compiled(task):
+    """The task with the same settings wherever no program depends on them: when the host acts, how long a run is."""
+    settings = dataclasses.replace(task.settings, max_minutes=0.0, log_every=1, validate_every=1, init_from='')
+    if settings.schedule == 'constant':
+        settings = dataclasses.replace(settings, num_steps=settings.warmup_steps + 1)
+    return dataclasses.replace(task, settings=settings)
+
+
+@functools.lru_cache(maxsize=4)
 def _programs(task, sets_before):
     """The step and the validation. A run that goes on in the same process need not have them traced again."""
     return parallelize(make_train_call(task, sets_before), donate=True), make_validation(task)
@@ -387,7 +399,8 @@ def _steps_until_the_host_acts(step, settings, checkpointing):
 def _restore_or_begin(task, checkpoints, start):
     """The state and the counters of the latest checkpoint, or of a new run without one."""
     if checkpoints.latest_step is not None:
-        shapes = jax.eval_shape(lambda: state_with(task.init(jax.random.key(task.seed)), task.settings))
+        params = _init_of(_as_compiled(task)).eval_shape(jax.random.key(task.seed))
+        shapes = jax.eval_shape(lambda params: state_with(params, task.settings), params)
         items = checkpoints.restore(
             checkpoints.latest_step, params=shapes.params, optimizer=shapes.optimizer, counters=None
         )
