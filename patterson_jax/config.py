@@ -94,6 +94,15 @@ def validate_projection(config: ConfigDict) -> ProjectionExperiment:
     return ProjectionExperiment(**_seed_and_sections(config, PROJECTION_SECTIONS))
 
 
+def validate_trained(config: ConfigDict) -> Experiment | ProjectionExperiment:
+    """Checks a configuration that trains a network, of either kind.
+
+    Raises:
+        InputError: naming the field, the value received and what is allowed.
+    """
+    return validate_projection(config) if 'states' in config else validate(config)
+
+
 def check_devices(experiment: Experiment | ProjectionExperiment) -> None:
     """Raises InputError if the devices of this machine cannot share a training batch equally."""
     batch_size, devices = experiment.train.batch_size, jax.device_count()

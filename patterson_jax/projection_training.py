@@ -94,10 +94,17 @@ class ProjectionTask:
 
         They are those of the first pass, and how far the phases are right after `LATER_PASSES`.
         """
+        cases = self.validation_cases(start + share_of_batch(self.settings.batch_size))
+        return self.validated(variables, cases)
+
+    def validation_cases(self, indices: Array) -> Cases:
+        """The cases of some validation crystals, `(crystals,)`: the same in batches of any size."""
         stream = stream_key(self.seed, 'validation')
-        indices = start + share_of_batch(self.settings.batch_size)
         chunks = jax.vmap(lambda index: draw_chunks(example_key(stream, 1, index), self.states))(indices)
-        cases = self.cases(stream, 0, indices, chunks)  # so that they are the same in batches of any size
+        return self.cases(stream, 0, indices, chunks)
+
+    def validated(self, variables: Any, cases: Cases) -> dict[str, Array]:
+        """The figures of `validation_figures` on some cases, `(crystals,)`."""
         figures = self.figures(variables, cases)
         figures['correlation_later'] = self._agreement(self.passed(variables, cases, LATER_PASSES))
         return {name: jnp.mean(each.reshape(-1, self.states.starts), axis=1) for name, each in figures.items()}

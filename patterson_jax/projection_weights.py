@@ -56,6 +56,11 @@ def _params(checkpoints, network):
     return jax.device_get(checkpoints.restore(checkpoints.best_step, params=_shapes(network))['params'])
 
 
+def projection_fields(config: dict) -> dict:
+    """The part of a resolved config on which the weights of a learned projection depend."""
+    return {'model': {field: config['model'].get(field) for field in PROJECTION_FIELDS}}
+
+
 def count_projection_weights(network: ProjectionNet) -> int:
     """The number of a network's weights."""
     return sum(leaf.size for leaf in jax.tree.leaves(_shapes(network)))

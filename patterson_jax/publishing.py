@@ -27,8 +27,9 @@ from patterson_jax.learning.checkpoints import (
     has_checkpoint,
 )
 from patterson_jax.learning.metrics import LearningCurve, fit_learning_curve, read_metrics
+from patterson_jax.projection_comparison import Comparison, require_better
 from patterson_jax.projection_training import LATER_PASSES, ProjectionExperiment
-from patterson_jax.projection_weights import PROJECTION_FIELDS, count_projection_weights
+from patterson_jax.projection_weights import count_projection_weights, projection_fields
 from patterson_jax.releases import update_manifest
 from patterson_jax.runs import RECORD, check_record, evaluation_settings, read_record
 from patterson_jax.shipped import find_network
@@ -68,7 +69,8 @@ def publish(experiment: Experiment, config: ConfigDict, workdir: Path, output: P
     best = _best_of(workdir, config, output)
     report = _evaluation_of(workdir, config, best.step)
     slices, rows = _with_history(best, workdir, config.to_dict(), _map_details)
-    _check_replaced(output, config.to_dict(), slices[-1], weight_fields)
+    if _has_weights(output, config.to_dict(), weight_fields):
+        _require_lower_loss(output, slices[-1])
     curve = fit_learning_curve(rows)
     with _replacing(output) as part:
         seal = _write_weights(part, best, workdir, slices, rows)
@@ -87,11 +89,15 @@ def publish_projection(
 ) -> None:
     """Writes the best checkpoint of a learned projection of crystals, its log, and a card, `README.md`, to `output`.
 
-    Arguments and errors are those of `publish`, except that no evaluation is asked for.
+    Arguments and errors are those of `publish`, except that no evaluation is asked for. Whether published weights are
+    better is not read from the logs: both are given the same crystals here (`projection_comparison`).
     """
     best = _best_of(workdir, config, output)
     slices, rows = _with_history(best, workdir, config.to_dict(), _projection_details)
-    _check_replaced(output, config.to_dict(), slices[-1], _projection_fields)
+    if output and _has_weights(output, config.to_dict(), projection_fields):
+        compared = require_better(experiment, output, workdir)
+        slices[-1] |= {'compared': compared._asdict()}
+        print(compared)
     with _replacing(output) as part:
         seal = _write_weights(part, best, workdir, slices, rows)
         card = projection_card(experiment, slices, rows[-1], best.step, seal)
@@ -209,15 +215,11 @@ def _projection_details(config):
     return {name: config['train'][name] for name in ('most_passes', 'num_validation')}
 
 
-def _projection_fields(config):
-    return {'model': {field: config['model'].get(field) for field in PROJECTION_FIELDS}}
-
-
 def _history(name, begin, details):
     """Slices and log that led to the weights with which a run began, at example `begin`, as far as they exist."""
     if not name:
         return [], []
-    if place := _published(name):
+    if place := find_published(name):
         slices = [each for each in json.loads((place / SLICES).read_text()) if each['end'] <= begin]
         return slices, [row for row in read_metrics(place / LOG) if row['examples'] <= begin]
     try:
@@ -238,8 +240,10 @@ def _history(name, begin, details):
     return slices, [*before, *({'slice': len(slices)} | row for row in rows)]
 
 
-def _published(name):
-    """The directory of published weights of that name; None if it is not one."""
+def find_published(name: str) -> Path | None:
+    """The directory of published weights with a path or a name; None if it is not one, or ''."""
+    if not name:
+        return None
     try:
         directory = find_network(name)
     except InputError:
@@ -250,10 +254,10 @@ def _published(name):
     return place if (place / SLICES).exists() else None
 
 
-def _check_replaced(output, config, own, fields_of):
-    """Raises InputError if `output` has better weights, weights of another kind, or other files."""
+def _has_weights(output, config, fields_of):
+    """Whether `output` has weights to replace. Raises InputError if they are of another kind, or it has other files."""
     if not output.exists() or not any(output.iterdir()):
-        return
+        return False
     if not (output / SLICES).exists():
         raise InputError(f'{output} has files that are not published weights; name another --output')
     published = read_record(output)['config']
@@ -263,11 +267,11 @@ def _check_replaced(output, config, own, fields_of):
     differing = differences(theirs, ours, ('model', 'problem'))
     if differing:
         raise InputError(f'{output} has weights of another config: {"; ".join(differing)}. Name another --output')
-    last = json.loads((output / SLICES).read_text())[-1]
-    numbers = [each.get('num_validation') for each in (last, own)]
-    words = f'{numbers[0]}, as for the weights in {output}'
-    require(numbers[0] == numbers[1], 'train.num_validation', numbers[1], words)
-    before, now = last['validation_loss'], own['validation_loss']
+    return True
+
+
+def _require_lower_loss(output, own):
+    before, now = json.loads((output / SLICES).read_text())[-1]['validation_loss'], own['validation_loss']
     if now > before:
         raise InputError(f'{output} has better weights: validation loss {before:.4g}, and these have {now:.4g}')
 
@@ -387,6 +391,7 @@ def projection_card(experiment: ProjectionExperiment, slices: list[dict], valida
         'training': f'{sum(each["seconds"] for each in slices) / 3600:.2f} hours',
         'validation': f'{experiment.train.num_validation} crystals, squared error {validated["validation_loss"]:.3f}; '
         f'mean cosine of phase errors, weighted by E², {_cosines(validated)}',
+        **({'against the weights before': _compared(slices[-1])} if 'compared' in slices[-1] else {}),
         'what it brings': '[docs/learned_projection.md](../../docs/learned_projection.md)',
         'checksums': f'in `checkpoints/{step}/{CHECKSUMS}`, verified whenever the weights are loaded; SHA-256 of that '
         f'file: `{seal}`',
@@ -416,6 +421,10 @@ def projection_card(experiment: ProjectionExperiment, slices: list[dict], valida
     )
     figure = '![Losses](figures/losses.png)'
     return '\n\n'.join((title, words, markdown_table(('', ''), facts.items()), runs, reading, figure)) + '\n'
+
+
+def _compared(own):
+    return str(Comparison(**own['compared']))
 
 
 def _cosines(validated):

@@ -17,8 +17,8 @@ from tiny import SETTINGS, assert_same_run, saved_steps, tiny_config
 from benchmarks.device import cells, collecting, options, packing, processes, speed_task, training_task
 from benchmarks.speed.experiments import sections
 from benchmarks.speed.networks import gradient_of_first_step
-from configs import unrolled
-from patterson_jax.config import validate
+from configs import projection, unrolled
+from patterson_jax.config import validate, validate_trained
 from patterson_jax.errors import InputError
 from patterson_jax.experiment import run as run_experiment
 from patterson_jax.learning.checkpoints import Checkpoints
@@ -209,6 +209,34 @@ def test_a_training_is_planned_for_its_seconds():
     assert training_task.changes_for(config, None, 260.0, 'gpu') == {'train.init_from': 'unrolled'}
 
 
+def test_a_training_of_the_projection_is_planned_by_its_own_recipe_and_from_published_weights():
+    chosen = options.options_of(options.parse_arguments(['--output=DIR', '--train=projection:gpu']))
+    config = options.configs_of(chosen)['projection']
+    assert (chosen.networks, chosen.batch) == (('projection',), config.train.batch_size)
+    row = ROW | {'setting': 'periodic direct', 'batch': 128}
+    changes = training_task.changes_for(config, row, 260.0, 'gpu')
+    assert changes['model.convolution'] == 'auto' and 'model.precision' not in changes
+    assert changes['train.num_steps'] == round(0.85 * 200 / 0.128)
+    recipe = config.train.to_dict()
+    config.update_from_flattened_dict(changes)
+    validate_trained(config)
+    kept = ('init_from', 'learning_rate', 'schedule', 'steps_per_call', 'num_validation', 'most_passes')
+    assert {name: config.train[name] for name in kept} == {name: recipe[name] for name in kept}
+    assert training_task.begin_weights(projection.get_config()) == 'pretrained/projection'
+    products = row | {'setting': 'periodic products'}
+    assert training_task.changes_for(config, products, 260.0, 'gpu')['model.convolution'] == 'products'
+    assert training_task.changes_for(config, products, 260.0, 'cpu')['model.convolution'] == 'auto'
+
+
+@pytest.mark.parametrize('network', ['paper', 'projection'])
+def test_a_network_is_timed_by_settings_of_its_own(network):
+    """The gradient that the host computes is of the same kind as that of the device."""
+    config = options.load_config(options.CONFIGS[network])
+    kind = speed_task.gradient_of(config, 8, Path('gradient.npy'))['measures']
+    assert kind == ('projection gradient' if network == 'projection' else 'gradient')
+    assert set(speed_task.settings_of(network)) <= set(options.ORDER)
+
+
 def test_only_a_setting_with_the_right_gradient_is_trained_by():
     rows = [
         {'network': 'unrolled', 'setting': name, 'right': right, 'step_seconds_per_example': seconds}
@@ -263,6 +291,8 @@ def test_a_tar_file_has_no_path_of_this_machine(output):
         (('--train=configs/crystal.py',), "--train is 'configs/crystal.py', a config without a network to train"),
         (('--set=train.steps=1',), 'train has no field steps; did you mean num_steps'),
         (('--set=seed',), "--set is 'seed'; it must be a field and its value"),
+        (('--train=projection:cpu',), "--train is 'projection:cpu': 'cpu' is not a variant of configs/projection.py"),
+        (('--set=train.init_from=runs/none',), 'train.init_from: runs/none: no such directory'),
     ],
 )
 def test_mistakes_are_named(flags, message, tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +11,19 @@ import numpy as np
 import pytest
 from tiny import assert_same_run, assert_same_trees, saved_steps
 
+from benchmarks.device import cells, collecting
+from benchmarks.device.projection_cells import projection_cell, projection_gradient_cell
 from configs import projection
 from patterson_jax import experiment, runs
 from patterson_jax.config import validate_projection
 from patterson_jax.errors import InputError, Unfinished
 from patterson_jax.learning import training
+from patterson_jax.learning.checkpoints import Checkpoints
 from patterson_jax.learning.metrics import read_metrics
 from patterson_jax.networks.projection import NUM_CONDITIONS
-from patterson_jax.projection_training import Cases, ProjectionTask
-from patterson_jax.projection_weights import load_projection_weights
+from patterson_jax.projection_comparison import Comparison, compare
+from patterson_jax.projection_training import Cases
+from patterson_jax.projection_weights import count_projection_weights, load_projection_weights
 from patterson_jax.simulation.training_crystals import TrainingCrystal
 
 pytestmark = pytest.mark.usefixtures('optax_promotes_types')
@@ -42,11 +47,20 @@ def run(workdir, **changes):
 
 
 @pytest.fixture(scope='module')
-def whole_run(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp('whole')
+def brought_back(tmp_path_factory):
+    """What a training on a device leaves, beside the directory of the run."""
+    output = tmp_path_factory.mktemp('output')
+    workdir = output / 'whole'
+    as_json = json.loads(json.dumps(tiny_config().to_dict()))
+    cell = {'config': as_json, 'changes': {}, 'minutes': 0.0, 'workdir': str(workdir), 'output': str(output)}
     with jax.numpy_dtype_promotion('standard'):
-        run(workdir)
-    return workdir
+        cells.training(cell, print)
+    return output
+
+
+@pytest.fixture(scope='module')
+def whole_run(brought_back):
+    return brought_back / 'whole'
 
 
 def test_the_loss_falls_and_the_log_says_how_far_the_phases_are_right(whole_run):
@@ -62,22 +76,26 @@ def test_the_loss_falls_and_the_log_says_how_far_the_phases_are_right(whole_run)
     assert (whole_run / 'figures' / 'losses.png').exists()
 
 
-class WithoutNetwork(ProjectionTask):
-    """Tells of the validation what is of the cases alone; the network takes long to compile."""
-
-    def _apply(self, variables, words):
-        return lambda density: density
-
-    def validation_figures(self, variables, start):
-        return {'correlation_before': super().validation_figures(variables, start)['correlation_before']}
+@pytest.fixture(scope='module')
+def weights(whole_run):
+    """Those of the first step, and the best of the run."""
+    made = validate_projection(tiny_config())
+    return jax.jit(made.task.init)(jax.random.key(0)), load_projection_weights(whole_run, made.model)
 
 
-def test_the_validation_crystals_are_the_same_in_batches_of_any_size(whole_run):
-    rows = read_metrics(whole_run / 'metrics.jsonl')
-    task = WithoutNetwork(**vars(validate_projection(tiny_config(batch_size=1)).task))
-    figures = training.make_validation(task)({})
-    before = [row['validation_correlation_before'] for row in rows if 'validation_loss' in row]
-    np.testing.assert_allclose(figures['validation_correlation_before'], before[0], rtol=1e-4)
+def test_weights_are_compared_on_the_validation_crystals_of_the_log_in_batches_of_any_size(whole_run, weights):
+    first, trained = weights
+    found = compare(validate_projection(tiny_config()).task, first, trained.params)
+    (row,) = (row for row in read_metrics(whole_run / 'metrics.jsonl') if row['step'] == trained.step)
+    np.testing.assert_allclose(found.loss, row['validation_loss'], rtol=1e-4)
+    np.testing.assert_allclose(found.later, row['validation_correlation_later'], rtol=1e-3)
+    assert found.crystals == 3 and found.loss < found.loss_before and found.standard_error > 0
+
+
+def test_only_a_difference_beyond_its_error_is_better():
+    for difference, better in ((-0.1, True), (-0.03, False), (0.0, False), (0.1, False)):
+        assert Comparison(9, 1.0, 1.0 + difference, 0.02, 0.5, 0.6).better == better
+    assert not Comparison(9, 1.0, 1.0, 0.0, 0.5, 0.5).better  # the same weights
 
 
 def test_a_run_that_was_stopped_goes_on_and_ends_bit_for_bit_the_same(whole_run, tmp_path, monkeypatch):
@@ -115,14 +133,48 @@ def test_what_is_published_is_the_best_checkpoint_with_a_card(whole_run, tmp_pat
     assert f'| 0 to {2 * published.step} | 2 | 1 | 0.01 | 0 |' in card
     assert f'{2 * published.step} invented crystals of 12 × 12 × 12 voxels' in card
     assert (output / 'figures' / 'losses.png').exists()
-    slices = json.loads((output / 'slices.json').read_text(encoding='utf-8'))
-    for field, value, message in (
-        ('validation_loss', 1e-3, r'has better weights: validation loss 0\.001'),
-        ('num_validation', 4, r'^train\.num_validation is 3; it must be 4, as for the weights in '),
-    ):
-        (output / 'slices.json').write_text(json.dumps([slices[0] | {field: value}]), encoding='utf-8')
-        with pytest.raises(InputError, match=message):
-            experiment.run('publish', tiny_config(), whole_run, output=output)
+
+
+def test_what_a_device_trained_replaces_weights_that_are_worse_on_the_same_crystals(
+    brought_back, whole_run, weights, tmp_path, capsys
+):
+    config, target = tiny_config(), tmp_path / 'published'
+    save_untrained(tmp_path / 'untrained', whole_run, weights[0])
+    experiment.run('publish', config, tmp_path / 'untrained', output=target)
+    for again in (False, True):
+        collecting.publish_files(brought_back, target)
+        said = capsys.readouterr().out
+        assert (f'not published: {target} has weights that may be as good: on 3 crystals' in said) == again
+        published = load_projection_weights(target, validate_projection(config).model)
+        assert_same_trees(published.params, weights[1].params)
+    (compared,) = (each['compared'] for each in json.loads((target / 'slices.json').read_text()))
+    assert Comparison(**compared).better
+    assert f'| against the weights before | {Comparison(**compared)} |' in (target / 'README.md').read_text()
+
+
+def save_untrained(workdir, like, params):
+    """A run like another one that was stopped at its first validation, with other weights."""
+    workdir.mkdir()
+    shutil.copyfile(like / 'config.json', workdir / 'config.json')
+    rows = (like / 'metrics.jsonl').read_text().splitlines()[:2]
+    (workdir / 'metrics.jsonl').write_text('\n'.join(rows) + '\n')
+    counters = {'step': 4, 'examples': 8, 'sets': 1, 'seconds': 1.0, 'pending': []}
+    loss = json.loads(rows[-1])['validation_loss']
+    with Checkpoints(workdir / 'checkpoints') as checkpoints:
+        checkpoints.save(4, params, {'none': np.zeros(1)}, tiny_config().to_dict(), counters, loss)
+
+
+def test_a_device_times_the_step_and_a_pass_and_its_gradient_is_that_of_the_host(tmp_path):
+    files = {name: str(tmp_path / f'{name}.npy') for name in ('direct', 'auto')}
+    config = tiny_config().to_dict()
+    cell = {'config': json.loads(json.dumps(config)), 'batch': 2, 'repeats': 1, 'seconds': 0.0}
+    found = projection_cell(cell | {'convolution': 'auto'})
+    assert found['step']['best'] > found['forward']['best'] > 0
+    for convolution, file in files.items():
+        projection_gradient_cell(cell | {'convolution': convolution, 'gradient': file})
+    direct, products = (np.load(file) for file in files.values())
+    assert len(direct) == count_projection_weights(validate_projection(tiny_config()).model)
+    np.testing.assert_allclose(direct, products, rtol=1e-3, atol=1e-5)
 
 
 def test_the_gradient_is_that_of_the_last_pass_alone():
@@ -181,5 +233,5 @@ def test_the_config_is_that_of_its_experiment_and_trains_or_publishes(tmp_path):
         InputError, match=r'^--mode is .evaluate.; it must be train or publish for a learned projection$'
     ):
         experiment.run('evaluate', config, tmp_path)
-    with pytest.raises(ValueError, match='has none'):
+    with pytest.raises(ValueError, match='it has gpu'):
         projection.get_config('small')

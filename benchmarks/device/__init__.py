@@ -8,7 +8,7 @@ The machine needs no network, and only small files are brought back from it. Tas
 
     probe     operations that some release of JAX computed wrongly, and derivatives, against float64 on the host
     truth     R1 at the true positions of the paper's problem and verdicts of least squares, by precision of products
-    speed     training step and forward pass of both networks by each setting, and PyTorch's with cuDNN
+    speed     training step and forward pass of the networks by each setting, and PyTorch's with cuDNN
     training  the network of --train, from the published weights, by the fastest setting that is right
     solving   least squares, phase retrieval and separation, many cases at once, each twice and compared
 
@@ -17,6 +17,9 @@ lost if the program is stopped. Training packs a checkpoint each minute into `DI
 `best.tar` if it is another. Four minutes of nine are kept for training, and solving begins only if training leaves time
 for it. Cases that do not fit in the device's memory are halved in number, and a note says so.
 
+`--train=projection:gpu` trains the learned projection of crystals, which is then the network that is timed.
+
 `--collect` writes the tables of docs/speed.md. It publishes the weights if their validation loss is lower than that of
-the published ones; for this it evaluates them first, which takes some minutes on a CPU.
+the published ones: for maps by the logs, and evaluates them first; for the projection on the same crystals, on this
+machine. Either takes some minutes on a CPU.
 """

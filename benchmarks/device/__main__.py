@@ -13,7 +13,7 @@ import jax
 from benchmarks import ROOT
 from benchmarks.device.bench import REPORT, Bench
 from benchmarks.device.collecting import PAGE, collect, read_report
-from benchmarks.device.options import Options, configs_of, load_config, options_of, parse_arguments
+from benchmarks.device.options import Options, configs_of, load_config, network_name, options_of, parse_arguments
 from benchmarks.device.processes import cell_command, cell_environment, run_process
 from benchmarks.device.solver_tasks import probe, solve, truth
 from benchmarks.device.speed_task import gradients_on_the_host, measure_speed
@@ -55,7 +55,7 @@ def run(options: Options) -> int:
             if 'speed' in options.tasks:
                 measure_speed(bench, measured, hosts, scratch)
         if 'training' in options.tasks:
-            train(bench, configs[load_config(options.train).model.network], scratch)
+            train(bench, configs[network_name(load_config(options.train))], scratch)
         if 'solving' in options.tasks:
             solve(bench, configs)
     print(tables(report))

@@ -24,6 +24,8 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from benchmarks import verdicts
+from benchmarks.device.options import config_from_json
+from benchmarks.device.projection_cells import projection_cell, projection_gradient_cell
 from benchmarks.machine import describe_machine
 from benchmarks.speed.experiments import machine_cell
 from benchmarks.speed.in_pytorch import torch_cell
@@ -31,12 +33,15 @@ from benchmarks.speed.networks import gradient_cell, network_cell
 from benchmarks.timing import measure
 from patterson_jax import precision
 from patterson_jax.compiler import compiled, known_programs
-from patterson_jax.config import validate
+from patterson_jax.config import validate, validate_trained
 from patterson_jax.errors import exit_on_errors
 from patterson_jax.evaluation import match_atoms
 from patterson_jax.learning.stopping import unfinished_on_sigterm
 from patterson_jax.networks.convolution import convolve
 from patterson_jax.networks.layers import max_pool
+from patterson_jax.networks.projection import periodic_convolution
+from patterson_jax.precision import exact_products
+from patterson_jax.projection_training import ProjectionExperiment
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.patterson import patterson_map
 from patterson_jax.simulation.problem import Problem
@@ -51,7 +56,13 @@ Tell = Callable[[dict], None]
 
 ROUNDING = 1e-4  # relative error of a result of thousands of operations in float32
 AT_RANDOM = 7  # a seed of test data
-TIMED = {'network': network_cell, 'gradient': gradient_cell, 'torch': torch_cell}
+TIMED = {
+    'network': network_cell,
+    'gradient': gradient_cell,
+    'projection': projection_cell,
+    'projection gradient': projection_gradient_cell,
+    'torch': torch_cell,
+}
 
 
 # ---- Does the device compute correctly? ----
@@ -93,6 +104,11 @@ def checks(problem: Problem) -> Iterator[tuple[str, Any, Any]]:
         found = jax.jit(jax.grad(functools.partial(pooled_squares, method=method), (0, 1)))(image, kernel)
         expected = in_float64(jax.grad(functools.partial(pooled_squares, method='direct'), (0, 1)), image, kernel)
         yield f'gradient of a {method} convolution, pooled', flat(found), flat(expected)
+    image, kernel = draw(2, 6, 6, 6, 3), draw(3, 3, 3, 3, 4)
+    for method in ('direct', 'products'):
+        found = jax.jit(jax.grad(functools.partial(periodic_squares, method=method), (0, 1)))(image, kernel)
+        expected = in_float64(jax.grad(functools.partial(periodic_squares, method='direct'), (0, 1)), image, kernel)
+        yield f'gradient of a periodic convolution, {method}', flat(found), flat(expected)
     positions = generator.uniform(-problem.box_edge / 2, problem.box_edge / 2, (problem.num_atoms, 3)).astype('f')
     of_positions = jax.grad(functools.partial(squared_vectors, problem=problem))
     yield 'gradient of a Patterson map', jax.jit(of_positions)(positions), in_float64(of_positions, positions)
@@ -118,6 +134,12 @@ def in_float64(function: Callable, *arguments: np.ndarray) -> Any:
 def pooled_squares(image: Array, kernel: Array, method: str) -> Array:
     """The sum of squares of a convolutional layer like those of the networks, after pooling."""
     return jnp.sum(max_pool(jax.nn.relu(convolve(image, kernel, method))) ** 2)
+
+
+@exact_products
+def periodic_squares(image: Array, kernel: Array, method: str) -> Array:
+    """The sum of squares of a layer like those of the learned projection."""
+    return jnp.sum(jax.nn.relu(periodic_convolution(image, kernel, method)) ** 2)
 
 
 def squared_vectors(positions: Array, problem: Problem) -> Array:
@@ -200,14 +222,17 @@ def training(cell: dict, tell: Tell) -> None:
     """Trains in `workdir` for some minutes, and packs new checkpoints into files in `output`."""
     # They need matplotlib, which no other cell does.
     from benchmarks.device.packing import packing
-    from patterson_jax.runs import train_experiment
+    from patterson_jax.runs import train_experiment, train_projection
 
-    config, workdir = ConfigDict(cell['config']), Path(cell['workdir'])
+    config, workdir = config_from_json(cell['config']), Path(cell['workdir'])
     config.train.max_minutes = cell['minutes']
-    experiment = validate(config)
-    evaluated_later = dataclasses.replace(experiment, evaluate=dataclasses.replace(experiment.evaluate, num_cases=0))
+    experiment = validate_trained(config)
     with packing(workdir, Path(cell['output'])), unfinished_on_sigterm():
-        train_experiment(evaluated_later, config, workdir, cell['changes'])
+        if isinstance(experiment, ProjectionExperiment):
+            train_projection(experiment, config, workdir, cell['changes'])
+        else:
+            later = dataclasses.replace(experiment, evaluate=dataclasses.replace(experiment.evaluate, num_cases=0))
+            train_experiment(later, config, workdir, cell['changes'])
 
 
 CELLS = {

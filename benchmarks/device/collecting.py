@@ -9,15 +9,17 @@ from ml_collections import ConfigDict
 
 from benchmarks import ROOT
 from benchmarks.device.bench import REPORT
+from benchmarks.device.options import PROJECTION, config_from_json, network_name
 from benchmarks.device.packing import BEST, LATEST, unpack
 from benchmarks.device.tables import tables
 from benchmarks.machine import slug
-from patterson_jax.config import validate
+from patterson_jax.config import validate_trained
 from patterson_jax.errors import InputError, require
 from patterson_jax.learning.metrics import read_metrics
-from patterson_jax.publishing import LOG, SLICES, publish
+from patterson_jax.projection_comparison import NotBetterError
+from patterson_jax.projection_training import ProjectionExperiment
+from patterson_jax.publishing import LOG, SLICES, find_published, publish, publish_projection
 from patterson_jax.runs import evaluate_experiment, read_record
-from patterson_jax.shipped import find_network
 from patterson_jax.writing import write_json, write_whole
 
 PAGE = ROOT / 'docs' / 'speed.md'
@@ -41,14 +43,21 @@ def collect(directory: Path, target: Path | None, results: Path, page: Path) -> 
     write_json(results / f'device-{device}.json', report)
     write_page(page, results)
     print(f'{results / f"device-{device}.json"}, {page}')
-    file = next((directory / name for name in (BEST, LATEST) if (directory / name).exists()), None)
-    if file is None:
+    publish_files(directory, target)
+
+
+def publish_files(directory: Path, target: Path | None) -> None:
+    """Publishes the weights in the tar files of a directory, as far as they are better than the published ones."""
+    files = [directory / name for name in (LATEST, BEST) if (directory / name).exists()]
+    if not files:
         print('there are no weights')
-        return
     with tempfile.TemporaryDirectory() as place:
-        workdir = Path(place) / 'run'
-        step = unpack(file, workdir)
-        publish_if_better(workdir, step, target)
+        for file in files:
+            workdir = Path(place) / file.stem
+            step = unpack(file, workdir)
+            # Which weights of a projection have the lowest loss in the log is partly luck: the last have their turn.
+            if file == files[-1] or network_name(recorded_config(workdir)) == PROJECTION:
+                publish_if_better(workdir, step, target)
 
 
 def read_report(directory: Path) -> dict:
@@ -71,15 +80,28 @@ def write_page(page: Path, results: Path) -> None:
     write_whole(page, lambda part: part.write_text(text, encoding='utf-8'))
 
 
+def recorded_config(workdir: Path) -> ConfigDict:
+    """The config in the record of a run."""
+    return config_from_json(read_record(workdir)['config'])
+
+
 def publish_if_better(workdir: Path, step: int, target: Path | None) -> None:
-    """Evaluates and publishes a run's weights, if their validation loss is lower than that of the published ones."""
-    config = ConfigDict(read_record(workdir)['config'])
-    experiment = validate(config)
-    begun_with = find_network(config.train.init_from) if config.train.init_from else None
-    target = target or begun_with or Path('pretrained') / config.model.network
+    """Evaluates and publishes a run's weights, if their validation loss is lower than that of the published ones.
+
+    For maps these are the losses in the logs; a learned projection is compared on the same crystals.
+    """
+    config = recorded_config(workdir)
+    experiment = validate_trained(config)
+    target = target or find_published(config.train.init_from) or Path('pretrained') / network_name(config)
     rows = [row for row in read_metrics(workdir / LOG) if row['step'] == step and 'validation_loss' in row]
     if not rows:
         print(f'not published: step {step} was not validated')
+        return
+    if isinstance(experiment, ProjectionExperiment):
+        try:
+            publish_projection(experiment, config, workdir, target)
+        except NotBetterError as error:
+            print(f'not published: {error}')
         return
     found, before = rows[0]['validation_loss'], np.inf
     if (target / SLICES).exists():

@@ -10,17 +10,22 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import device
-from patterson_jax.config import validate
+from patterson_jax.config import validate_trained
 from patterson_jax.errors import InputError, require
-from patterson_jax.shipped import find_config, make_configs_importable
+from patterson_jax.shipped import find_config, find_network, make_configs_importable
 
 TASKS = ('probe', 'truth', 'speed', 'training', 'solving')
 PRODUCTS = ('default', 'highest')
-SETTINGS = {  # of a network: convolution, precision
+SETTINGS = {  # of a network for maps: convolution, precision
     'direct TF32': ('direct', 'tf32'),
     'direct bfloat16': ('direct', 'bfloat16'),
     'spectral TF32': ('spectral', 'tf32'),
     'direct float32': ('direct', 'float32'),
+}
+PROJECTION = 'projection'  # the network without a name in its config
+PROJECTION_SETTINGS = {  # of that network, whose products are those of the device by default: TF32 on a GPU
+    'periodic direct': ('direct', 'tf32'),
+    'periodic products': ('products', 'tf32'),
 }
 TORCH = {  # of the paper's network in PyTorch, which rounds float32 to TF32: layout, precision
     'PyTorch TF32': ('contiguous_format', 'float32'),
@@ -29,10 +34,11 @@ TORCH = {  # of the paper's network in PyTorch, which rounds float32 to TF32: la
 }
 ORDER = (  # of the timings, as long as there is time
     *('direct TF32', 'PyTorch TF32', 'direct bfloat16', 'PyTorch TF32 channels last', 'PyTorch bfloat16 channels last'),
-    *('spectral TF32', 'direct float32'),
+    *('spectral TF32', 'direct float32', *PROJECTION_SETTINGS),
 )
 METHODS = ('least_squares', 'phase_retrieval', 'separation')
-CONFIGS = {'paper': 'base', 'unrolled': 'unrolled'}  # of each network
+CONFIGS = {'paper': 'base', 'unrolled': 'unrolled', PROJECTION: 'projection:gpu'}  # of each network
+BATCH = 64  # of the networks for maps
 TINY = {
     'problem': {'grid_size': 12, 'num_atoms': 2, 'min_separation': 2.4, 'box_edge': 4.0},
     'separate': {'num_peaks': 4, 'num_swaps': 20, 'num_chains': 1, 'resolution': 4.0},
@@ -50,6 +56,19 @@ TINY_MODEL = {
         'input_size': 0,
     },
     'unrolled': {'features': 4, 'kernel_size': 3, 'stages': 2, 'input_size': 12, 'output_size': 8},
+}
+TINY_PROJECTION = {
+    'crystals': {'shape': (12, 12, 12), 'molecule': (5, 8)},
+    'states': {'starts': 2, 'near': 1.0, 'most_cycles': 20},
+    'model': {'features': 4, 'num_blocks': 1},
+    'train': {
+        'init_from': '',
+        'batch_size': 2,
+        'num_validation': 3,
+        'warmup_steps': 2,
+        'most_passes': 1,
+        'steps_per_call': 2,
+    },
 }
 
 
@@ -84,9 +103,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--tasks', type=_some(TASKS), default=TASKS, help='with commas between')
     parser.add_argument('--train', default='configs/unrolled.py:slice', help='config file of the training')
     parser.add_argument('--set', action='append', default=[], help='changes a field of that config: --set=train.seed=1')
-    parser.add_argument('--batch', type=int, default=64, help='of the networks')
+    parser.add_argument('--batch', type=int, help=f'of the networks; default: {BATCH}, or as the projection is trained')
     parser.add_argument('--more-batches', type=_numbers, default=(), help='further batch sizes to time')
-    parser.add_argument('--networks', type=_some(tuple(CONFIGS)), help='to time; the one to train comes first')
+    parser.add_argument(
+        '--networks',
+        type=_some(tuple(CONFIGS)),
+        help='to time; the one to train comes first. Default: the projection if it is trained, else the two for maps',
+    )
     parser.add_argument('--settings', type=_some(ORDER), default=ORDER, help='to time, in this order')
     parser.add_argument('--products', type=_some(PRODUCTS), default=PRODUCTS, help='precision, in the task truth')
     parser.add_argument('--methods', type=_some(METHODS), default=METHODS, help='of solving')
@@ -118,21 +141,23 @@ def options_of(given: argparse.Namespace) -> Options:
     if given.output is None:
         raise InputError('--output is missing; it names the directory for the results')
     require(0 < given.minutes < np.inf, '--minutes', given.minutes, 'a number of minutes, more than 0')
-    require(given.batch >= 1, '--batch', given.batch, '1 or more')
+    require(given.batch is None or given.batch >= 1, '--batch', given.batch, '1 or more')
     changes = {}
     for change in given.set:
         name, equals, value = change.partition('=')
         require(equals and '.' in name, '--set', change, 'a field and its value, as in train.learning_rate=1e-3')
         changes[name] = _value(value)
-    trained = load_config(given.train).model.network
-    networks = sorted(given.networks or CONFIGS, key=lambda name: name != trained)
+    training = load_config(given.train)
+    trained = network_name(training)
+    usual = [name for name in CONFIGS if (name == PROJECTION) == (trained == PROJECTION)]
+    networks = sorted(given.networks or usual, key=lambda name: name != trained)
     return Options(
         given.minutes,
         given.output,
         given.tasks,
         given.train,
         changes,
-        given.batch,
+        given.batch or (training.train.batch_size if trained == PROJECTION else BATCH),
         given.more_batches,
         given.products,
         tuple(networks),
@@ -166,16 +191,40 @@ def load_config(name: str) -> ConfigDict:
     return config
 
 
+def network_name(config: ConfigDict) -> str:
+    """The name of the network that a config trains, as in `pretrained/`."""
+    return PROJECTION if 'states' in config else config.model.network
+
+
+def config_from_json(values: dict) -> ConfigDict:
+    """A config from its JSON, in which tuples have become lists."""
+    return ConfigDict(
+        {
+            section: {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+            if isinstance(fields, dict)
+            else fields
+            for section, fields in values.items()
+        }
+    )
+
+
 def prepared(config: ConfigDict, options: Options) -> ConfigDict:
     """A config with the changes of --tiny and --set. Raises InputError."""
     if options.tiny:
-        for section, values in (TINY | {'model': TINY_MODEL[config.model.network]}).items():
+        name = network_name(config)
+        tiny = TINY_PROJECTION if name == PROJECTION else TINY | {'model': TINY_MODEL[name]}
+        for section, values in tiny.items():
             config[section].update(values)
     try:
         config.update_from_flattened_dict(options.changes)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f'--set: {" ".join(str(error.args[0]).split())}') from error
-    validate(config)
+    validate_trained(config)
+    if config.train.init_from:  # else a training would fail minutes later
+        try:
+            find_network(config.train.init_from)
+        except InputError as error:
+            raise InputError(f'train.init_from: {error}') from error
     return config
 
 
@@ -183,7 +232,7 @@ def configs_of(options: Options) -> dict[str, ConfigDict]:
     """The config of each network; --train replaces the usual one of its network."""
     training = load_config(options.train)
     found = {name: load_config(file) for name, file in CONFIGS.items()}
-    found[training.model.network] = training
+    found[network_name(training)] = training
     return {
         name: prepared(config, options if config is training else options._replace(changes={}))
         for name, config in found.items()

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from benchmarks import ROOT
 from benchmarks.device.bench import LEAST, Bench
 from benchmarks.device.cells import finite, relative_error
-from benchmarks.device.options import SETTINGS, TORCH
+from benchmarks.device.options import PROJECTION, PROJECTION_SETTINGS, SETTINGS, TORCH, network_name
 from benchmarks.device.processes import cell_command, cell_environment, with_less_and_less
 from benchmarks.speed.in_pytorch import has_torch
 
@@ -51,7 +51,13 @@ def gradients_on_the_host(
 def gradient_of(config: ConfigDict, batch: int, file: Path) -> dict:
     """A cell that writes the gradient of a network's first step in float32 to a file."""
     setting = {'convolution': 'auto', 'precision': 'float32', 'gradient': str(file)}
-    return {'kind': 'timed', 'measures': 'gradient', 'config': config.to_dict(), 'batch': batch} | setting
+    measures = 'projection gradient' if network_name(config) == PROJECTION else 'gradient'
+    return {'kind': 'timed', 'measures': measures, 'config': config.to_dict(), 'batch': batch} | setting
+
+
+def settings_of(network: str) -> dict[str, tuple[str, str]]:
+    """Convolution and precision of a network's settings."""
+    return PROJECTION_SETTINGS if network == PROJECTION else SETTINGS
 
 
 def measure_speed(
@@ -60,14 +66,16 @@ def measure_speed(
     """Times step and forward pass of each network by each setting and by PyTorch; compares gradients to the host's."""
     options, rows = bench.options, bench.report.setdefault('speed', [])
     known = [(network, setting) for setting in options.settings for network in configs]
-    known = [each for each in known if each[1] in SETTINGS or (each[0] == 'paper' and has_torch())]
+    in_torch = TORCH if has_torch() else {}
+    known = [each for each in known if each[1] in (settings_of(each[0]) | (in_torch if each[0] == 'paper' else {}))]
     for batch in (options.batch, *options.more_batches):
         until = time.monotonic() + min(SPEED_SECONDS, bench.left)
         for network, setting in known:
             row = measure_setting(bench, network, setting, configs[network], batch, until, scratch / 'gradient.npy')
-            if row and setting in SETTINGS and batch == options.batch:
+            if row and setting not in TORCH and batch == options.batch:
                 error = gradient_error(bench, row, configs[network], hosts[network], until, scratch)
-                row |= {'gradient_error': error, 'right': error is not None and error <= RIGHT[SETTINGS[setting][1]]}
+                _, precision = settings_of(network)[setting]
+                row |= {'gradient_error': error, 'right': error is not None and error <= RIGHT[precision]}
             rows += [row] if row else []
             bench.write()
 
@@ -83,8 +91,9 @@ def measure_setting(
         backend = bench.report['machine']['backend']
         cell |= {'measures': 'torch', 'format': layout, 'precision': precision, 'backend': backend}
     else:
-        convolution, precision = SETTINGS[setting]
-        cell |= {'measures': 'network', 'convolution': convolution, 'precision': precision}
+        convolution, precision = settings_of(network)[setting]
+        measures = PROJECTION if network == PROJECTION else 'network'
+        cell |= {'measures': measures, 'convolution': convolution, 'precision': precision}
 
     def run(batch):
         limit = min(SECONDS['timed'], until - time.monotonic())

@@ -26,7 +26,7 @@ COLUMNS = {
         'gradient_error': "gradient's error",
         'right': 'right',
     },
-    'training': {'step': 'step', 'loss': 'validation loss', 'correlation': 'map correlation'},
+    'training': {'step': 'step', 'loss': 'validation loss', 'correlation': 'correlation'},
     'solving': {
         'method': 'method',
         'at_once': 'at once',
@@ -41,8 +41,10 @@ WORDS = {
     'truth': "The paper's problem without noise: R1 of the true positions; verdicts of least squares, at most four "
     'attempts for a case. Products of matrices are those of the device by default, and those of simulation and solver.',
     'speed': 'Training step and forward pass, best timing. PyTorch has one fixed batch, our step makes its cases. The '
-    "gradient is that of the first step; its error is relative to the host's in float32.",
-    'training': 'Validation during the training.',
+    'gradient is that of the first step, for the projection that of a pass on fixed maps; its error is relative to the '
+    "host's in float32. An example of the projection is a crystal with all its maps.",
+    'training': 'Validation during the training. The correlation is that of maps, for the projection that of phases '
+    'after a pass.',
     'solving': "First attempts at cases of the paper's problem, without compilation; the separation has the true map.",
 }
 

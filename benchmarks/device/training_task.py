@@ -7,12 +7,13 @@ from ml_collections import ConfigDict
 
 from benchmarks import ROOT
 from benchmarks.device.bench import Bench
-from benchmarks.device.options import SETTINGS
+from benchmarks.device.options import PROJECTION, network_name
 from benchmarks.device.packing import BEST, LATEST
-from benchmarks.device.speed_task import fastest_right
-from patterson_jax.config import differences, validate
+from benchmarks.device.speed_task import fastest_right, settings_of
+from patterson_jax.config import differences, validate_trained
 from patterson_jax.learning.checkpoints import has_checkpoint
 from patterson_jax.learning.metrics import read_metrics
+from patterson_jax.projection_weights import projection_fields
 from patterson_jax.publishing import LARGEST_CHECKPOINT, LOG
 from patterson_jax.runs import read_record
 from patterson_jax.weights import weight_fields
@@ -31,11 +32,12 @@ def train(bench: Bench, config: ConfigDict, scratch: Path) -> None:
     seconds = bench.left - ENDING
     if 'solving' in options.tasks and seconds - SOLVING_SECONDS >= least:
         seconds -= SOLVING_SECONDS
-    row = fastest_right(report.get('speed', []), config.model.network)
+    row = fastest_right(report.get('speed', []), network_name(config))
     changes = changes_for(config, row, seconds, report['machine']['backend']) | options.changes
     config.update_from_flattened_dict(changes)
-    validate(config)
-    setting = f'{config.model.convolution} {config.model.precision}, batch {config.train.batch_size}'
+    validate_trained(config)
+    setting = ' '.join(config.model[name] for name in ('convolution', 'precision') if name in config.model)
+    setting += f', batch {config.train.batch_size}'
     report['training'] = training = {'config': options.train, 'setting': setting, 'changes': changes}
     training['measured'] = row is not None
     cell = {'kind': 'training', 'config': config.to_dict(), 'changes': changes, 'minutes': seconds / 60}
@@ -56,16 +58,14 @@ def changes_for(config: ConfigDict, row: dict | None, seconds: float, backend: s
     changes = {'train.init_from': begin_weights(config)}
     if row is None:
         return changes
-    convolution, precision = SETTINGS[row['setting']]
-    usual = (
-        'spectral' if backend in ('cpu', 'gpu') else 'direct'
-    )  # which 'auto' chooses, and other machines then choose theirs
+    convolution, precision = settings_of(network_name(config))[row['setting']]
     second = 1 / (row['step_seconds_per_example'] * row['batch'])  # steps in one
     steps = max(round(USED * max(seconds - STARTING, seconds / 4) * second), 2)
     minute = max(min(round(60 * second), steps), 1)
+    if 'precision' in config.model:
+        changes['model.precision'] = precision
     return changes | {
-        'model.convolution': 'auto' if convolution == usual else convolution,
-        'model.precision': precision,
+        'model.convolution': 'auto' if convolution == usual_convolution(config, backend) else convolution,
         'train.batch_size': row['batch'],
         'train.num_steps': steps,
         'train.warmup_steps': min(config.train.warmup_steps, steps // 10),
@@ -75,12 +75,21 @@ def changes_for(config: ConfigDict, row: dict | None, seconds: float, backend: s
     }
 
 
+def usual_convolution(config: ConfigDict, backend: str) -> str:
+    """The convolution that 'auto' chooses, so that it is written as 'auto' and other machines choose theirs."""
+    if network_name(config) == PROJECTION:
+        return 'products' if backend == 'cpu' else 'direct'
+    return 'spectral' if backend in ('cpu', 'gpu') else 'direct'
+
+
 def begin_weights(config: ConfigDict) -> str:
     """Where a training begins: `init_from` of its config, else the published weights of such a network; '': afresh."""
-    place = Path('pretrained') / config.model.network
+    name = network_name(config)
+    place = Path('pretrained') / name
     if config.train.init_from or not has_checkpoint(ROOT / place / 'checkpoints'):
         return config.train.init_from
-    kinds = (weight_fields(each) for each in (read_record(ROOT / place)['config'], config.to_dict()))
+    fields_of = projection_fields if name == PROJECTION else weight_fields
+    kinds = (fields_of(each) for each in (read_record(ROOT / place)['config'], config.to_dict()))
     return '' if differences(*kinds, ('model', 'problem')) else str(place)
 
 

@@ -59,12 +59,8 @@ def network_cell(cell: dict) -> dict:
             np.save(cell['gradient'], gradient_of_first_step(state))
         return reset_peak_memory()
 
-    found = {'step': measure(step, jax.block_until_ready, cell['repeats'], STEP_SHARE * cell['seconds'], after_first)}
-    if jax.default_backend() != 'cpu':
-        memory = jax.devices()[0].memory_stats()
-        found['step'] |= {'memory': memory['peak_bytes_in_use'] / 1e6, 'at_rest': None}
-    elif found['step']['at_rest'] is not None:
-        found['step']['memory'] = peak_resident_memory()
+    timing = measure(step, jax.block_until_ready, cell['repeats'], STEP_SHARE * cell['seconds'], after_first)
+    found = {'step': timing | memory_of(timing)}
     if cell.get('forward', True):
         params = jax.device_get(state.params)
         images = jnp.asarray(random_images(cell['batch'], problem.grid_size))
@@ -73,6 +69,13 @@ def network_cell(cell: dict) -> dict:
         call = functools.partial(forward, params, images)
         found['forward'] = measure(call, jax.block_until_ready, cell['repeats'], (1 - STEP_SHARE) * cell['seconds'])
     return found
+
+
+def memory_of(timing: dict) -> dict:
+    """The peak of memory since the first call of a timing, in MB, where the system has one; `at_rest` is a CPU's."""
+    if jax.default_backend() != 'cpu':
+        return {'memory': jax.devices()[0].memory_stats()['peak_bytes_in_use'] / 1e6, 'at_rest': None}
+    return {} if timing['at_rest'] is None else {'memory': peak_resident_memory()}
 
 
 def start_training(problem: Any, network: Any, settings: Any) -> tuple[Any, Callable]:
