@@ -330,6 +330,7 @@ def model_card(
         'maps': f'in validation from one orientation of the cell, in the evaluation the mean of {orientations}'
         if orientations > 1
         else 'from one orientation of the cell',
+        **_beginning(slices, 'cases'),
         'training': f'{sum(each["seconds"] for each in slices) / 3600:.2f} hours',
         'checksums': f'in `checkpoints/{step}/{CHECKSUMS}`, verified whenever the weights are loaded; SHA-256 of that '
         f'file: `{seal}`',
@@ -388,6 +389,7 @@ def projection_card(experiment: ProjectionExperiment, slices: list[dict], valida
         'network': f'{count_projection_weights(network):,} weights; `{RECORD}` has every field',
         'data': f'{slices[-1]["end"] - slices[0]["begin"]:,} invented crystals of {shape} voxels, cut at {finest:g} to '
         f'{coarsest:g} Å, {experiment.states.starts} maps of each, made when they were needed',
+        **_beginning(slices, 'crystals'),
         'training': f'{sum(each["seconds"] for each in slices) / 3600:.2f} hours',
         'validation': f'{experiment.train.num_validation} crystals, squared error {validated["validation_loss"]:.3f}; '
         f'mean cosine of phase errors, weighted by E², {_cosines(validated)}',
@@ -421,6 +423,14 @@ def projection_card(experiment: ProjectionExperiment, slices: list[dict], valida
     )
     figure = '![Losses](figures/losses.png)'
     return '\n\n'.join((title, words, markdown_table(('', ''), facts.items()), runs, reading, figure)) + '\n'
+
+
+def _beginning(slices, examples):
+    """Which weights the last slice began with, for a card: the record may name the place where they were replaced."""
+    if len(slices) == 1:
+        return {}
+    words = f'the weights after {slices[-1]["begin"]:,} {examples}; `train.init_from` in `{RECORD}` means them, even '
+    return {'the last slice began with': f'{words}where it names this directory'}
 
 
 def _compared(own):
