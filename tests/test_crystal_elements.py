@@ -18,10 +18,8 @@ ONCE = np.full(6, 4)
 def test_counts_decide_whatever_the_scale():
     formula = {'C': 12, 'H': 20, 'Cl': 4, 'N': 4, 'O': 4}
     noisy = 7 * FOUND * np.array([1.05, 0.9, 0.93, 0.97, 1.08, 1])
-    assignment = assign_elements(noisy, ONCE, formula, 432)
-    assert assignment.elements == ('C', 'Cl', 'O', 'C', 'N', 'C')
-    assert assignment.follows_formula
-    np.testing.assert_allclose(assignment.scale, 1 / 7, rtol=0.1)
+    elements = assign_elements(noisy, ONCE, formula, 432)
+    assert elements == ('C', 'Cl', 'O', 'C', 'N', 'C')
 
 
 def test_only_proportions_of_a_formula_count():
@@ -31,30 +29,29 @@ def test_only_proportions_of_a_formula_count():
 
 def test_special_positions_take_their_share():
     found = np.array([power('Cu'), power('O'), power('C'), power('O'), power('C')])
-    assignment = assign_elements(found, np.array([2, 4, 4, 4, 4]), {'Cu': 2, 'C': 8, 'O': 8, 'H': 20}, 300)
-    assert assignment.elements == ('Cu', 'O', 'C', 'O', 'C')
+    elements = assign_elements(found, np.array([2, 4, 4, 4, 4]), {'Cu': 2, 'C': 8, 'O': 8, 'H': 20}, 300)
+    assert elements == ('Cu', 'O', 'C', 'O', 'C')
 
 
 def test_a_formula_that_does_not_fit_gives_its_elements_only():
-    assignment = assign_elements(FOUND, ONCE, {'C': 26, 'Cl': 26, 'N': 26, 'O': 26}, 432)
-    assert assignment.elements == ('C', 'Cl', 'O', 'C', 'N', 'C')
-    assert not assignment.follows_formula
+    elements = assign_elements(FOUND, ONCE, {'C': 26, 'Cl': 26, 'N': 26, 'O': 26}, 432)
+    assert elements == ('C', 'Cl', 'O', 'C', 'N', 'C')
 
 
 def test_without_a_formula_the_lightest_sites_are_carbon():
-    assignment = assign_elements(3 * FOUND, ONCE, None, 432)
-    assert assignment.elements == ('C', 'Cl', 'O', 'C', 'N', 'C')
+    elements = assign_elements(3 * FOUND, ONCE, None, 432)
+    assert elements == ('C', 'Cl', 'O', 'C', 'N', 'C')
 
 
 def test_only_elements_that_may_occur_are_taken():
-    assignment = assign_elements(FOUND, ONCE, None, 432, allowed=('H', 'C', 'O', 'Br'))
-    assert set(assignment.elements) <= {'C', 'O', 'Br'}
+    elements = assign_elements(FOUND, ONCE, None, 432, allowed=('H', 'C', 'O', 'Br'))
+    assert set(elements) <= {'C', 'O', 'Br'}
 
 
 def test_the_lightest_sites_may_be_another_element():
     found = np.array([power(each) for each in ('Na', 'O', 'O', 'O', 'S', 'O')])
-    assignment = assign_elements(found, ONCE, None, 200, anchor='O')
-    assert assignment.elements == ('Na', 'O', 'O', 'O', 'S', 'O')
+    elements = assign_elements(found, ONCE, None, 200, anchor='O')
+    assert elements == ('Na', 'O', 'O', 'O', 'S', 'O')
     assert anchors(None, ('Cs', 'Cl')) == ('Cl', 'Cs')
     assert anchors(None, ()) == ('C', 'N', 'O', 'F')
     assert anchors({'C': 2, 'H': 4}, ()) == (None,)
@@ -63,10 +60,10 @@ def test_the_lightest_sites_may_be_another_element():
 def test_elements_are_kept_until_others_are_clearly_better():
     formula, sites = {'C': 1, 'N': 1}, np.array([4, 4])
     nearly = np.array([power('C') * 1.13, power('C') * 1.12])
-    assert assign_elements(nearly, sites, formula, 150).elements == ('N', 'C')
-    assert assign_elements(nearly, sites, formula, 150, current=('C', 'N')).elements == ('C', 'N')
+    assert assign_elements(nearly, sites, formula, 150) == ('N', 'C')
+    assert assign_elements(nearly, sites, formula, 150, current=('C', 'N')) == ('C', 'N')
     clearly = np.array([power('N'), power('C')])
-    assert assign_elements(clearly, sites, formula, 150, current=('C', 'N')).elements == ('N', 'C')
+    assert assign_elements(clearly, sites, formula, 150, current=('C', 'N')) == ('N', 'C')
 
 
 def test_missing_atoms_are_counted():

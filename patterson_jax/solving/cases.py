@@ -22,51 +22,48 @@ AS_GOOD = 1.05  # a set whose R1 is at most so many times the best's is an alter
 KEPT_SETS = 8
 
 
-@dataclasses.dataclass
-class Found:
-    """A set of atoms that attempts have found: positions `(num_atoms, 3)` and what tells how good they are."""
-
-    positions: np.ndarray
-    r_factor: float
-    r_free: float
-    agreeing: int
-    method: str
-    prediction: Prediction | None = None
-
-
 @dataclasses.dataclass(frozen=True)
-class Solution:
-    """The answer to one Patterson map: one of two enantiomorphs.
+class Found:
+    """A set of atoms that attempts have found, one of two enantiomorphs.
 
     Attributes:
         positions: `(num_atoms, 3)`, voxels from the box centre.
-        r_factor: R1 over the reflections that were refined against, up to `resolution`.
+        r_factor: R1 over the reflections that were refined against.
         r_free: R1 over the free ones.
-        resolution: |h| up to which they go.
-        verdict: 'solved', 'uncertain' or 'not solved'.
-        alternatives: other sets, `(num_atoms, 3)` each, that explain the data as well; none is another's inverse.
-        alternatives_searched: whether all sets homometric to the best were looked for; atoms as regular as a lattice
-            have too many.
-        rivals: the best sets that differ, alternatives among them.
         agreeing: how many starts came to these positions or their inverses.
-        starts: how many were tried.
         method: that found them.
         prediction: what the network predicted, if the set is from there.
-        seconds: of the search, without compilation; if several maps are solved at once, the map's share.
     """
 
     positions: np.ndarray
     r_factor: float
     r_free: float
+    agreeing: int
+    method: str
+    prediction: Prediction | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Solution(Found):
+    """The answer to one Patterson map: the best set of atoms that was found, and what is known of it.
+
+    Attributes:
+        resolution: |h| up to which the reflections go.
+        verdict: 'solved', 'uncertain' or 'not solved'.
+        alternatives: other sets, `(num_atoms, 3)` each, that explain the data as well; none is another's inverse.
+        alternatives_searched: whether all sets homometric to the best were looked for; atoms as regular as a lattice
+            have too many.
+        rivals: the best sets that differ, alternatives among them.
+        starts: how many were tried.
+        seconds: of the search, without compilation; if several maps are solved at once, the map's share.
+    """
+
     resolution: float
     verdict: str
     alternatives: tuple[np.ndarray, ...]
     alternatives_searched: bool
     rivals: tuple[Found, ...]
-    agreeing: int
     starts: int
-    method: str
-    prediction: Prediction | None
     seconds: float
 
 
@@ -163,20 +160,14 @@ class Case:
         """What was found. Raises InputError if no start gave numbers."""
         if not self.found:
             raise InputError(f'none of {self.starts} starts gave positions that are numbers')
-        best = self.found[0]
         return Solution(
-            positions=best.positions,
-            r_factor=best.r_factor,
-            r_free=best.r_free,
+            **vars(self.found[0]),
             resolution=highest_resolution(self.problem),
             verdict=self.verdict(),
             alternatives=self.alternatives(),
             alternatives_searched=self.complete,
             rivals=tuple(self.found[1:]),
-            agreeing=best.agreeing,
             starts=self.starts,
-            method=best.method,
-            prediction=best.prediction,
             seconds=self.seconds,
         )
 

@@ -9,7 +9,6 @@ number of sites. Without a formula, or if the sites do not fit it, each site tak
 occur. The scale is then such that the lightest sites are carbon or another *anchor*.
 """
 
-import dataclasses
 import functools
 import math
 
@@ -29,21 +28,6 @@ HEAVIEST = 92
 LEAST_SPACE, MOST_SPACE = 8.0, 40.0  # Å³ for an atom other than hydrogen
 MISCOUNTED = 0.5  # atoms by which the number from a formula may be wrong
 AS_GIVEN = 0.3  # |ln(atoms in the formula / sites)| up to which the formula counts as the contents of the cell
-
-
-@dataclasses.dataclass(frozen=True)
-class Assignment:
-    """Elements of sites.
-
-    Attributes:
-        elements: chemical symbols.
-        scale: factor from the powers of the sites to those of elements.
-        follows_formula: whether the counts are those of the formula.
-    """
-
-    elements: tuple[str, ...]
-    scale: float
-    follows_formula: bool
 
 
 def atomic_number(symbol: str) -> int:
@@ -71,8 +55,8 @@ def assign_elements(
     allowed: tuple[str, ...] = (),
     current: tuple[str, ...] | None = None,
     anchor: str | None = None,
-) -> Assignment:
-    """Assigns elements to sites.
+) -> tuple[str, ...]:
+    """Assigns elements to sites; their chemical symbols.
 
     Args:
         powers: `(n,)`, of the sites, on any scale.
@@ -89,10 +73,8 @@ def assign_elements(
         counted = _by_counts(powers, multiplicities, counts, volume)
         if _misfit(powers, counted) <= max(FITTING, 1.5 * _misfit(powers, new)):
             new = counted
-    if current:
-        old = Assignment(current, _fitting_scale(powers, current), new.follows_formula)
-        if sorted(current) == sorted(new.elements) and _misfit(powers, old) < BETTER * _misfit(powers, new):
-            return old
+    if current and sorted(current) == sorted(new) and _misfit(powers, current) < BETTER * _misfit(powers, new):
+        return current
     return new
 
 
@@ -119,7 +101,7 @@ def _by_counts(powers, multiplicities, counts, volume):
         symbol = next((each for each in left if left[each] >= multiplicities[site] / 2), lightest)
         elements[site] = symbol
         left[symbol] -= multiplicities[site]
-    return Assignment(tuple(elements), _fitting_scale(powers, elements), True)
+    return tuple(elements)
 
 
 def contents(counts: dict[str, float], sites: float, volume: float) -> dict[str, float]:
@@ -144,25 +126,28 @@ def missing_share(sites: float, formula: dict[str, float] | None, volume: float)
 
 def _nearest(powers, allowed, anchor):
     """Gives each site the nearest allowed element, on a scale on which the lightest sites are the anchor."""
-    theirs = np.array([power(each) for each in allowed])
+    theirs = _powers(allowed)
     anchor = anchor or ('C' if 'C' in allowed else allowed[0])
     scale = power(anchor) / np.quantile(powers, LIGHTEST_QUANTILE)
     for _ in range(4):
         nearest = np.argmin(np.abs(np.log(scale * powers[:, None] / theirs)), axis=1)
         elements = tuple(allowed[each] for each in nearest)
         scale = _fitting_scale(powers, elements)
-    return Assignment(elements, scale, False)
+    return elements
 
 
 def _fitting_scale(powers, elements):
-    """The scale that fits the median site."""
-    theirs = np.array([power(each) for each in elements])
-    return float(np.exp(np.median(np.log(theirs / powers))))
+    """The factor from the powers of sites to those of elements that fits the median site."""
+    return float(np.exp(np.median(np.log(_powers(elements) / powers))))
 
 
-def _misfit(powers, assignment):
-    theirs = np.array([power(each) for each in assignment.elements])
-    return float(np.sqrt(np.mean(np.log(assignment.scale * powers / theirs) ** 2)))
+def _misfit(powers, elements):
+    scale = _fitting_scale(powers, elements)
+    return float(np.sqrt(np.mean(np.log(scale * powers / _powers(elements)) ** 2)))
+
+
+def _powers(elements):
+    return np.array([power(each) for each in elements])
 
 
 def _likely_elements():
@@ -182,7 +167,7 @@ def confidences(
         possible: elements that may occur.
     """
     possible = tuple({*possible, *elements})
-    theirs = np.array([power(each) for each in possible])
+    theirs = _powers(possible)
     widths = np.hypot(uncertainties, SPREAD * powers)[:, None]
     odds = np.exp(-(((powers[:, None] - theirs) / widths) ** 2) / 2) + 1e-9
     columns = np.array([possible.index(each) for each in elements])

@@ -303,7 +303,7 @@ def _first_model(crystal: _Crystal, structure_factors: np.ndarray) -> _Model:
 def _assigned(crystal, powers, multiplicities, **choices):
     """Elements of sites (see `assign_elements`) from what is known of the crystal's contents."""
     data = crystal.data
-    return assign_elements(powers, multiplicities, data.formula, data.cell.volume, data.elements, **choices).elements
+    return assign_elements(powers, multiplicities, data.formula, data.cell.volume, data.elements, **choices)
 
 
 def _distinct(
@@ -488,7 +488,7 @@ def _with_best_elements(crystal, model):
             try_elements(elements, OTHER_ANCHOR if order else 1.0)
         if data.formula and not poor:
             uncounted = assign_elements(powers, multiplicities, None, data.cell.volume, tuple(data.formula))
-            try_elements(uncounted.elements, UNCOUNTED)
+            try_elements(uncounted, UNCOUNTED)
         hopeless = _fitted_r_factor(crystal, fits[best()]) > GIVEN_UP_R
         if best() == before or hopeless:
             break
@@ -542,7 +542,7 @@ def _unforeseen_elements(crystal, model, multiplicities):
     powers, _ = _powers(crystal, model)
     best = model.elements, np.inf
     for anchor in UNFORESEEN_ANCHORS:
-        elements = assign_elements(powers, multiplicities, None, crystal.data.cell.volume, anchor=anchor).elements
+        elements = assign_elements(powers, multiplicities, None, crystal.data.cell.volume, anchor=anchor)
         other = dataclasses.replace(model, elements=elements, scale=0.0)
         fit = _refined(crystal, other, TRIAL_CYCLES)
         best = min(best, (elements, _fitted_r_factor(crystal, fit)), key=lambda each: each[1])
