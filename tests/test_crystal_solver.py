@@ -9,7 +9,6 @@ from invented import invent
 from test_crystal_verdict import GOOD
 
 from benchmarks import gaussian_atoms
-from patterson_jax.crystal.structure import SpaceGroup
 from patterson_jax.errors import InputError
 from patterson_jax.solving.crystal_phasing import averaged_in_frame, prepare_crystal
 from patterson_jax.solving.crystal_solver import (
@@ -105,8 +104,7 @@ def test_atoms_with_more_symmetry_than_their_group_get_it(half):
     phased = PhasedReflections(expanded.hkl, own)
     primitive = np.rint(np.linalg.inv(expanded.basis) @ crystal.data.rotations @ expanded.basis).astype(int)
     frame = half_frames(phased, find_operations(phased, primitive), expanded.cell, expanded.basis)[half]
-    group = SpaceGroup(frame.number, frame.hm, frame.symops, False)
-    factors = averaged_in_frame(crystal, own, frame)
+    group, factors = frame.group, averaged_in_frame(crystal, own, frame)
     hkl = expanded.in_given_cell(expanded.hkl)
     answer = interpret_phases(crystal.data, group, hkl, factors, Evidence())
     assert len(answer.atoms) == 10 and answer.findings.further_symmetry

@@ -7,11 +7,10 @@ from patterson_jax.crystal.expansion import expand
 from patterson_jax.solving.spacegroup import (
     PhasedReflections,
     averaged,
+    derivation,
     enantiomorph,
     find_operations,
     find_space_group,
-    generated_group,
-    generators,
     halves,
     larger_groups,
 )
@@ -73,7 +72,8 @@ def test_phases_come_into_the_frame_of_the_group(symbol, cell, num_atoms):
     frame = find(crystal, expanded, factors).frame
     hkl = expanded.in_given_cell(expanded.hkl)
     moved = factors * np.exp(-2j * np.pi * hkl @ frame.origin)
-    mean = averaged(hkl, moved, frame.rotations, frame.translations)
+    mean, agreements = averaged(hkl, moved, frame.group)
+    np.testing.assert_allclose(agreements, frame.agreements)
     np.testing.assert_allclose(mean, moved, atol=2e-3 * np.abs(moved).max())
     np.testing.assert_allclose(mean.imag, 0, atol=1e-9 * np.abs(moved).max())
 
@@ -85,7 +85,7 @@ def test_averaging_repairs_phases():
     frame = find(crystal, expanded, spoilt).frame
     hkl = expanded.in_given_cell(expanded.hkl)
     shift = np.exp(-2j * np.pi * hkl @ frame.origin)
-    mean = averaged(hkl, spoilt * shift, frame.rotations, frame.translations) / shift
+    mean = averaged(hkl, spoilt * shift, frame.group)[0] / shift
 
     def error(values):
         return np.sum(np.abs(factors) * np.abs(np.angle(values / factors))) / np.sum(np.abs(factors))
@@ -157,20 +157,18 @@ def test_halves_are_all_subgroups_of_index_two(symbol, number):
     assert len(found) == number
     for part in found:
         assert len(part) == len(operations) / 2
-        rotations = [each.rotation for each in part]
-        assert len(generated_group(rotations, [np.zeros(3)] * len(part))[0]) == len(part)
+        members = {tuple(each.rotation.ravel()) for each in part}
+        assert {tuple((a.rotation @ b.rotation).ravel()) for a in part for b in part} == members
 
 
 def test_generators_give_back_the_group():
-    crystal = invent('P b n m', (8, 9, 11, 90, 90, 90), 4, 1.0)
-    expanded, factors = shifted(crystal)
-    operations = find_operations(PhasedReflections(expanded.hkl, factors), primitive_rotations(crystal, expanded))
-    chosen = generators(operations)
-    assert len(chosen) == 3
-    rotations, translations = generated_group(
-        [each.rotation for each in chosen], [each.translations[0] for each in chosen]
-    )
-    for operation in operations:
-        place = next(i for i, each in enumerate(rotations) if np.array_equal(each, operation.rotation))
-        difference = translations[place] - operation.translations[0]
-        np.testing.assert_allclose(difference - np.rint(difference), 0, atol=1e-3)
+    rotations = np.array([each.rot for each in gemmi.SpaceGroup('P m -3 m').operations()]) // gemmi.Op.DEN
+    numbers = {tuple(each.ravel()): number for number, each in enumerate(rotations)}
+    products = np.array([[numbers[tuple((a @ b).ravel())] for b in rotations] for a in rotations])
+    generators, steps = derivation(products)
+    assert len(generators) <= 4 and set(steps) == set(range(1, 48))
+    known = {0}
+    for operation, (generator, earlier) in steps.items():
+        assert generator in generators and earlier in known
+        np.testing.assert_array_equal(rotations[operation], rotations[generator] @ rotations[earlier])
+        known.add(operation)

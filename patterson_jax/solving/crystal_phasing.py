@@ -37,7 +37,6 @@ from patterson_jax.solving.spacegroup import (
     FoundGroup,
     Frame,
     PhasedReflections,
-    agreements_with,
     averaged,
     find_space_group,
     fine_shape,
@@ -328,12 +327,11 @@ def finish(crystal: Crystal, density: np.ndarray, slot: Slot, noise: float, shar
 def _complete(crystal, own, frame, rounds, sharpen):
     """Averages over a group and eliminates, in turns; factors, skewness, disagreement, obeyed: see `PhasedMap`."""
     for _ in range(rounds):
-        mean, shift = _averaged(crystal, own, frame)
+        mean, shift, _ = _averaged(crystal, own, frame)
         again = crystal.grid.place(crystal.expanded.hkl, np.conj(_phased(crystal, mean) / shift))
         factors, skewness, disagreement = sharpen(again, crystal)
         own = _structure_factors(crystal, factors)
-    mean, shift = _averaged(crystal, own, frame)
-    agreements = agreements_with(crystal.expanded.in_given_cell(crystal.expanded.hkl), own * shift, frame)
+    mean, _, agreements = _averaged(crystal, own, frame)
     return mean, float(skewness), float(disagreement), float(agreements.min())
 
 
@@ -421,10 +419,11 @@ def _phased(crystal, factors):
 
 
 def _averaged(crystal, own, frame):
-    """Structure factors averaged over a group, at its origin, and the factors that shift phases to that origin."""
+    """Structure factors averaged over a group, at its origin; the factors that shift phases there; their agreements."""
     hkl = crystal.expanded.in_given_cell(crystal.expanded.hkl)
     shift = np.exp(-2j * np.pi * (hkl @ frame.origin))
-    return averaged(hkl, own * shift, frame.rotations, frame.translations), shift
+    mean, agreements = averaged(hkl, own * shift, frame.group)
+    return mean, shift, agreements
 
 
 def _find_group(crystal, factors):

@@ -192,10 +192,10 @@ def _interpret(crystal, cluster, ended):
     if first.verdict == 'solved' or obeyed or len(cluster.maps) < ENOUGH_AGREEING or first.r_factor is None:
         return
     frames = (found.alternatives or subgroups(crystal, best))[:MOST_ALTERNATIVES]
-    symbols = (found.frame.hm, *(frame.hm for frame in frames))
+    symbols = (found.frame.group.hm, *(frame.group.hm for frame in frames))
     for frame in frames:
-        others = tuple(symbol for symbol in symbols if symbol != frame.hm)
-        group, other = answer(frame, SpaceGroup(frame.number, frame.hm, frame.symops, False, others))
+        others = tuple(symbol for symbol in symbols if symbol != frame.group.hm)
+        group, other = answer(frame, dataclasses.replace(frame.group, candidates=others))
         if other.verdict == 'solved' or _r_factor(other) < CLEARLY_BETTER * _r_factor(first):
             cluster.answers.append((group, other))
         if other.verdict == 'solved':

@@ -66,28 +66,14 @@ class Frame:
     """A space group in the given cell, and its origin in phases that were found without it.
 
     Attributes:
-        number: of International Tables.
-        hm: Hermann-Mauguin symbol of the setting, or the standard one if the setting has none.
-        rotations: `(n, 3, 3)` int, of all operations, centring included.
-        translations: `(n, 3)`, of the same operations.
+        group: in its setting, or under the standard symbol if the setting has none; whether it is certain is not known.
         origin: `(3,)`, where the origin of the group lies in the map of the phases, in fractions of the given edges.
-        agreements: `(n,)`, of the phases with each operation at that origin.
+        agreements: `(n,)`, of the phases with each operation of the group at that origin.
     """
 
-    number: int
-    hm: str
-    rotations: np.ndarray
-    translations: np.ndarray
+    group: SpaceGroup
     origin: np.ndarray
     agreements: np.ndarray
-
-    @property
-    def symops(self) -> tuple[str, ...]:
-        """The operations, written like 'x,y,z'."""
-        return tuple(
-            gemmi.seitz_to_op(_seitz(rotation, translation).tolist()).wrap().triplet()
-            for rotation, translation in zip(self.rotations, self.translations, strict=True)
-        )
 
 
 class FoundGroup(NamedTuple):
@@ -126,7 +112,6 @@ class PhasedReflections:
         self.box = np.zeros(2 * self.reach + 1, complex)
         self.box[tuple(self.hkl.T)] = self.factors
         self.box[tuple(-self.hkl.T)] = np.conj(self.factors)
-
         self.total = float(np.sum(np.abs(self.factors) ** 2))
 
     def at(self, hkl: np.ndarray) -> np.ndarray:
@@ -177,20 +162,30 @@ def closed_sets(operations: list[Operation]) -> list[tuple[int, float]]:
     return sorted(zip(closed, gaps, strict=True), key=lambda each: -each[1])
 
 
-def generators(operations: list[Operation]) -> list[Operation]:
-    """The first operations from which all others follow."""
-    chosen, group = [], {_as_key(np.eye(3, dtype=int)): np.eye(3, dtype=int)}
-    for operation in operations:
-        if _as_key(operation.rotation) not in group:
-            chosen.append(operation)
-            group = {_as_key(matrix): matrix for matrix in _generated([each.rotation for each in chosen])}
-    return chosen
+def derivation(products: np.ndarray) -> tuple[list[int], dict[int, tuple[int, int]]]:
+    """How the operations of a group follow from few of them.
 
+    Args:
+        products: `(n, n)`, the index of the product of each two; that of the identity is 0.
 
-def generated_group(rotations: list[np.ndarray], translations: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """All rotations and translations, `(n, 3, 3)` and `(n, 3)`, of the group that generators generate."""
-    group = np.array(_generated([_seitz(*each) for each in zip(rotations, translations, strict=True)]))
-    return np.rint(group[:, :3, :3]).astype(int), group[:, :3, 3] % 1
+    Returns:
+        Generators, the first ones that suffice; and for each operation but the identity the generator and the earlier
+        operation of which it is the product.
+    """
+    generators: list[int] = []
+    steps: dict[int, tuple[int, int]] = {}
+    for operation in range(1, len(products)):
+        if operation in steps:
+            continue
+        generators.append(operation)
+        steps, order = {}, [0]
+        for known in order:  # the list grows in the loop
+            for generator in generators:
+                product = int(products[generator, known])
+                if product and product not in steps:
+                    steps[product] = generator, known
+                    order.append(product)
+    return generators, steps
 
 
 def find_space_group(
@@ -249,10 +244,10 @@ def _found(operations, number, frames, certain):
     best = frames[0]
     kept = min(operations[number - 1].agreement, float(best.agreements.min()))
     rejected = operations[number].agreement if number < len(operations) else None
-    alternatives = {frame.hm: frame for frame in frames[1:] if frame.hm != best.hm}
-    hand = enantiomorph(best.number)
+    alternatives = {frame.group.hm: frame for frame in frames[1:] if frame.group.hm != best.group.hm}
+    hand = enantiomorph(best.group.number)
     symbols = [*alternatives] + ([] if hand is None else [gemmi.find_spacegroup_by_number(hand).xhm()])
-    group = SpaceGroup(best.number, best.hm, best.symops, certain, tuple(symbols))
+    group = dataclasses.replace(best.group, certain=certain, candidates=tuple(symbols))
     return FoundGroup(best, group, number, kept, rejected, tuple(operations), tuple(alternatives.values()))
 
 
@@ -272,22 +267,13 @@ def halves(operations: list[Operation]) -> list[list[Operation]]:
 
     Each is the kernel of a homomorphism of the group onto {1, −1}.
     """
-    chosen = generators(operations)
     products = _products([operation.rotation for operation in operations])
-    places = [next(i for i, each in enumerate(operations) if each is generator) for generator in chosen]
-    made = {0: (0, 0)}  # of which generator and which earlier operation each operation is the product
-    for known in (order := [0]):  # the list grows in the loop
-        for which, place in enumerate(places):
-            product = int(products[place, known])
-            if product not in made:
-                made[product] = which, known
-                order.append(product)
+    generators, steps = derivation(products)
     found = []
-    for signs in itertools.product((1, -1), repeat=len(chosen)):
+    for signs in itertools.product((1, -1), repeat=len(generators)):
         values = np.ones(len(operations), int)
-        for each in order[1:]:
-            which, known = made[each]
-            values[each] = signs[which] * values[known]
+        for operation, (generator, known) in steps.items():
+            values[operation] = signs[generators.index(generator)] * values[known]
         if -1 in signs and np.array_equal(values[products], np.outer(values, values)):
             found.append([operation for operation, value in zip(operations, values, strict=True) if value == 1])
     return sorted(found, key=lambda part: -np.mean([operation.agreement for operation in part]))
@@ -301,11 +287,16 @@ def place_group(
     If generators have several translations, all combinations up to `MOST_COMBINATIONS` are tried, and the group with
     the best mean agreement is taken. None if no space group has such operations.
     """
-    chosen = generators(operations) or operations[:1]
-    rotations = [operation.rotation for operation in chosen]
-    combinations = itertools.product(*(operation.translations for operation in chosen))
-    groups = (generated_group(rotations, list(each)) for each in itertools.islice(combinations, MOST_COMBINATIONS))
-    frames = (_place(phased, *group, cell, basis) for group in groups)
+    rotations = np.array([operation.rotation for operation in operations])
+    generators, steps = derivation(_products(rotations))
+    combinations = itertools.product(*(operations[generator].translations for generator in generators))
+    frames = []
+    for chosen in itertools.islice(combinations, MOST_COMBINATIONS):
+        translations = np.zeros((len(operations), 3))
+        for operation, (generator, known) in steps.items():
+            turned = rotations[generator] @ translations[known]
+            translations[operation] = (turned + chosen[generators.index(generator)]) % 1
+        frames.append(_place(phased, rotations, translations, cell, basis))
     return max(filter(None, frames), key=lambda frame: frame.agreements.mean(), default=None)
 
 
@@ -328,62 +319,35 @@ def _place(phased, rotations, translations, cell, basis):
     standard = moyopy.operations_from_number(found.number, setting=moyopy.Setting.standard(), primitive=True)
     to_given = basis @ np.array(found.linear)
     matrices = np.rint(to_given @ np.array(standard.rotations) @ np.linalg.inv(to_given)).astype(int)
-    shifts = _snapped(np.array(standard.translations) @ to_given.T)
-    matrices, shifts = _with_lattice(matrices, shifts, basis)
-    origin = basis @ np.array(found.origin_shift)
-    steps = np.rint(shifts * GEMMI_DENOMINATOR).astype(int)
-    hm, matrices, shifts, moved = _tabulated(found.number, matrices.tobytes(), steps.tobytes())
-    given_hkl = np.rint(phased.hkl @ np.linalg.inv(basis)).astype(int)
-    given_phased = PhasedReflections(given_hkl, phased.factors)
-    origin = _best_origin(given_phased, matrices, shifts, origin + moved)
-    centred = given_phased.factors * np.exp(-2j * np.pi * (given_hkl @ origin))
-    agreements = _agreements(PhasedReflections(given_hkl, centred), matrices, shifts)
-    return Frame(found.number, hm, matrices, shifts, origin, agreements)
+    shifts = np.array(standard.translations) @ to_given.T
+    group, moved = _tabulated(_in_given_cell(found.number, matrices, shifts, basis))
+    given = PhasedReflections(np.rint(phased.hkl @ np.linalg.inv(basis)).astype(int), phased.factors)
+    origin = _best_origin(given, group, basis @ np.array(found.origin_shift) + moved)
+    centred = PhasedReflections(given.hkl, given.factors * np.exp(-2j * np.pi * (given.hkl @ origin)))
+    return Frame(group, origin, _agreements(centred, _images(centred, group)))
 
 
-def averaged(hkl: np.ndarray, factors: np.ndarray, rotations: np.ndarray, translations: np.ndarray) -> np.ndarray:
-    """Structure factors `(n,)` of the density averaged over the operations of a group.
+def averaged(hkl: np.ndarray, factors: np.ndarray, group: SpaceGroup) -> tuple[np.ndarray, np.ndarray]:
+    """Averages the density over the operations of a group.
 
     Args:
-        hkl: `(n, 3)`, one of each Friedel pair; all equivalents are among them.
-        factors: `(n,)` complex.
-        rotations: `(m, 3, 3)` int.
-        translations: `(m, 3)`.
+        hkl: `(n, 3)`, one of each Friedel pair, in the given cell; all equivalents are among them.
+        factors: `(n,)` complex, structure factors with the origin of the group.
+        group: the space group.
+
+    Returns:
+        The structure factors `(n,)` of the mean, and how well those before agree with each operation,
+        `(operations,)`, at most 1.
     """
-    return np.mean(_images(PhasedReflections(hkl, factors), rotations, translations), axis=0)
-
-
-def agreements_with(hkl: np.ndarray, factors: np.ndarray, frame: Frame) -> np.ndarray:
-    """The agreement of structure factors with each operation of a group, `(operations,)`, at most 1.
-
-    Args:
-        hkl: `(n, 3)`, one of each Friedel pair, in the given cell.
-        factors: `(n,)` complex, with the origin of the group.
-        frame: of the group.
-    """
-    return _agreements(PhasedReflections(hkl, factors), frame.rotations, frame.translations)
+    phased = PhasedReflections(hkl, factors)
+    images = _images(phased, group)
+    return np.mean(images, axis=0), _agreements(phased, images)
 
 
 def enantiomorph(number: int) -> int | None:
     """The number of the group's mirror image if that is another group, as for 22 of the 230; otherwise None."""
     pairs = {76: 78, 91: 95, 92: 96, 144: 145, 151: 153, 152: 154, 169: 170, 171: 172, 178: 179, 180: 181, 212: 213}
     return pairs.get(number) or {second: first for first, second in pairs.items()}.get(number)
-
-
-def _generated(matrices):
-    """Products of these matrices, one for each rotation, the identity first."""
-    size = len(matrices[0])
-    group = {_as_key(np.eye(3, dtype=int)): np.eye(size)}
-    latest = list(group.values())
-    while latest:
-        products = [matrix @ known for matrix in matrices for known in latest]
-        latest = []
-        for product in products:
-            key = _as_key(np.rint(product[:3, :3]).astype(int))
-            if key not in group:
-                group[key] = product
-                latest.append(product)
-    return list(group.values())
 
 
 def _products(rotations):
@@ -396,11 +360,6 @@ def _products(rotations):
 
 def _as_key(rotation):
     return tuple(np.asarray(rotation).ravel().tolist())
-
-
-def _seitz(rotation, translation):
-    """The operation as a matrix `(4, 4)`."""
-    return np.block([[rotation, np.reshape(translation, (3, 1))], [np.zeros((1, 3)), np.ones((1, 1))]])
 
 
 def _climb(vectors, products, place):
@@ -425,48 +384,42 @@ def _climb(vectors, products, place):
     return place % 1
 
 
-def _snapped(translations):
-    """Translations to the nearest multiples of 1/24 in 0 ≤ t < 1."""
-    return np.rint(translations * GEMMI_DENOMINATOR).astype(int) % GEMMI_DENOMINATOR / GEMMI_DENOMINATOR
+def _in_given_cell(number, rotations, translations, basis):
+    """A group under its standard symbol, from one operation for each rotation, both in fractions of the given edges.
 
-
-def _with_lattice(matrices, shifts, basis):
-    """All operations modulo the given edges: those of the group times the lattice points in the given cell."""
-    steps = np.stack(np.meshgrid(*[np.arange(-3, 4)] * 3, indexing='ij'), axis=-1).reshape(-1, 3)
-    lattice = np.unique(_snapped(steps @ basis.T), axis=0)
-    found: dict[tuple, tuple] = {}
-    for rotation, shift in zip(matrices, shifts, strict=True):
+    The centring of the given cell is added. Translations are multiples of 1/24.
+    """
+    steps = np.array([*itertools.product(range(-3, 4), repeat=3)])
+    lattice = np.unique(np.rint(steps @ basis.T * GEMMI_DENOMINATOR).astype(int) % GEMMI_DENOMINATOR, axis=0)
+    operation, symops = gemmi.Op(), []
+    for rotation, translation in zip(rotations, translations, strict=True):
+        operation.rot = (rotation * GEMMI_DENOMINATOR).tolist()
         for point in lattice:
-            total = _snapped(shift + point)
-            found.setdefault((_as_key(rotation), tuple(total)), (rotation, total))
-    rotations, translations = zip(*found.values(), strict=True)
-    return np.array(rotations), np.array(translations)
+            operation.tran = (np.rint(translation * GEMMI_DENOMINATOR).astype(int) + point).tolist()
+            symops.append(operation.wrap().triplet())
+    return SpaceGroup(number, gemmi.find_spacegroup_by_number(number).xhm(), tuple(symops), certain=False)
 
 
 @functools.lru_cache(maxsize=256)
-def _tabulated(number, matrices, shifts):
-    """Finds the setting with these rotations and this centring in gemmi's table: symbol, operations and its origin.
+def _tabulated(group):
+    """The same group in the setting of gemmi's table with these rotations and this centring, and where its origin lies.
 
     Of two origin choices the second is taken, and of several origins the nearest. If the table has no such setting,
-    the operations stay as they are. Results are kept, because starts find the same groups again and again, and a search
-    in the table takes 40 ms for a cubic group. So arrays of ints, shifts in 1/24, are given as bytes.
+    the group stays as it is. Results are kept, because starts find the same groups again and again, and a search in the
+    table takes 40 ms for a cubic group.
     """
-    matrices = np.frombuffer(matrices, int).reshape(-1, 3, 3)
-    shifts = np.frombuffer(shifts, int).reshape(-1, 3) / GEMMI_DENOMINATOR
-    ours = _by_rotation(matrices, shifts)
+    ours = _by_rotation(group)
     identity = _as_key(np.eye(3, dtype=int))
-    settings = [setting for setting in gemmi.spacegroup_table() if setting.number == number]
+    settings = [setting for setting in gemmi.spacegroup_table() if setting.number == group.number]
     if any(setting.ext == '2' for setting in settings):
         settings = [setting for setting in settings if setting.ext != '1']
-    steps = np.arange(ORIGIN_STEPS)
-    origins = np.stack(np.meshgrid(steps, steps, steps, indexing='ij'), axis=-1).reshape(-1, 3)
+    origins = np.array([*itertools.product(range(ORIGIN_STEPS), repeat=3)])
     origins = np.where(origins > ORIGIN_STEPS // 2, origins - ORIGIN_STEPS, origins)
     origins = origins[np.argsort(np.abs(origins).sum(axis=1), kind='stable')]
     for setting in settings:
-        operators = list(setting.operations())
-        rotations = np.array([operator.rot for operator in operators]) // GEMMI_DENOMINATOR
-        tabulated = np.array([operator.tran for operator in operators]) % GEMMI_DENOMINATOR
-        theirs = _by_rotation(rotations, tabulated / GEMMI_DENOMINATOR)
+        symops = tuple(operation.triplet() for operation in setting.operations())
+        tabulated = dataclasses.replace(group, hm=setting.xhm(), symops=symops)
+        theirs = _by_rotation(tabulated)
         if theirs.keys() != ours.keys() or {*map(tuple, theirs[identity])} != {*map(tuple, ours[identity])}:
             continue
         possible = origins
@@ -476,37 +429,36 @@ def _tabulated(number, matrices, shifts):
             allowed = {tuple(shift) for shift in theirs[key].tolist()}
             possible = possible[[tuple(shift) in allowed for shift in (moved % GEMMI_DENOMINATOR).tolist()]]
         if len(possible):
-            return setting.xhm(), rotations, tabulated / GEMMI_DENOMINATOR, possible[0] / ORIGIN_STEPS
-    return gemmi.find_spacegroup_by_number(number).xhm(), matrices, shifts, np.zeros(3)
+            return tabulated, possible[0] / ORIGIN_STEPS
+    return group, np.zeros(3)
 
 
-def _by_rotation(rotations, shifts):
+def _by_rotation(group):
     """Translations in units of 1/24, `(k, 3)` int, of each rotation."""
     table: dict[tuple, list] = {}
-    for rotation, shift in zip(rotations, shifts, strict=True):
+    for rotation, shift in zip(*group.operations, strict=True):
         table.setdefault(_as_key(rotation), []).append(np.rint(shift * GEMMI_DENOMINATOR).astype(int))
-    return {key: np.array(values) % GEMMI_DENOMINATOR for key, values in table.items()}
+    return {key: np.array(values) for key, values in table.items()}
 
 
-def _best_origin(phased, rotations, translations, origin):
+def _best_origin(phased, group, origin):
     """Moves an origin to where the phases agree best with all operations of the group."""
-    vectors = np.concatenate([phased.hkl - phased.hkl @ rotation for rotation in rotations])
-    products = np.concatenate(phased.factors * np.conj(_images(phased, rotations, translations)))
+    vectors = np.concatenate([phased.hkl - phased.hkl @ rotation for rotation in group.operations[0]])
+    products = np.concatenate(phased.factors * np.conj(_images(phased, group)))
     moving = np.any(vectors != 0, axis=1)
     return _climb(vectors[moving], products[moving], origin) if moving.any() else origin % 1
 
 
-def _agreements(phased, rotations, translations):
-    products = phased.factors * np.conj(_images(phased, rotations, translations))
-    return np.sum(products.real, axis=1) / phased.total
+def _agreements(phased, images):
+    return np.sum((phased.factors * np.conj(images)).real, axis=1) / phased.total
 
 
-def _images(phased, rotations, translations):
+def _images(phased, group):
     """What each operation makes of the structure factors, `(operations, n)`; those of true operations are the same."""
     hkl = phased.hkl
     return np.array(
         [
             phased.at(hkl @ rotation) * np.exp(2j * np.pi * (hkl @ translation))
-            for rotation, translation in zip(rotations, translations, strict=True)
+            for rotation, translation in zip(*group.operations, strict=True)
         ]
     )
