@@ -4,6 +4,7 @@ All of it runs on the host: a map takes some milliseconds, and its shape differs
 """
 
 import dataclasses
+import itertools
 import math
 
 import gemmi
@@ -14,6 +15,14 @@ from patterson_jax.crystal.grid import fast_size
 
 SAMPLING = 4.0  # grid points in d_min along each axis, at least
 RADIUS = 0.6  # Å, of the sphere over which a peak is integrated
+SAME_PEAK = 0.3  # Å
+NEAR_STEPS = np.array([*itertools.product((-1, 0, 1), repeat=3)])  # lattice vectors
+
+Seitz = tuple[np.ndarray, np.ndarray]
+"""The operations of a space group: rotations `(m, 3, 3)` and translations `(m, 3)`, the centring included."""
+
+Contact = tuple[int, int, float, np.ndarray]
+"""Atom i of the asymmetric unit, atom j, their distance in Å, and the image of j, `(3,)`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,38 +49,42 @@ def grid_shape(cell: UnitCell, d_min: float) -> tuple[int, int, int]:
 
 
 def symmetric_map(
-    hkl: np.ndarray,
-    structure_factors: np.ndarray,
-    operations: tuple[np.ndarray, np.ndarray],
-    shape: tuple[int, int, int],
-    volume: float,
+    hkl: np.ndarray, structure_factors: np.ndarray, operations: Seitz, shape: tuple[int, int, int], volume: float
 ) -> np.ndarray:
     """The map Σ F exp(−2πi h·x) / V over reflections, their equivalents and Friedel mates.
 
     Args:
         hkl: `(n, 3)` int, one of each set of equivalents, without those that the group forbids.
         structure_factors: `(n,)` complex.
-        operations: rotations `(m, 3, 3)` and translations `(m, 3)`.
+        operations: of the space group.
         shape: of the map; reflections too fine for it are left out.
         volume: of the cell, Å³.
 
     Returns:
         An array of `shape`, float32.
     """
-    spectrum = np.zeros(shape, np.complex64)
+    half = spectrum(hkl, structure_factors, operations, shape)[:, :, : shape[2] // 2 + 1]
+    return (np.fft.irfftn(np.conj(half), shape, axes=(0, 1, 2)) * (np.prod(shape) / volume)).astype(np.float32)
+
+
+def spectrum(
+    hkl: np.ndarray, structure_factors: np.ndarray, operations: Seitz, shape: tuple[int, int, int]
+) -> np.ndarray:
+    """Structure factors, those of equivalents and of Friedel mates among them, `shape` complex64, at their indices.
+
+    The arguments are those of `symmetric_map`.
+    """
+    filled = np.zeros(shape, np.complex64)
     for rotation, translation in zip(*operations, strict=True):
         images = hkl @ rotation
         values = structure_factors * np.exp(-2j * np.pi * (hkl @ translation))
         held = (2 * np.abs(images) < shape).all(axis=1)
-        spectrum[tuple(images[held].T)] = np.conj(values[held])
-        spectrum[tuple(-images[held].T)] = values[held]
-    half = spectrum[:, :, : shape[2] // 2 + 1]
-    return (np.fft.irfftn(half, shape, axes=(0, 1, 2)) * (np.prod(shape) / volume)).astype(np.float32)
+        filled[tuple(images[held].T)] = values[held]
+        filled[tuple(-images[held].T)] = np.conj(values[held])
+    return filled
 
 
-def sharp_peaks(
-    density: np.ndarray, cell: UnitCell, operations: tuple[np.ndarray, np.ndarray], least: float, number: int
-) -> Peaks:
+def sharp_peaks(density: np.ndarray, cell: UnitCell, operations: Seitz, least: float, number: int) -> Peaks:
     """Maxima above a level, interpolated, one of each set of equivalents.
 
     Args:
@@ -81,10 +94,9 @@ def sharp_peaks(
         least: the level.
         number: of maxima in the cell that are examined, the highest ones.
     """
-    highest = density
-    for axis in range(3):
-        highest = np.maximum(highest, np.maximum(np.roll(highest, 1, axis), np.roll(highest, -1, axis)))
-    places = np.argwhere((density == highest) & (density > least))
+    from scipy import ndimage  # a tenth of a second, which only who solves a crystal need wait
+
+    places = np.argwhere((density == ndimage.maximum_filter(density, 3, mode='wrap')) & (density > least))
     values = density[tuple(places.T)]
     order = np.argsort(-values, kind='stable')[:number]
     positions, heights = _interpolated(density, places[order])
@@ -107,10 +119,10 @@ def _interpolated(density, places):
 
 
 def _one_of_each(positions, cell, operations):
-    """Indices of the first of each set of equivalents, in order; sites within 0.3 Å are the same."""
+    """Indices of the first of each set of equivalents, in order."""
     kept: list[int] = []
     for index, position in enumerate(positions):
-        if not kept or nearest_images(position, positions[kept], cell, operations)[0].min() > 0.3:
+        if not kept or nearest_images(position, positions[kept], cell, operations)[0].min() > SAME_PEAK:
             kept.append(index)
     return np.array(kept, int)
 
@@ -119,7 +131,7 @@ def integrate(density: np.ndarray, positions: np.ndarray, cell: UnitCell) -> np.
     """Integrals `(n,)` of a map over a sphere of 0.6 Å about positions `(n, 3)`, in the map's units times Å³."""
     shape = np.array(density.shape)
     reach = np.ceil(RADIUS * np.linalg.norm(np.linalg.inv(cell.orthogonalization), axis=1) * shape).astype(int) + 1
-    steps = np.stack(np.meshgrid(*(np.arange(-each, each + 1) for each in reach), indexing='ij'), -1).reshape(-1, 3)
+    steps = np.array([*itertools.product(*(range(-each, each + 1) for each in reach))])
     nearest = np.rint(positions * shape).astype(int)
     offsets = (nearest[:, None] + steps[None]) / shape - positions[:, None]
     inside = np.linalg.norm(offsets @ cell.orthogonalization.T, axis=-1) <= RADIUS
@@ -130,15 +142,10 @@ def integrate(density: np.ndarray, positions: np.ndarray, cell: UnitCell) -> np.
 
 def values_at(density: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Values `(n,)` of a map at positions `(n, 3)`, by linear interpolation."""
-    shape = np.array(density.shape)
-    scaled = positions * shape
-    low = np.floor(scaled).astype(int)
-    rest = scaled - low
-    total = np.zeros(len(positions))
-    for corner in np.ndindex(2, 2, 2):
-        weight = np.prod(np.where(corner, rest, 1 - rest), axis=1)
-        total += weight * density[tuple(((low + corner) % shape).T)]
-    return total
+    from scipy import ndimage
+
+    places = (positions * density.shape).T
+    return ndimage.map_coordinates(density, places, output=float, order=1, mode='grid-wrap')
 
 
 def shortest(offsets: np.ndarray, cell: UnitCell) -> np.ndarray:
@@ -146,14 +153,21 @@ def shortest(offsets: np.ndarray, cell: UnitCell) -> np.ndarray:
     return np.linalg.norm((offsets - np.rint(offsets)) @ cell.orthogonalization.T, axis=-1)
 
 
-def images_of(positions: np.ndarray, operations: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def images_of(positions: np.ndarray, operations: Seitz) -> np.ndarray:
     """Images of positions `(n, 3)` under all operations, `(n, m, 3)`, not reduced to one cell."""
     rotations, translations = operations
     return np.einsum('mij,nj->nmi', rotations, positions) + translations[None]
 
 
+def _vectors(position, others, cell, operations, steps):
+    """Vectors to images of other sites in the cells nearby, `(n, images, 3)`, and their lengths, `(n, images)`."""
+    offsets = images_of(others, operations) - position
+    vectors = ((offsets - np.rint(offsets))[:, :, None] + steps).reshape(len(others), -1, 3)
+    return vectors, np.linalg.norm(vectors @ cell.orthogonalization.T, axis=-1)
+
+
 def nearest_images(
-    position: np.ndarray, others: np.ndarray, cell: UnitCell, operations: tuple[np.ndarray, np.ndarray]
+    position: np.ndarray, others: np.ndarray, cell: UnitCell, operations: Seitz
 ) -> tuple[np.ndarray, np.ndarray]:
     """Finds, of each other site `(n, 3)`, the equivalent nearest to a position.
 
@@ -161,55 +175,32 @@ def nearest_images(
         distances: `(n,)`, Å.
         images: `(n, 3)`, fractional.
     """
-    images = images_of(others, operations)
-    offsets = images - position
-    offsets -= np.rint(offsets)
-    steps = _near_steps(cell)
-    lengths = np.linalg.norm((offsets[:, :, None] + steps) @ cell.orthogonalization.T, axis=-1)
-    best = np.argmin(lengths.reshape(len(others), -1), axis=1)
-    operation, step = np.unravel_index(best, lengths.shape[1:])
-    rows = np.arange(len(others))
-    return lengths[rows, operation, step], position + offsets[rows, operation] + steps[step]
+    rectangular = max(abs(np.cos(np.radians(angle))) for angle in cell.parameters[3:]) < 0.02
+    # There no lattice vector shortens one that is within half an edge along each axis.
+    vectors, lengths = _vectors(position, others, cell, operations, np.zeros((1, 3)) if rectangular else NEAR_STEPS)
+    nearest = np.arange(len(others)), np.argmin(lengths, axis=1)
+    return lengths[nearest], position + vectors[nearest]
 
 
-def _near_steps(cell):
-    """Lattice vectors that may shorten a vector within half an edge along each axis; only 0 in a rectangular cell."""
-    if max(abs(np.cos(np.radians(angle))) for angle in (cell.alpha, cell.beta, cell.gamma)) < 0.02:
-        return np.zeros((1, 3))
-    return np.stack(np.meshgrid(*[np.arange(-1, 2)] * 3, indexing='ij'), -1).reshape(-1, 3)
-
-
-def contacts(
-    positions: np.ndarray, cell: UnitCell, operations: tuple[np.ndarray, np.ndarray], reach: float
-) -> list[tuple[int, int, float, np.ndarray]]:
+def contacts(positions: np.ndarray, cell: UnitCell, operations: Seitz, reach: float) -> list[Contact]:
     """Pairs of atoms nearer than `reach`, in Å, with all equivalents.
 
-    Returns:
-        A list of (atom i of the unit, atom j, distance, the image of j). An atom is not its own neighbour. Each pair
-        appears from both sides, and with every near image of j.
+    An atom is not its own neighbour. Each pair appears from both sides, and with every near image of the other atom.
     """
     found = []
-    images = images_of(positions, operations)
-    steps = np.stack(np.meshgrid(*[np.arange(-1, 2)] * 3, indexing='ij'), -1).reshape(-1, 3)
     for index, position in enumerate(positions):
-        offsets = images - position
-        offsets -= np.rint(offsets)
-        vectors = offsets[:, :, None] + steps
-        lengths = np.linalg.norm(vectors @ cell.orthogonalization.T, axis=-1)
-        near = np.argwhere((lengths < reach) & (lengths > 1e-2))
+        vectors, lengths = _vectors(position, positions, cell, operations, NEAR_STEPS)
         seen: set[tuple[int, ...]] = set()
-        for other, operation, step in near:
-            vector = vectors[other, operation, step]
+        for other, image in np.argwhere((lengths < reach) & (lengths > 1e-2)):
+            vector = vectors[other, image]
             mark = (int(other), *np.rint(vector * 1e3).astype(int).tolist())
             if mark not in seen:
                 seen.add(mark)
-                found.append((index, int(other), float(lengths[other, operation, step]), position + vector))
+                found.append((index, int(other), float(lengths[other, image]), position + vector))
     return found
 
 
-def settle(
-    position: np.ndarray, cell: UnitCell, operations: tuple[np.ndarray, np.ndarray], tolerance: float
-) -> tuple[np.ndarray, np.ndarray]:
+def settle(position: np.ndarray, cell: UnitCell, operations: Seitz, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
     """Puts a site that is near to a special position exactly onto it.
 
     Args:
@@ -223,23 +214,21 @@ def settle(
         projector: `(3, 3)`, the mean rotation of the operations that keep the site; it maps shifts to allowed ones.
     """
     rotations, translations = operations
-    keeping = np.arange(len(rotations))
     while True:
-        offsets = rotations[keeping] @ position + translations[keeping] - position
+        offsets = rotations @ position + translations - position
         offsets -= np.rint(offsets)
         distances = shortest(offsets, cell)
         near = distances < tolerance
         if near.all():
             mean = position + offsets.mean(axis=0)
-            wrong = shortest(rotations[keeping] @ mean + translations[keeping] - mean, cell)
+            wrong = shortest(rotations @ mean + translations - mean, cell)
             if wrong.max() < 1e-3:
-                return mean, rotations[keeping].mean(axis=0)
-            worst = np.argmax(wrong + distances)
-            near[worst] = False
-        keeping = keeping[near]
+                return mean, rotations.mean(axis=0)
+            near[np.argmax(wrong + distances)] = False
+        rotations, translations = rotations[near], translations[near]
 
 
-def stabiliser_order(position: np.ndarray, cell: UnitCell, operations: tuple[np.ndarray, np.ndarray]) -> int:
+def stabiliser_order(position: np.ndarray, cell: UnitCell, operations: Seitz) -> int:
     """Number of operations that keep a site in place, within 0.01 Å."""
     rotations, translations = operations
     return int((shortest(rotations @ position + translations - position, cell) < 1e-2).sum())

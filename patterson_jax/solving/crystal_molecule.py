@@ -4,7 +4,7 @@ import gemmi
 import numpy as np
 
 from patterson_jax.crystal.cell import UnitCell
-from patterson_jax.solving.crystal_maps import contacts, nearest_images
+from patterson_jax.solving.crystal_maps import Contact, Seitz, contacts, images_of, nearest_images
 
 SLACK = 0.35  # Å by which a bond may be longer than the sum of covalent radii
 MOST_LIGHT_BONDS = {'F': 1, 'O': 2, 'N': 4, 'C': 4}  # with one another; heaviest first
@@ -16,17 +16,13 @@ def bond_limit(first: str, second: str) -> float:
     return gemmi.Element(first).covalent_r + gemmi.Element(second).covalent_r + SLACK
 
 
-def bonds(
-    positions: np.ndarray, elements: tuple[str, ...], cell: UnitCell, operations: tuple[np.ndarray, np.ndarray]
-) -> list[tuple[int, int, float, np.ndarray]]:
-    """Bonds with all equivalents, in the form of `contacts`."""
+def bonds(positions: np.ndarray, elements: tuple[str, ...], cell: UnitCell, operations: Seitz) -> list[Contact]:
+    """Bonds with all equivalents."""
     near = contacts(positions, cell, operations, LONGEST_BOND)
     return [each for each in near if each[2] < bond_limit(elements[each[0]], elements[each[1]])]
 
 
-def within_valence(
-    elements: tuple[str, ...], bonded: list[tuple[int, int, float, np.ndarray]], possible: tuple[str, ...]
-) -> tuple[str, ...]:
+def within_valence(elements: tuple[str, ...], bonded: list[Contact], possible: tuple[str, ...]) -> tuple[str, ...]:
     """Replaces F, O and N that have more bonds than they can form by lighter elements.
 
     Args:
@@ -52,9 +48,7 @@ def within_valence(
     return tuple(fitting(element, count) for element, count in zip(elements, counts, strict=True))
 
 
-def assemble(
-    positions: np.ndarray, elements: tuple[str, ...], cell: UnitCell, operations: tuple[np.ndarray, np.ndarray]
-) -> np.ndarray:
+def assemble(positions: np.ndarray, elements: tuple[str, ...], cell: UnitCell, operations: Seitz) -> np.ndarray:
     """Moves atoms to equivalent places, so that bonded atoms lie together.
 
     Each atom is moved next to a bonded atom that is placed already. Then each molecule is moved as a whole by an
@@ -97,9 +91,7 @@ def assemble(
 
 def _moved(positions, middle, cell, operations):
     """The image of a molecule, under an operation and a lattice vector, whose centre is nearest to a point."""
-    rotations, translations = operations
-    images = np.einsum('mij,nj->mni', rotations, positions) + translations[:, None]
-    centres = images.mean(axis=1)
-    images = images - np.rint(centres - middle)[:, None]
-    distances = np.linalg.norm((images.mean(axis=1) - middle) @ cell.orthogonalization.T, axis=1)
-    return images[np.argmin(np.round(distances, 3))]
+    images = images_of(positions, operations)
+    images = images - np.rint(images.mean(axis=0) - middle)
+    distances = np.linalg.norm((images.mean(axis=0) - middle) @ cell.orthogonalization.T, axis=1)
+    return images[:, np.argmin(np.round(distances, 3))]
