@@ -336,7 +336,7 @@ def measure(kind: str, index: int, stream: str, few: bool = False, search: Searc
     share = 0.9
     if kind in LIGHT_TRUTHS:
         group, may_be_right = crystal.space_group, True
-        evidence = Evidence(starts=ENOUGH_AGREEING, agreeing=ENOUGH_AGREEING)
+        evidence = Evidence(agreeing=ENOUGH_AGREEING)
         found = judge_atoms(crystal.data, group, *_true_atoms(crystal), evidence)
     elif kind.startswith('atom'):
         group, may_be_right, share = crystal.space_group, True, 1.0

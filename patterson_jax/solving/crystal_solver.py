@@ -30,6 +30,7 @@ from patterson_jax.solving.crystal_projection import Projection, sharpeners
 from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases
 from patterson_jax.solving.crystal_verdict import Evidence, expected_r_factor
 from patterson_jax.solving.spacegroup import Frame, find_space_group
+from patterson_jax.solving.verdict import VERDICTS
 
 MAX_STARTS = 48
 ENOUGH_AGREEING = 2  # starts that have led to one map: then it is interpreted
@@ -40,7 +41,6 @@ ABSENT = 1e-6  # part of the largest structure factor below which a reflection c
 ENOUGH_TO_END = 8  # starts that have led to one map, and at least half of all: then the search ends
 WELL_OBEYED = 0.85  # no subgroup is tried if the phases agree with a certain group by more than this
 CLEARLY_BETTER = 0.8  # a model is clearly better if its R1 is below this part of the other R1
-VERDICTS = ('solved', 'uncertain', 'not solved')
 
 _compiling = 0.0
 
@@ -109,7 +109,7 @@ def solve_crystal(
         for cluster in clusters:
             waited = ended - cluster.since >= MOST_WAITING and cluster.best.disagreement < agreed
             if len(cluster.maps) >= ENOUGH_AGREEING > cluster.agreeing or (waited and not cluster.answers):
-                _interpret(crystal, cluster, ended)
+                _interpret(crystal, cluster)
         progress(ended, _note(clusters))
         spent = max_seconds and time.perf_counter() - began >= max_seconds
         enough = [cluster for cluster in clusters if ends_search(cluster, ended)]
@@ -118,12 +118,12 @@ def solve_crystal(
     limit = _least_disagreement(enough)  # for a map that was found once
     waiting = [cluster for cluster in clusters if not cluster.answers and cluster.best.disagreement < limit]
     for cluster in sorted(waiting, key=lambda each: each.best.disagreement)[:MOST_INTERPRETED]:
-        _interpret(crystal, cluster, ended)
+        _interpret(crystal, cluster)
     if not clusters:
         others.sort(key=lambda each: (each.has_enough_symmetry, each.rank), reverse=True)
         for reached in others[:MOST_INTERPRETED]:
             clusters.append(Cluster([reached], ended))
-            _interpret(crystal, clusters[-1], ended)
+            _interpret(crystal, clusters[-1])
     seconds = time.perf_counter() - began - (_compiling - compiling)
     return _answer(crystal, clusters, ended, seconds)
 
@@ -137,7 +137,7 @@ def answer_of_maps(crystal: Crystal, maps: list[PhasedMap]) -> CrystalSolution:
     if not clusters:
         clusters.append(Cluster([max(maps, key=lambda each: each.rank)], len(maps)))
     for cluster in clusters:
-        _interpret(crystal, cluster, len(maps))
+        _interpret(crystal, cluster)
     return _answer(crystal, clusters, len(maps), 0.0)
 
 
@@ -162,7 +162,7 @@ def _add_to_cluster(crystal, clusters, reached, ended):
     clusters.append(Cluster([reached], ended))
 
 
-def _interpret(crystal, cluster, ended):
+def _interpret(crystal, cluster):
     """Interprets the best map of a cluster in its group and, if that does not solve it, in others.
 
     The others are groups that fit the phases nearly as well, or else subgroups, because a structure may come near to
@@ -176,12 +176,7 @@ def _interpret(crystal, cluster, ended):
 
     def evidence(frame):
         lowest = max(float(frame.agreements.min()), best.obeyed if frame is found.frame else 0)
-        return Evidence(
-            starts=ended,
-            agreeing=len(cluster.maps),
-            operations=lowest if len(frame.agreements) > 1 else None,
-            others=found.rejected,
-        )
+        return Evidence(len(cluster.maps), lowest if len(frame.agreements) > 1 else None)
 
     def answer(frame, group):
         return group, interpret_phases(crystal.data, group, *structure_factors(crystal, best, frame), evidence(frame))
@@ -224,7 +219,7 @@ def with_symmetry_of_its_atoms(
     own = phased_by_atoms(crystal, answer.atoms, group)
     expanded = crystal.expanded
     found = find_space_group(expanded.hkl, own, crystal.data.rotations, expanded.cell, expanded.basis)
-    evidence = dataclasses.replace(evidence, operations=found.kept, others=found.rejected)
+    evidence = dataclasses.replace(evidence, operations=found.kept)
     hkl, factors = _of_the_data(crystal, averaged_in_frame(crystal, own, found.frame))
     return found.space_group, interpret_phases(crystal.data, found.space_group, hkl, factors, evidence)
 

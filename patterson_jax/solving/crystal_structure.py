@@ -122,7 +122,7 @@ class _Crystal:
         return self.space_group.operations
 
     @property
-    def symmetry(self) -> tuple[UnitCell, tuple[np.ndarray, np.ndarray]]:
+    def symmetry(self) -> tuple[UnitCell, maps.Seitz]:
         """The cell and its operations, as the functions of `crystal_maps` take them."""
         return self.data.cell, self.operations
 
@@ -184,7 +184,7 @@ def interpret_phases(
         evidence: how the phases were found.
     """
     crystal = _prepare(data, space_group)
-    phased = _in_order_of(crystal, hkl, structure_factors)
+    phased = _phased(crystal, np.asarray(hkl), structure_factors)
     operations, of_the_class = len(np.unique(crystal.operations[0], axis=0)), len(data.rotations)
 
     def without_atoms(reason):
@@ -260,27 +260,13 @@ def _prepare(data, space_group):
     order = np.argsort(spacings, kind='stable')
     order = order[allowed[order]]
     mean = np.mean(np.maximum(data.intensities[order], 0))
-    return _Crystal(
-        data,
-        space_group,
-        data.hkl[order],
-        spacings[order],
-        data.intensities[order] / mean,
-        data.sigmas[order] / mean,
-    )
+    intensities, sigmas = data.intensities[order] / mean, data.sigmas[order] / mean
+    return _Crystal(data, space_group, data.hkl[order], spacings[order], intensities, sigmas)
 
 
-def _in_order_of(crystal, hkl, structure_factors):
-    """Structure factors of the crystal's reflections from those of equivalents; 0 where there is no equivalent."""
-    places = {tuple(each): index for index, each in enumerate(crystal.hkl.tolist())}
-    values = np.zeros(len(places), complex)
-    hkl = np.asarray(hkl)
-    for rotation, translation in zip(*crystal.operations, strict=True):
-        images = hkl @ rotation
-        shifted = structure_factors * np.exp(-2j * np.pi * (hkl @ translation))
-        for sign, mates in ((1, shifted), (-1, np.conj(shifted))):
-            found = np.array([places.get(tuple(each), -1) for each in (sign * images).tolist()])
-            values[found[found >= 0]] = mates[found >= 0]
+def _phased(crystal, hkl, structure_factors):
+    """The crystal's amplitudes with the phases of structure factors of equivalents; 0 where there is no equivalent."""
+    values = maps.spectrum(hkl, structure_factors, crystal.operations, crystal.shape)[tuple(crystal.hkl.T)]
     return crystal.amplitudes * np.exp(1j * np.angle(values)) * (values != 0)
 
 
@@ -540,13 +526,13 @@ def _unforeseen_elements(crystal, model, multiplicities):
     least 17 % above, with slightly lighter ones 2 to 150 %. The error is missed only where most atoms stay right.
     """
     powers, _ = _powers(crystal, model)
-    best = model.elements, np.inf
-    for anchor in UNFORESEEN_ANCHORS:
+
+    def tried(anchor):
         elements = assign_elements(powers, multiplicities, None, crystal.data.cell.volume, anchor=anchor)
-        other = dataclasses.replace(model, elements=elements, scale=0.0)
-        fit = _refined(crystal, other, TRIAL_CYCLES)
-        best = min(best, (elements, _fitted_r_factor(crystal, fit)), key=lambda each: each[1])
-    return best
+        fit = _refined(crystal, dataclasses.replace(model, elements=elements, scale=0.0), TRIAL_CYCLES)
+        return elements, _fitted_r_factor(crystal, fit)
+
+    return min(map(tried, UNFORESEEN_ANCHORS), key=lambda each: each[1])
 
 
 def _sites(crystal, model, multiplicities, sureness):
@@ -583,10 +569,11 @@ def _examined(crystal: _Crystal, model: _Model, fit: Fit, density: np.ndarray, m
     shares = multiplicities * model.numbers**2
     ratio, d_min = len(crystal.hkl) / _number_of_parameters(crystal, model), float(1 / crystal.spacings[-1])
     numbers = np.zeros_like(model.numbers) if poor_data(ratio, d_min) else model.numbers
-    parity, parity_r_factor, parity_noise = _worst_parity(crystal, calculated)
+    hkl, observed, deviations, noise = _deviations(crystal, calculated)
+    parity, parity_r_factor, parity_noise = _worst_parity(hkl, observed, deviations, noise)
     return Findings(
-        r_factor=_fitted_r_factor(crystal, fit),
-        noise_r_factor=_noise_r_factor(crystal),
+        r_factor=_ratio(deviations, observed),
+        noise_r_factor=_ratio(noise, observed),
         light_share=float(shares[model.numbers <= 10].sum() / shares.sum()),
         highest_peak=peak,
         deepest_hole=hole,
@@ -620,32 +607,24 @@ def _explains_anything(crystal, model):
     return len(crystal.hkl) < LEAST_DATA * _number_of_parameters(crystal, model)
 
 
-def _strong(crystal):
-    """Whether reflections have F > 4σ(F)."""
-    return crystal.intensities > STRONG / 2 * crystal.sigmas
+def _deviations(crystal, calculated):
+    """Of reflections with F > 4σ(F): hkl, |Fo|, |Fo − k|Fc|| with the best k, and what σ alone would make of that."""
+    strong = crystal.intensities > STRONG / 2 * crystal.sigmas
+    observed, calculated = crystal.amplitudes[strong], calculated[strong]
+    scale = observed @ calculated / max(calculated @ calculated, 1e-12)
+    noise = np.sqrt(2 / np.pi) * crystal.sigmas[strong] / (2 * observed)
+    return crystal.hkl[strong], observed, np.abs(observed - scale * calculated), noise
+
+
+def _ratio(deviations, observed):
+    """R1; 1 without reflections."""
+    return float(deviations.sum() / observed.sum()) if len(observed) else 1.0
 
 
 def _fitted_r_factor(crystal, fit):
     """R1 over strong reflections, with the scale that fits them best."""
-    strong = _strong(crystal)
-    if not strong.any():
-        return 1.0
-    observed, calculated = crystal.amplitudes[strong], np.abs(_calculated(crystal, fit))[strong]
-    return float(np.abs(observed - _scaled(observed, calculated)).sum() / observed.sum())
-
-
-def _scaled(observed, calculated):
-    """Calculated amplitudes on the scale that fits them best."""
-    return observed @ calculated / max(calculated @ calculated, 1e-12) * calculated
-
-
-def _noise_r_factor(crystal):
-    """The R1 that the σ alone would cause."""
-    strong = _strong(crystal)
-    if not strong.any():
-        return 1.0
-    errors = crystal.sigmas[strong] / (2 * crystal.amplitudes[strong])
-    return float(np.sqrt(2 / np.pi) * errors.sum() / crystal.amplitudes[strong].sum())
+    _, observed, deviations, _ = _deviations(crystal, np.abs(_calculated(crystal, fit)))
+    return _ratio(deviations, observed)
 
 
 def _residues(crystal: _Crystal, model: _Model, density: np.ndarray, difference: np.ndarray) -> tuple[float, ...]:
@@ -699,25 +678,22 @@ def _absent_intensity(crystal):
     return float((np.mean(data.intensities[absent]) - 4 * error) / mean)
 
 
-def _worst_parity(crystal, calculated):
+def _worst_parity(hkl, observed, deviations, noise):
     """The class of parity in which R1 is highest compared with the others; its R1, and that which σ alone would cause.
 
     Atoms that have been drawn to positions of more symmetry than is true leave one class unexplained: where half of a
     translation nearly holds, the reflections that it would extinguish. '' where no class has twice the R1 of the rest.
     """
-    strong = _strong(crystal)
-    observed, sigmas = crystal.amplitudes[strong], crystal.sigmas[strong]
-    deviations = np.abs(observed - _scaled(observed, calculated[strong]))
     worst = TELLING_PARITY, '', 0.0, 0.0
     for signs in itertools.product((0, 1), repeat=3):
-        odd = crystal.hkl[strong] @ np.array(signs) % 2 == 1
+        odd = hkl @ np.array(signs) % 2 == 1
         if min(odd.sum(), (~odd).sum()) < LEAST_OF_PARITY:
             continue
         name = ' + '.join(axis for axis, sign in zip('hkl', signs, strict=True) if sign)
         for which, words in ((odd, 'odd'), (~odd, 'even')):
-            r_factor, rest = (float(deviations[some].sum() / observed[some].sum()) for some in (which, ~which))
-            noise = np.sqrt(2 / np.pi) * (sigmas[which] / (2 * observed[which])).sum() / observed[which].sum()
-            worst = max(worst, (r_factor / max(rest, 1e-6), f'{name} is {words}', r_factor, float(noise)))
+            r_factor, rest = (_ratio(deviations[some], observed[some]) for some in (which, ~which))
+            expected = _ratio(noise[which], observed[which])
+            worst = max(worst, (r_factor / max(rest, 1e-6), f'{name} is {words}', r_factor, expected))
     return worst[1:]
 
 
@@ -762,8 +738,9 @@ def further_symmetry(positions: np.ndarray, numbers: np.ndarray, space_group: Sp
     images = maps.images_of(positions, operations) % 1.0
     cell_numbers = np.repeat(numbers, images.shape[1])
     sites = images.reshape(-1, 3)
-    first = _firsts(sites, data.cell)
-    sites, cell_numbers = sites[first], cell_numbers[first]
+    coinciding = maps.shortest(sites[:, None] - sites[None], data.cell) < 1e-2
+    each_once = ~np.tril(coinciding, -1).any(axis=1)
+    sites, cell_numbers = sites[each_once], cell_numbers[each_once]
     alike = np.abs(cell_numbers[:, None] - cell_numbers[None]) <= ALIKE
     first = int(np.lexsort((-cell_numbers, alike.sum(axis=1)))[0])
     anchors = sites[alike[first]]
@@ -789,9 +766,3 @@ def _obeying(moved, moved_numbers, sites, numbers, cell):
     matched = maps.shortest(moved[:, None] - sites[None], cell) < SAME_PLACE
     matched &= np.abs(moved_numbers[:, None] - numbers[None]) <= ALIKE
     return matched.any(axis=1).mean() > OBEYING
-
-
-def _firsts(sites, cell):
-    """Indices of sites that coincide with no earlier one."""
-    near = maps.shortest(sites[:, None] - sites[None], cell) < 1e-2
-    return np.array([index for index in range(len(sites)) if not near[index, :index].any()])

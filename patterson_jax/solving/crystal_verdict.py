@@ -33,16 +33,12 @@ class Evidence:
     """How phases were found.
 
     Attributes:
-        starts: number of starts tried.
         agreeing: number of starts, with the chosen one, that led to the same map up to origin and hand.
         operations: the lowest agreement of the phases with an operation of the group, 0 to 1; None: only the identity.
-        others: the highest agreement with an operation of the Laue class that the group lacks; None: it lacks none.
     """
 
-    starts: int = 1
     agreeing: int = 1
     operations: float | None = None
-    others: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
