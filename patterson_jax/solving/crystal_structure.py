@@ -9,7 +9,7 @@ twins are not refined, and the hand is not determined.
 import collections
 import dataclasses
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -146,13 +146,11 @@ class _Model:
     def kept(self, which):
         """The atoms that a mask selects."""
         elements = tuple(itertools.compress(self.elements, which))
-        return dataclasses.replace(self, positions=self.positions[which], u_iso=self.u_iso[which], elements=elements)
+        return _Model(self.positions[which], self.u_iso[which], elements, self.scale)
 
     def after(self, fit):
         """The atoms after a fit."""
-        return dataclasses.replace(
-            self, positions=np.asarray(fit.unit.positions, float), u_iso=fit.unit.u_iso, scale=float(fit.scale)
-        )
+        return _Model(np.asarray(fit.unit.positions, float), fit.unit.u_iso, self.elements, float(fit.scale))
 
     @property
     def numbers(self):
@@ -161,6 +159,32 @@ class _Model:
     @property
     def powers(self):
         return np.array([power(each) for each in self.elements])
+
+
+class _Trial(NamedTuple):
+    """Elements that were tried.
+
+    Attributes:
+        model: with these, refined.
+        fit: of the model.
+        r_factor: R1.
+        handicap: factor by which other elements may have a higher R1.
+    """
+
+    model: _Model
+    fit: Fit
+    r_factor: float
+    handicap: float = 1.0
+
+    @property
+    def elements(self):
+        return self.model.elements
+
+    @property
+    def rank(self):
+        """R1, higher if the elements are unlikely."""
+        unlikely = UNLIKELY_U if self.model.u_iso.min() < U_RANGE[0] else 1.0
+        return self.handicap * unlikely * self.r_factor
 
 
 def interpret_phases(
@@ -429,13 +453,13 @@ def _finished(crystal, model, evidence):
     findings = _examined(crystal, model, fit, density, multiplicities)
     verdict, reasons = judge_crystal(findings, evidence)
     if crystal.data.formula and verdict != 'not solved':
-        others, r_factor = _unforeseen_elements(crystal, model, multiplicities)
-        if r_factor < UNFORESEEN * findings.r_factor:
-            sureness = np.where([a == b for a, b in zip(others, model.elements, strict=True)], sureness, 0.0)
+        other = _unforeseen_elements(crystal, model, multiplicities)
+        if other.r_factor < UNFORESEEN * findings.r_factor:
+            sureness = np.where([a == b for a, b in zip(other.elements, model.elements, strict=True)], sureness, 0.0)
             reasons = (
                 *reasons,
-                f'but the elements are doubtful: with {", ".join(dict.fromkeys(others))} in place of '
-                f'{", ".join(dict.fromkeys(model.elements))} R1 would be {r_factor:.3f}',
+                f'but the elements are doubtful: with {", ".join(dict.fromkeys(other.elements))} in place of '
+                f'{", ".join(dict.fromkeys(model.elements))} R1 would be {other.r_factor:.3f}',
             )
     atoms = _sites(crystal, model, multiplicities, sureness)
     return Interpretation(atoms, findings.r_factor, verdict, reasons, density, findings)
@@ -445,81 +469,76 @@ def _with_best_elements(crystal, model):
     """The refined model with the elements that explain the data best, its fit, and the confidence in each element."""
     data = crystal.data
     multiplicities = _multiplicities(crystal, model.positions)
-    fits = {model.elements: _refined(crystal, model, FINAL_CYCLES)}
-    handicaps = {model.elements: 1.0}
+    trials = {model.elements: _tried(crystal, model, FINAL_CYCLES)}
     poor = poor_data(len(crystal.hkl) / _number_of_parameters(crystal, model), 1 / crystal.spacings[-1])
 
-    def rank(elements):
-        unlikely = UNLIKELY_U if fits[elements].unit.u_iso.min() < U_RANGE[0] else 1.0
-        return handicaps[elements] * unlikely * _fitted_r_factor(crystal, fits[elements])
-
     def best():
-        return min(fits, key=rank)
+        return min(trials.values(), key=lambda each: each.rank)
 
     def try_elements(elements, handicap, u_iso=None, cycles=TRIAL_CYCLES):
-        if elements not in fits:
-            other = dataclasses.replace(model.after(fits[best()]), elements=elements, scale=0.0)
-            other = other if u_iso is None else dataclasses.replace(other, u_iso=u_iso)
-            fits[elements] = _refined(crystal, other, cycles)
-            handicaps[elements] = handicap
-
-    def powers_of(elements):
-        return _powers(crystal, dataclasses.replace(model, elements=elements).after(fits[elements]))
+        if elements not in trials:
+            before = best().model
+            other = _Model(before.positions, before.u_iso if u_iso is None else u_iso, elements)
+            trials[elements] = _tried(crystal, other, cycles, handicap)
 
     for _ in range(ELEMENT_ROUNDS):
         before = best()
-        powers, _ = powers_of(before)
+        powers, _ = _powers(crystal, before.model)
         for order, anchor in enumerate(anchors(data.formula, data.elements)):
             elements = _assigned(crystal, powers, multiplicities, anchor=anchor)
             try_elements(elements, OTHER_ANCHOR if order else 1.0)
         if data.formula and not poor:
             uncounted = assign_elements(powers, multiplicities, None, data.cell.volume, tuple(data.formula))
             try_elements(uncounted, UNCOUNTED)
-        hopeless = _fitted_r_factor(crystal, fits[best()]) > GIVEN_UP_R
-        if best() == before or hopeless:
+        hopeless = best().r_factor > GIVEN_UP_R
+        if best() is before or hopeless:
             break
     if not data.formula:
-        bonded = bonds(model.positions, best(), *crystal.symmetry)
-        try_elements(within_valence(best(), bonded, possible_elements(None, data.elements)), handicaps[best()])
+        before = best()
+        bonded = bonds(model.positions, before.elements, *crystal.symmetry)
+        lighter = within_valence(before.elements, bonded, possible_elements(None, data.elements))
+        try_elements(lighter, before.handicap)
     for _ in range(0 if hopeless else MOST_EXCHANGES):
         before = best()
-        u_iso = fits[before].unit.u_iso
-        for light, heavy in _exchanges(before, u_iso, multiplicities):
-            places = np.arange(len(before))
-            places[[light, heavy]] = heavy, light
-            exchanged = tuple(before[place] for place in places)
-            usual = np.where(places == np.arange(len(before)), u_iso, np.median(u_iso))
-            try_elements(exchanged, handicaps[before], usual, FINAL_CYCLES)
-            if best() != before:
+        for light, heavy in _exchanges(before.model, multiplicities):
+            exchanged, u_iso = [*before.elements], before.model.u_iso.copy()
+            exchanged[light], exchanged[heavy] = exchanged[heavy], exchanged[light]
+            u_iso[[light, heavy]] = np.median(u_iso)
+            try_elements(tuple(exchanged), before.handicap, u_iso, FINAL_CYCLES)
+            if best() is not before:
                 break
         else:
             break
     chosen = best()
-    r_factors = {each: _fitted_r_factor(crystal, fit) for each, fit in fits.items()}
-    rivals = [each for each in fits if r_factors[each] < AS_GOOD * r_factors[chosen]]
-    agreeing = np.mean([[a == b for a, b in zip(each, chosen, strict=True)] for each in rivals], axis=0)
-    powers, uncertainties = powers_of(chosen)
+    rivals = [each.elements for each in trials.values() if each.r_factor < AS_GOOD * chosen.r_factor]
+    agreeing = np.mean([[a == b for a, b in zip(each, chosen.elements, strict=True)] for each in rivals], axis=0)
+    powers, uncertainties = _powers(crystal, chosen.model)
     possible = possible_elements(data.formula, data.elements)
-    sureness = confidences(powers, uncertainties, chosen, possible) * agreeing
-    return dataclasses.replace(model, elements=chosen).after(fits[chosen]), fits[chosen], sureness
+    sureness = confidences(powers, uncertainties, chosen.elements, possible) * agreeing
+    return chosen.model, chosen.fit, sureness
 
 
-def _exchanges(elements, u_iso, multiplicities):
+def _tried(crystal, model, cycles, handicap=1.0):
+    """The refined model, as a `_Trial`."""
+    fit = _refined(crystal, model, cycles)
+    return _Trial(model.after(fit), fit, _fitted_r_factor(crystal, fit), handicap)
+
+
+def _exchanges(model, multiplicities):
     """Pairs of a lighter atom and one of a heavier element with a much higher U, the widest apart first.
 
     Where data are poor, U makes up for an element that is wrong by one or two: of nitrogen and carbon that are taken
     for one another the first has U near zero and the second twice what others have.
     """
-    numbers = np.array([atomic_number(each) for each in elements])
-    heavier = numbers[None] - numbers[:, None]
+    heavier = model.numbers[None] - model.numbers[:, None]
     possible = (heavier > 0) & (heavier <= ALIKE) & (multiplicities[:, None] == multiplicities[None])
-    ratios = np.where(possible, u_iso[None] / u_iso[:, None], 0)
+    ratios = np.where(possible, model.u_iso[None] / model.u_iso[:, None], 0)
     order = np.argsort(-ratios, axis=None, kind='stable')[:EXCHANGES_TRIED]
-    return [divmod(int(each), len(elements)) for each in order if ratios.flat[each] > EXCHANGED_U]
+    return [divmod(int(each), len(heavier)) for each in order if ratios.flat[each] > EXCHANGED_U]
 
 
 def _unforeseen_elements(crystal, model, multiplicities):
-    """The elements, of all that may occur in any crystal, that explain the data best at these sites, and their R1.
+    """The elements, of all that may occur in any crystal, that explain the data best at these sites, as a `_Trial`.
 
     U and the scale can make up for wrong atomic numbers, but not for wrong ratios and shapes of form factors. For
     measured crystals with the right formula R1 is at most 3 % above this R1. With elements of the next period it is at
@@ -527,12 +546,11 @@ def _unforeseen_elements(crystal, model, multiplicities):
     """
     powers, _ = _powers(crystal, model)
 
-    def tried(anchor):
+    def with_anchor(anchor):
         elements = assign_elements(powers, multiplicities, None, crystal.data.cell.volume, anchor=anchor)
-        fit = _refined(crystal, dataclasses.replace(model, elements=elements, scale=0.0), TRIAL_CYCLES)
-        return elements, _fitted_r_factor(crystal, fit)
+        return _tried(crystal, _Model(model.positions, model.u_iso, elements), TRIAL_CYCLES)
 
-    return min(map(tried, UNFORESEEN_ANCHORS), key=lambda each: each[1])
+    return min(map(with_anchor, UNFORESEEN_ANCHORS), key=lambda each: each.r_factor)
 
 
 def _sites(crystal, model, multiplicities, sureness):
