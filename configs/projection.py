@@ -21,8 +21,8 @@ Variant:
 import ml_collections
 
 from patterson_jax.networks.projection import ProjectionNet
+from patterson_jax.search_states import StateSettings
 from patterson_jax.simulation.training_crystals import TrainingRecipe
-from patterson_jax.solving.search_states import StateSettings
 
 VARIANTS = ('', 'gpu')
 

@@ -21,12 +21,12 @@ from patterson_jax.networks.density_network import DensityNetwork
 from patterson_jax.networks.projection import ProjectionNet
 from patterson_jax.networks.registry import NETWORKS
 from patterson_jax.projection_training import ProjectionExperiment, ProjectionSettings
+from patterson_jax.search_states import StateSettings
 from patterson_jax.simulation.atoms import check_drawable
 from patterson_jax.simulation.problem import Problem, problem_field_types
 from patterson_jax.simulation.training_crystals import TrainingRecipe
 from patterson_jax.solving.map_solver import SolveSettings
 from patterson_jax.solving.reflections import check_enough
-from patterson_jax.solving.search_states import StateSettings
 from patterson_jax.solving.separation import SeparationSettings
 
 SECTIONS = {

@@ -18,11 +18,11 @@ from patterson_jax.learning.checkpoints import CheckpointSettings
 from patterson_jax.learning.parallel import share_of_batch
 from patterson_jax.learning.training import OptimizerSettings
 from patterson_jax.networks.projection import NUM_CONDITIONS, ProjectionNet, conditions
+from patterson_jax.search_states import StateSettings, draw_chunks, draw_states, nearest_truth
 from patterson_jax.simulation.examples import example_key, stream_key
 from patterson_jax.simulation.training_crystals import TrainingCrystal, TrainingRecipe, draw_crystal
 from patterson_jax.solving.charge_flipping import friedel_counts
 from patterson_jax.solving.learned_projection import phase_agreement, project, standard_map
-from patterson_jax.solving.search_states import StateSettings, draw_chunks, draw_states, nearest_truth
 
 LATER_PASSES = 8  # after which the validation measures again
 STATES, CYCLES, PASSES = range(3)  # folded into keys

@@ -8,10 +8,10 @@ from invented import invent
 
 from patterson_jax.crystal.expansion import expand
 from patterson_jax.crystal.grid import Grid, grid_for
+from patterson_jax.search_states import StateSettings, draw_chunks, draw_states, nearest_truth, search_with
 from patterson_jax.solving.charge_flipping import prepare_search
 from patterson_jax.solving.crystal_projection import CrystalProjection, Projection, network_grid
 from patterson_jax.solving.learned_projection import phase_agreement, project, standard_map
-from patterson_jax.solving.search_states import StateSettings, draw_chunks, draw_states, nearest_truth, search_with
 
 
 @pytest.fixture(scope='module')
