@@ -63,18 +63,19 @@ def symmetric_map(
     Returns:
         An array of `shape`, float32.
     """
-    half = spectrum(hkl, structure_factors, operations, shape)[:, :, : shape[2] // 2 + 1]
-    return (np.fft.irfftn(np.conj(half), shape, axes=(0, 1, 2)) * (np.prod(shape) / volume)).astype(np.float32)
+    half = np.conj(spectrum(hkl, structure_factors, operations, shape)[:, :, : shape[2] // 2 + 1])
+    density = np.fft.irfftn(half.astype(np.complex64), shape, axes=(0, 1, 2))
+    return (density * (np.prod(shape) / volume)).astype(np.float32)
 
 
 def spectrum(
     hkl: np.ndarray, structure_factors: np.ndarray, operations: Seitz, shape: tuple[int, int, int]
 ) -> np.ndarray:
-    """Structure factors, those of equivalents and of Friedel mates among them, `shape` complex64, at their indices.
+    """Structure factors, those of equivalents and of Friedel mates among them, `shape`, at their indices.
 
     The arguments are those of `symmetric_map`.
     """
-    filled = np.zeros(shape, np.complex64)
+    filled = np.zeros(shape, complex)
     for rotation, translation in zip(*operations, strict=True):
         images = hkl @ rotation
         values = structure_factors * np.exp(-2j * np.pi * (hkl @ translation))
