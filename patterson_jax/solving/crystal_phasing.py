@@ -9,6 +9,7 @@ which charge flipping did not use; its skewness has jumped; and another start le
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 
 import jax
@@ -269,8 +270,8 @@ def phase(
     """
     densities = jnp.zeros((STARTS_AT_ONCE, *crystal.grid.shape), jnp.float32)
     quick = bool(crystal.search.mean_is_free)
-    slots = [Slot(start, quick=quick) for start in range(STARTS_AT_ONCE)]
-    begun = len(slots)
+    numbers = itertools.count()
+    slots = [Slot(next(numbers), quick=quick) for _ in range(STARTS_AT_ONCE)]
     noise = 0.0
     while any(slot.start < max_starts for slot in slots):
         densities, skewness = _advance(densities, key, *_instructions(slots, crystal.vectors), crystal.search)
@@ -286,8 +287,7 @@ def phase(
             reached = max(finished, key=lambda each: each.rank)
             if reached.promising or slot.has_ended:
                 yield reached
-                slots[index] = Slot(begun, quick=quick)
-                begun += 1
+                slots[index] = Slot(next(numbers), quick=quick)
 
 
 def finish(crystal: Crystal, density: np.ndarray, slot: Slot, noise: float, sharpen: Sharpen = eliminated) -> PhasedMap:
@@ -306,11 +306,12 @@ def finish(crystal: Crystal, density: np.ndarray, slot: Slot, noise: float, shar
         sharpen: low-density elimination, or what takes its place.
     """
     factors, _, _ = sharpen(np.fft.rfftn(density), crystal)
-    found = _find_group(crystal, factors)
+    own = _structure_factors(crystal, factors)
+    found = group_of_phases(crystal, own)
     if not found.space_group.certain and (found.rejected or 0) > CHANCE:
         factors, _, _ = sharpen(factors, crystal)
-        found = _find_group(crystal, factors)
-    own = _structure_factors(crystal, factors)
+        own = _structure_factors(crystal, factors)
+        found = group_of_phases(crystal, own)
     expanded = crystal.expanded
     larger = larger_groups(found, expanded.hkl, own, expanded.cell, expanded.basis)
 
@@ -335,9 +336,10 @@ def _complete(crystal, own, frame, rounds, sharpen):
     return mean, float(skewness), float(disagreement), float(agreements.min())
 
 
-def in_frame(crystal: Crystal, reached: PhasedMap, frame: Frame) -> np.ndarray:
-    """E values with phases, `(n,)` complex, averaged over one of the groups that were found for a map."""
-    return reached.factors if frame is reached.found.frame else averaged_in_frame(crystal, reached.own, frame)
+def group_of_phases(crystal: Crystal, own: np.ndarray) -> FoundGroup:
+    """The space group of E values with phases, `(n,)` complex, of the crystal's reflections in P1."""
+    expanded = crystal.expanded
+    return find_space_group(expanded.hkl, own, crystal.data.rotations, expanded.cell, expanded.basis)
 
 
 def averaged_in_frame(crystal: Crystal, own: np.ndarray, frame: Frame) -> np.ndarray:
@@ -424,9 +426,3 @@ def _averaged(crystal, own, frame):
     shift = np.exp(-2j * np.pi * (hkl @ frame.origin))
     mean, agreements = averaged(hkl, own * shift, frame.group)
     return mean, shift, agreements
-
-
-def _find_group(crystal, factors):
-    expanded, data = crystal.expanded, crystal.data
-    own = _structure_factors(crystal, factors)
-    return find_space_group(expanded.hkl, own, data.rotations, expanded.cell, expanded.basis)

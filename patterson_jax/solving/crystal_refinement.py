@@ -143,26 +143,13 @@ def refine(
     """
     number = len(unit.positions)
     size = bucket(number, ATOM_BUCKET)
-    padded = AsymmetricUnit(
-        _padded(unit.positions, size),
-        _padded(unit.u_iso, size, 0.05),
-        _padded(unit.occupancies, size),
-        _padded(unit.elements, size).astype(np.int32),
-    )
+    padded = jax.tree.map(lambda each: _padded(each, size), unit)
+    padded = padded._replace(elements=padded.elements.astype(np.int32))
     real = np.arange(size) < number
     kept = np.concatenate([np.repeat(real, 3), real, real, [True]])
     free = np.repeat([True, occupancies, not occupancies], [4 * size, size, 1]) & kept
-    fit = jax.device_get(
-        _refine(
-            padded,
-            np.float32(scale),
-            _padded(projectors, size),
-            free.astype(np.float32),
-            operations,
-            reflections,
-            np.int32(cycles),
-        )
-    )
+    projectors, free = _padded(projectors, size), free.astype(np.float32)
+    fit = jax.device_get(_refine(padded, float(scale), projectors, free, operations, reflections, cycles))
     return fit._replace(
         unit=AsymmetricUnit(*(each[:number] for each in fit.unit)), normal=fit.normal[np.ix_(kept, kept)]
     )

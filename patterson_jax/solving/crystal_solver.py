@@ -20,7 +20,7 @@ from patterson_jax.solving.crystal_phasing import (
     PhasedMap,
     agreement,
     averaged_in_frame,
-    in_frame,
+    group_of_phases,
     phase,
     phased_by_atoms,
     prepare_crystal,
@@ -29,7 +29,6 @@ from patterson_jax.solving.crystal_phasing import (
 from patterson_jax.solving.crystal_projection import Projection, sharpeners
 from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases
 from patterson_jax.solving.crystal_verdict import Evidence, expected_r_factor
-from patterson_jax.solving.spacegroup import Frame, find_space_group
 from patterson_jax.solving.verdict import VERDICTS
 
 MAX_STARTS = 48
@@ -179,7 +178,9 @@ def _interpret(crystal, cluster):
         return Evidence(len(cluster.maps), lowest if len(frame.agreements) > 1 else None)
 
     def answer(frame, group):
-        return group, interpret_phases(crystal.data, group, *structure_factors(crystal, best, frame), evidence(frame))
+        factors = best.factors if frame is found.frame else averaged_in_frame(crystal, best.own, frame)
+        hkl, factors = _of_the_data(crystal, factors)
+        return group, interpret_phases(crystal.data, group, hkl, factors, evidence(frame))
 
     cluster.answers = [answer(found.frame, found.space_group)]
     first = cluster.answers[0][1]
@@ -217,24 +218,17 @@ def with_symmetry_of_its_atoms(
         evidence: how the answer was found.
     """
     own = phased_by_atoms(crystal, answer.atoms, group)
-    expanded = crystal.expanded
-    found = find_space_group(expanded.hkl, own, crystal.data.rotations, expanded.cell, expanded.basis)
+    found = group_of_phases(crystal, own)
     evidence = dataclasses.replace(evidence, operations=found.kept)
     hkl, factors = _of_the_data(crystal, averaged_in_frame(crystal, own, found.frame))
     return found.space_group, interpret_phases(crystal.data, found.space_group, hkl, factors, evidence)
 
 
-def structure_factors(crystal: Crystal, reached: PhasedMap, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
-    """Structure factors of the data from a map, in the given cell, with the origin of one of the groups found for it.
-
-    Returns:
-        Indices `(n, 3)`, one for each row of the data that has a phase, and complex structure factors `(n,)`.
-    """
-    return _of_the_data(crystal, in_frame(crystal, reached, frame))
-
-
 def _of_the_data(crystal, factors):
-    """The same from E values with phases, `(n,)` complex, of all reflections in P1."""
+    """Indices `(n, 3)` and structure factors `(n,)` of the rows of the data that have a phase, in the given cell.
+
+    They are taken from E values with phases, `(n,)` complex, of all reflections in P1.
+    """
     _, rows = np.unique(crystal.expanded.source, return_index=True)
     rows = rows[np.abs(factors[rows]) > ABSENT * np.abs(factors).max()]
     hkl = crystal.expanded.in_given_cell(crystal.expanded.hkl[rows])

@@ -66,11 +66,7 @@ def interpret_batch(
         settings: how to separate.
     """
     densities = predict(network_input(pattersons, problem.num_atoms, problem.encoding))
-
-    def interpret_one(key, patterson, density):
-        return interpret_map(key, patterson, density, problem, settings)
-
-    return jax.vmap(interpret_one)(keys, pattersons, densities)
+    return jax.vmap(lambda *each: interpret_map(*each, problem, settings))(keys, pattersons, densities)
 
 
 @exact_products

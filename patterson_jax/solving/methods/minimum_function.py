@@ -25,6 +25,7 @@ from patterson_jax.simulation.patterson import (
 )
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.atom_sets import compact, same_atoms
+from patterson_jax.solving.charge_flipping import shifting_wave
 from patterson_jax.solving.interpretation import atoms_of_map
 from patterson_jax.solving.least_squares import stages_from_map
 from patterson_jax.solving.methods.method import Method, Proposal, Request
@@ -139,11 +140,9 @@ def vector_map(factors: Array, origin: Array) -> Array:
         origin: `(3,)`, where to put the origin, voxels from the box centre; any fraction of a voxel.
     """
     size = factors.shape[0]
-    whole, half = (jnp.asarray(each(size), factors.dtype) for each in (np.fft.fftfreq, np.fft.rfftfreq))
     # The middle of voxel i lies at i + 1/2 − grid / 2 from the box centre.
-    x, y, z = -2 * np.pi * (origin + size / 2 - 0.5)
-    angles = (x * whole)[:, None, None] + (y * whole)[None, :, None] + (z * half)[None, None, :]
-    return jnp.fft.irfftn(jax.lax.complex(factors * jnp.cos(angles), factors * jnp.sin(angles)), s=(size,) * 3)
+    wave = shifting_wave((origin + size / 2 - 0.5) / size, (size,) * 3)
+    return jnp.fft.irfftn(factors.astype(wave.dtype) * wave, s=(size,) * 3)
 
 
 def _highest_neighbour(density):
