@@ -309,7 +309,7 @@ def _whole_way(kind, crystal, seed, generator, search):
     solution = solve_crystal(data, seed=seed, max_starts=search.starts, projection=projection)
     group = solution.space_group
     found = Interpretation(
-        solution.atoms, solution.r_factor, solution.verdict, solution.reasons, solution.density, findings=None
+        group, solution.atoms, solution.r_factor, solution.verdict, solution.reasons, solution.density, findings=None
     )
     known = gemmi.find_spacegroup_by_name(crystal.space_group.hm).number
     same = group is not None and known in (group.number, enantiomorph(group.number))

@@ -65,15 +65,15 @@ def test_a_map_found_once_must_explain_the_data_clearly_better_than_one_found_of
         cluster = Cluster([None] * maps, 1)
         findings = dataclasses.replace(GOOD, r_factor=r_factor, reflections_per_parameter=ratio) if r_factor else None
         reasons = ('a doubt',) * doubts
-        return cluster, None, Interpretation((), r_factor, verdict, reasons, np.zeros((1, 1, 1)), findings)
+        return cluster, Interpretation(None, (), r_factor, verdict, reasons, np.zeros((1, 1, 1)), findings)
 
     often, once, better = (
         answer(*each) for each in ((5, 'uncertain', 0.151), (1, 'uncertain', 0.149), (1, 'uncertain', 0.1))
     )
     assert best_answer([once, often]) is often
     assert best_answer([often, better]) is better
-    assert best_answer([often, better, answer(1, 'solved', 0.16)])[2].verdict == 'solved'
-    assert best_answer([answer(9, 'not solved', None), answer(1, 'not solved', 0.5)])[2].r_factor == 0.5
+    assert best_answer([often, better, answer(1, 'solved', 0.16)])[1].verdict == 'solved'
+    assert best_answer([answer(9, 'not solved', None), answer(1, 'not solved', 0.5)])[1].r_factor == 0.5
     nothing = answer(1, 'not solved', None)
     assert best_answer([nothing]) is nothing
     # More parameters than reflections explain anything, and half as many have only half of the errors left over.
@@ -84,7 +84,7 @@ def test_a_map_found_once_must_explain_the_data_clearly_better_than_one_found_of
 
 def test_the_search_ends_with_a_solved_answer_or_with_many_starts_that_agree():
     def cluster(maps, *verdicts):
-        answers = [(None, Interpretation((), 0.1, verdict, (), np.zeros((1, 1, 1)), GOOD)) for verdict in verdicts]
+        answers = [Interpretation(None, (), 0.1, verdict, (), np.zeros((1, 1, 1)), GOOD) for verdict in verdicts]
         return Cluster([None] * maps, 1, answers)
 
     assert ends_search(cluster(1, 'uncertain', 'solved'), 40)
@@ -108,8 +108,8 @@ def test_atoms_with_more_symmetry_than_their_group_get_it(half):
     hkl = expanded.in_given_cell(expanded.hkl)
     answer = interpret_phases(crystal.data, group, hkl, factors, Evidence())
     assert len(answer.atoms) == 10 and answer.findings.further_symmetry
-    group, mended = with_symmetry_of_its_atoms(crystal, group, answer, Evidence(agreeing=2))
-    assert (group.hm, group.certain, len(mended.atoms)) == ('P 1 21/c 1', True, 5)
+    mended = with_symmetry_of_its_atoms(crystal, answer, Evidence(agreeing=2))
+    assert (mended.space_group.hm, mended.space_group.certain, len(mended.atoms)) == ('P 1 21/c 1', True, 5)
     assert not mended.findings.further_symmetry and mended.r_factor < 1.1 * answer.r_factor
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from patterson_jax.crystal.structure import CrystalData, CrystalSolution, SpaceGroup
+from patterson_jax.crystal.structure import CrystalData, CrystalSolution
 from patterson_jax.errors import require
 from patterson_jax.solving.crystal_phasing import (
     SAME_MAP,
@@ -51,14 +51,14 @@ class Cluster:
     Attributes:
         maps: one from each start, in the order in which the starts ended.
         since: number of starts that had ended when the first map was found.
-        answers: interpretations, each with its space group.
+        answers: interpretations, in one group or more.
         agreeing: number of maps when they were interpreted last; 0 before that.
         interpreted: the map that was interpreted last.
     """
 
     maps: list[PhasedMap]
     since: int
-    answers: list[tuple[SpaceGroup, Interpretation]] = dataclasses.field(default_factory=list)
+    answers: list[Interpretation] = dataclasses.field(default_factory=list)
     agreeing: int = 0
     interpreted: PhasedMap | None = None
 
@@ -146,7 +146,7 @@ def ends_search(cluster: Cluster, ended: int) -> bool:
     An answer of the cluster is solved, or it has an answer, and many starts, at least half of all, have led to it.
     """
     settled = bool(cluster.answers) and len(cluster.maps) >= max(ENOUGH_TO_END, ended / 2)
-    return settled or any(answer.verdict == 'solved' for _, answer in cluster.answers)
+    return settled or any(answer.verdict == 'solved' for answer in cluster.answers)
 
 
 def _least_disagreement(clusters):
@@ -180,10 +180,10 @@ def _interpret(crystal, cluster):
     def answer(frame, group):
         factors = best.factors if frame is found.frame else averaged_in_frame(crystal, best.own, frame)
         hkl, factors = _of_the_data(crystal, factors)
-        return group, interpret_phases(crystal.data, group, hkl, factors, evidence(frame))
+        return interpret_phases(crystal.data, group, hkl, factors, evidence(frame))
 
-    cluster.answers = [answer(found.frame, found.space_group)]
-    first = cluster.answers[0][1]
+    first = answer(found.frame, found.space_group)
+    cluster.answers = [first]
     obeyed = found.space_group.certain and found.kept > WELL_OBEYED
     if first.verdict == 'solved' or obeyed or len(cluster.maps) < ENOUGH_AGREEING or first.r_factor is None:
         return
@@ -191,37 +191,33 @@ def _interpret(crystal, cluster):
     symbols = (found.frame.group.hm, *(frame.group.hm for frame in frames))
     for frame in frames:
         others = tuple(symbol for symbol in symbols if symbol != frame.group.hm)
-        group, other = answer(frame, dataclasses.replace(frame.group, candidates=others))
+        other = answer(frame, dataclasses.replace(frame.group, candidates=others))
         if other.verdict == 'solved' or _r_factor(other) < CLEARLY_BETTER * _r_factor(first):
-            cluster.answers.append((group, other))
+            cluster.answers.append(other)
         if other.verdict == 'solved':
             return
     if len(cluster.answers) == 1 and best.obeys_its_group_alone:
-        certain = dataclasses.replace(found.space_group, certain=True)
-        cluster.answers = [(certain, first.with_findings(evidence(found.frame), group_certain=True))]
+        cluster.answers = [first.with_findings(evidence(found.frame), group_certain=True)]
     cluster.answers += [
-        with_symmetry_of_its_atoms(crystal, group, other, evidence(found.frame))
-        for group, other in cluster.answers
+        with_symmetry_of_its_atoms(crystal, other, evidence(found.frame))
+        for other in cluster.answers
         if other.findings.further_symmetry and other.r_factor < expected_r_factor(other.findings)
     ]
 
 
-def with_symmetry_of_its_atoms(
-    crystal: Crystal, group: SpaceGroup, answer: Interpretation, evidence: Evidence
-) -> tuple[SpaceGroup, Interpretation]:
-    """Interprets an answer again, in the group that the phases of its atoms show; that group and the new answer.
+def with_symmetry_of_its_atoms(crystal: Crystal, answer: Interpretation, evidence: Evidence) -> Interpretation:
+    """Interprets an answer again, in the group that the phases of its atoms show.
 
     Args:
         crystal: from `prepare_crystal`.
-        group: in which the answer was found.
-        answer: its atoms have more symmetry than `group`.
+        answer: its atoms have more symmetry than its group.
         evidence: how the answer was found.
     """
-    own = phased_by_atoms(crystal, answer.atoms, group)
+    own = phased_by_atoms(crystal, answer.atoms, answer.space_group)
     found = group_of_phases(crystal, own)
     evidence = dataclasses.replace(evidence, operations=found.kept)
     hkl, factors = _of_the_data(crystal, averaged_in_frame(crystal, own, found.frame))
-    return found.space_group, interpret_phases(crystal.data, found.space_group, hkl, factors, evidence)
+    return interpret_phases(crystal.data, found.space_group, hkl, factors, evidence)
 
 
 def _of_the_data(crystal, factors):
@@ -237,15 +233,15 @@ def _of_the_data(crystal, factors):
 
 def _answer(crystal, clusters, ended, seconds):
     resolution = 1 / float(np.max(crystal.data.cell.inverse_spacings(crystal.data.hkl)))
-    answers = [(cluster, *answer) for cluster in clusters for answer in cluster.answers]
+    answers = [(cluster, answer) for cluster in clusters for answer in cluster.answers]
     if not answers:
         reasons = ('no start ended within the time',)
         return CrystalSolution('not solved', reasons, None, (), None, resolution, ended, seconds)
-    cluster, group, best = best_answer(answers)
+    cluster, best = best_answer(answers)
     return CrystalSolution(
         best.verdict,
         best.reasons,
-        group,
+        best.space_group,
         best.atoms,
         best.r_factor,
         resolution,
@@ -256,20 +252,18 @@ def _answer(crystal, clusters, ended, seconds):
     )
 
 
-def best_answer(
-    answers: list[tuple[Cluster, SpaceGroup, Interpretation]],
-) -> tuple[Cluster, SpaceGroup, Interpretation]:
+def best_answer(answers: list[tuple[Cluster, Interpretation]]) -> tuple[Cluster, Interpretation]:
     """Chooses the best answer.
 
     The verdict comes first. Of the answers with the best verdict, those with a clearly higher R1 than another are left
     out. Of the rest, the one to which most starts led is taken, then the one with the fewest reasons, which are doubts
     unless it is solved, then the one with the lowest R1.
     """
-    verdict = min(VERDICTS.index(answer.verdict) for _, _, answer in answers)
-    answers = [each for each in answers if VERDICTS.index(each[2].verdict) == verdict]
-    least = min(_r_factor(answer) for _, _, answer in answers)
-    good = [each for each in answers if not _r_factor(each[2]) > least / CLEARLY_BETTER]
-    return min(good, key=lambda each: (-len(each[0].maps), len(each[2].reasons), _r_factor(each[2])))
+    verdict = min(VERDICTS.index(answer.verdict) for _, answer in answers)
+    answers = [each for each in answers if VERDICTS.index(each[1].verdict) == verdict]
+    least = min(_r_factor(answer) for _, answer in answers)
+    good = [each for each in answers if not _r_factor(each[1]) > least / CLEARLY_BETTER]
+    return min(good, key=lambda each: (-len(each[0].maps), len(each[1].reasons), _r_factor(each[1])))
 
 
 def _r_factor(answer):
@@ -287,9 +281,7 @@ def _note(clusters):
     if not clusters:
         return 'no promising map yet'
     best = max(clusters, key=lambda cluster: len(cluster.maps))
-    r_factors = [
-        answer.r_factor for cluster in clusters for _, answer in cluster.answers if answer.r_factor is not None
-    ]
+    r_factors = [each.r_factor for cluster in clusters for each in cluster.answers if each.r_factor is not None]
     symbol, agreeing = best.best.found.space_group.hm, len(best.maps)
     note = f'{symbol}, {agreeing} start{"s" if agreeing > 1 else ""} agree{"" if agreeing > 1 else "s"}'
     return f'{note}, R1 {min(r_factors):.3f}' if r_factors else note

@@ -79,6 +79,7 @@ class Interpretation:
     """The atoms of a phased map and the verdict on them.
 
     Attributes:
+        space_group: of the atoms.
         atoms: the asymmetric unit.
         r_factor: R1 of the isotropic model over reflections with F > 4σ(F); None without atoms.
         verdict: 'solved', 'uncertain' or 'not solved'.
@@ -87,6 +88,7 @@ class Interpretation:
         findings: the grounds of the verdict; None without atoms.
     """
 
+    space_group: SpaceGroup
     atoms: tuple[Site, ...]
     r_factor: float | None
     verdict: str
@@ -99,7 +101,8 @@ class Interpretation:
         assert self.findings is not None  # because it has atoms
         findings = dataclasses.replace(self.findings, **changed)
         verdict, reasons = judge_crystal(findings, evidence)
-        return dataclasses.replace(self, findings=findings, verdict=verdict, reasons=reasons)
+        group = dataclasses.replace(self.space_group, certain=findings.group_certain)
+        return dataclasses.replace(self, space_group=group, findings=findings, verdict=verdict, reasons=reasons)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +215,7 @@ def interpret_phases(
     operations, of_the_class = len(np.unique(crystal.operations[0], axis=0)), len(data.rotations)
 
     def without_atoms(reason):
-        return Interpretation((), None, 'not solved', (reason,), crystal.map(phased))
+        return Interpretation(space_group, (), None, 'not solved', (reason,), crystal.map(phased))
 
     if 2 * operations < of_the_class:
         return without_atoms(
@@ -462,7 +465,7 @@ def _finished(crystal, model, evidence):
                 f'{", ".join(dict.fromkeys(model.elements))} R1 would be {other.r_factor:.3f}',
             )
     atoms = _sites(crystal, model, multiplicities, sureness)
-    return Interpretation(atoms, findings.r_factor, verdict, reasons, density, findings)
+    return Interpretation(crystal.space_group, atoms, findings.r_factor, verdict, reasons, density, findings)
 
 
 def _with_best_elements(crystal, model):
