@@ -104,7 +104,7 @@ def test_atoms_with_more_symmetry_than_their_group_get_it(half):
     phased = PhasedReflections(expanded.hkl, own)
     primitive = np.rint(np.linalg.inv(expanded.basis) @ crystal.data.rotations @ expanded.basis).astype(int)
     frame = half_frames(phased, find_operations(phased, primitive), expanded.cell, expanded.basis)[half]
-    group, factors = frame.group, averaged_in_frame(crystal, own, frame)
+    group, factors = frame.group, averaged_in_frame(crystal, own, frame)[0]
     hkl = expanded.in_given_cell(expanded.hkl)
     answer = interpret_phases(crystal.data, group, hkl, factors, Evidence())
     assert len(answer.atoms) == 10 and answer.findings.further_symmetry

@@ -182,9 +182,7 @@ class Slot:
     @property
     def rank(self) -> int:
         """The number of superposed starts before it, so that each of these takes another vector."""
-        rounds, turn = divmod(self.start, len(RECIPES))
-        superposed = [recipe.superposed for recipe in RECIPES]
-        return rounds * sum(superposed) + sum(superposed[:turn])
+        return sum(RECIPES[start % len(RECIPES)].superposed for start in range(self.start))
 
     @property
     def has_ended(self) -> bool:
@@ -328,11 +326,11 @@ def finish(crystal: Crystal, density: np.ndarray, slot: Slot, noise: float, shar
 def _complete(crystal, own, frame, rounds, sharpen):
     """Averages over a group and eliminates, in turns; factors, skewness, disagreement, obeyed: see `PhasedMap`."""
     for _ in range(rounds):
-        mean, shift, _ = _averaged(crystal, own, frame)
+        mean, shift, _ = averaged_in_frame(crystal, own, frame)
         again = crystal.grid.place(crystal.expanded.hkl, np.conj(_phased(crystal, mean) / shift))
         factors, skewness, disagreement = sharpen(again, crystal)
         own = _structure_factors(crystal, factors)
-    mean, _, agreements = _averaged(crystal, own, frame)
+    mean, _, agreements = averaged_in_frame(crystal, own, frame)
     return mean, float(skewness), float(disagreement), float(agreements.min())
 
 
@@ -342,9 +340,17 @@ def group_of_phases(crystal: Crystal, own: np.ndarray) -> FoundGroup:
     return find_space_group(expanded.hkl, own, crystal.data.rotations, expanded.cell, expanded.basis)
 
 
-def averaged_in_frame(crystal: Crystal, own: np.ndarray, frame: Frame) -> np.ndarray:
-    """E values with phases, `(n,)` complex, of the crystal's reflections in P1, averaged over a group at its origin."""
-    return _averaged(crystal, own, frame)[0]
+def averaged_in_frame(crystal: Crystal, own: np.ndarray, frame: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Averages E values with phases, `(n,)` complex, of the crystal's reflections in P1 over a group, at its origin.
+
+    Returns:
+        The mean `(n,)`, the factors `(n,)` that shift phases to the origin of the group, and how well the phases agree
+        with each of its operations.
+    """
+    hkl = crystal.expanded.in_given_cell(crystal.expanded.hkl)
+    shift = np.exp(-2j * np.pi * (hkl @ frame.origin))
+    mean, agreements = averaged(hkl, own * shift, frame.group)
+    return mean, shift, agreements
 
 
 def phased_by_atoms(crystal: Crystal, atoms: tuple[Site, ...], group: SpaceGroup) -> np.ndarray:
@@ -418,11 +424,3 @@ def _structure_factors(crystal, factors):
 
 def _phased(crystal, factors):
     return crystal.normalised * np.exp(1j * np.angle(factors))
-
-
-def _averaged(crystal, own, frame):
-    """Structure factors averaged over a group, at its origin; the factors that shift phases there; their agreements."""
-    hkl = crystal.expanded.in_given_cell(crystal.expanded.hkl)
-    shift = np.exp(-2j * np.pi * (hkl @ frame.origin))
-    mean, agreements = averaged(hkl, own * shift, frame.group)
-    return mean, shift, agreements

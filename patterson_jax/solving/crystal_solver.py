@@ -178,7 +178,7 @@ def _interpret(crystal, cluster):
         return Evidence(len(cluster.maps), lowest if len(frame.agreements) > 1 else None)
 
     def answer(frame, group):
-        factors = best.factors if frame is found.frame else averaged_in_frame(crystal, best.own, frame)
+        factors = best.factors if frame is found.frame else averaged_in_frame(crystal, best.own, frame)[0]
         hkl, factors = _of_the_data(crystal, factors)
         return interpret_phases(crystal.data, group, hkl, factors, evidence(frame))
 
@@ -216,7 +216,7 @@ def with_symmetry_of_its_atoms(crystal: Crystal, answer: Interpretation, evidenc
     own = phased_by_atoms(crystal, answer.atoms, answer.space_group)
     found = group_of_phases(crystal, own)
     evidence = dataclasses.replace(evidence, operations=found.kept)
-    hkl, factors = _of_the_data(crystal, averaged_in_frame(crystal, own, found.frame))
+    hkl, factors = _of_the_data(crystal, averaged_in_frame(crystal, own, found.frame)[0])
     return interpret_phases(crystal.data, found.space_group, hkl, factors, evidence)
 
 
