@@ -101,7 +101,7 @@ def sharp_peaks(density: np.ndarray, cell: UnitCell, operations: Seitz, least: f
     values = density[tuple(places.T)]
     order = np.argsort(-values, kind='stable')[:number]
     positions, heights = _interpolated(density, places[order])
-    kept = _one_of_each(positions, cell, operations)
+    kept = apart(positions, np.zeros((0, 3)), cell, operations, SAME_PEAK)
     positions, heights = positions[kept], heights[kept]
     return Peaks(positions, heights, integrate(density, positions, cell))
 
@@ -119,11 +119,15 @@ def _interpolated(density, places):
     return (places + shifts) / shape, middle + gain
 
 
-def _one_of_each(positions, cell, operations):
-    """Indices of the first of each set of equivalents, in order."""
+def apart(positions: np.ndarray, others: np.ndarray, cell: UnitCell, operations: Seitz, least: float) -> np.ndarray:
+    """Indices of those positions that no equivalent of another site is nearer to than `least`, in Å.
+
+    The other sites are those of `others`, `(n, 3)`, and of the positions before that are among the answer.
+    """
     kept: list[int] = []
     for index, position in enumerate(positions):
-        if not kept or nearest_images(position, positions[kept], cell, operations)[0].min() > SAME_PEAK:
+        before = np.concatenate([others, positions[kept]])
+        if not len(before) or nearest_images(position, before, cell, operations)[0].min() >= least:
             kept.append(index)
     return np.array(kept, int)
 

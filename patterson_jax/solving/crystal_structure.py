@@ -323,18 +323,10 @@ def _distinct(
     crystal: _Crystal, positions: np.ndarray, strengths: np.ndarray, others: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sites, strongest first, settled on special positions, without those too near to a stronger one or to `others`."""
-    kept: list[np.ndarray] = []
-    kept_strengths: list[float] = []
-    for index in np.argsort(-strengths, kind='stable'):
-        site, _ = maps.settle(positions[index], *crystal.symmetry, tolerance=SAME_ATOM)
-        before = np.concatenate([np.reshape(others, (-1, 3)), np.reshape(kept, (-1, 3))])
-        if len(before):
-            distances, _ = maps.nearest_images(site, before, *crystal.symmetry)
-            if distances.min() < CLOSEST:
-                continue
-        kept.append(site)
-        kept_strengths.append(strengths[index])
-    return np.reshape(kept, (-1, 3)), np.array(kept_strengths)
+    order = np.argsort(-strengths, kind='stable')
+    sites, _ = _settled(crystal, positions[order], SAME_ATOM)
+    kept = maps.apart(sites, others, *crystal.symmetry, least=CLOSEST)
+    return sites[kept], strengths[order[kept]]
 
 
 def _multiplicities(crystal, positions):
