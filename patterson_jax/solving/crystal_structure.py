@@ -383,8 +383,7 @@ def _revised(crystal, model, rejected, last):
         return model, dropped, True, 1.0
     added = np.zeros((0, 3))
     if not last:
-        density, difference = crystal.map(_observed(crystal, fit)), crystal.map(_difference(crystal, fit))
-        added, new_powers = _new_sites(crystal, model, powers, density, difference, rejected)
+        added, new_powers = _new_sites(crystal, model, powers, fit, rejected)
         powers = np.concatenate([powers, new_powers])
     positions = np.concatenate([model.positions, added])
     current = None if len(added) or len(dropped) else model.elements
@@ -420,14 +419,10 @@ def _difference(crystal, fit):
 
 
 def _new_sites(
-    crystal: _Crystal,
-    model: _Model,
-    powers: np.ndarray,
-    density: np.ndarray,
-    difference: np.ndarray,
-    rejected: np.ndarray,
+    crystal: _Crystal, model: _Model, powers: np.ndarray, fit: Fit, rejected: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Difference peaks that may be atoms, with their powers."""
+    density, difference = crystal.map(_observed(crystal, fit)), crystal.map(_difference(crystal, fit))
     heights = np.maximum(maps.values_at(density, model.positions), 1e-6)
     light = powers <= np.quantile(powers, 0.5)
     per_power = float(np.median(heights[light] / powers[light]))
