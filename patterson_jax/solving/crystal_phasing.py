@@ -22,6 +22,7 @@ from patterson_jax.crystal.grid import Grid, grid_for, local_maxima, real_map, r
 from patterson_jax.crystal.normalisation import expected_amplitudes, mean_intensities, normalised_amplitudes
 from patterson_jax.crystal.scatterers import form_factors
 from patterson_jax.crystal.structure import CrystalData, Site, SpaceGroup
+from patterson_jax.solving import spacegroup
 from patterson_jax.solving.charge_flipping import (
     RECIPES,
     Recipe,
@@ -31,18 +32,6 @@ from patterson_jax.solving.charge_flipping import (
     prepare_search,
     random_density,
     superposed_density,
-)
-from patterson_jax.solving.spacegroup import (
-    CHANCE,
-    CHANCE_AT_MOST,
-    FoundGroup,
-    Frame,
-    PhasedReflections,
-    averaged,
-    find_space_group,
-    fine_shape,
-    half_frames,
-    larger_groups,
 )
 
 SEARCH_RESOLUTION = 0.8  # Å; finer data cost time and do not help the search
@@ -111,7 +100,7 @@ class PhasedMap:
             after a further elimination.
     """
 
-    found: FoundGroup
+    found: spacegroup.FoundGroup
     factors: np.ndarray
     own: np.ndarray
     skewness: float
@@ -136,12 +125,12 @@ class PhasedMap:
             return operations == 2 and self.jump > CLEAR_JUMP
         if self.found.kept > OBEYED:
             return self.has_enough_symmetry
-        return number == operations and min(self.found.kept - CHANCE, self.obeyed - OBEYED) > 0
+        return number == operations and min(self.found.kept - spacegroup.CHANCE, self.obeyed - OBEYED) > 0
 
     @property
     def obeys_its_group_alone(self) -> bool:
         """Whether its phases obey the operations of its group, and no others of the Laue class beyond chance."""
-        return self.obeyed > OBEYED and (self.found.rejected or 0) <= CHANCE_AT_MOST
+        return self.obeyed > OBEYED and (self.found.rejected or 0) <= spacegroup.CHANCE_AT_MOST
 
     @property
     def has_enough_symmetry(self) -> bool:
@@ -306,12 +295,12 @@ def finish(crystal: Crystal, density: np.ndarray, slot: Slot, noise: float, shar
     factors, _, _ = sharpen(np.fft.rfftn(density), crystal)
     own = _structure_factors(crystal, factors)
     found = group_of_phases(crystal, own)
-    if not found.space_group.certain and (found.rejected or 0) > CHANCE:
+    if not found.space_group.certain and (found.rejected or 0) > spacegroup.CHANCE:
         factors, _, _ = sharpen(factors, crystal)
         own = _structure_factors(crystal, factors)
         found = group_of_phases(crystal, own)
     expanded = crystal.expanded
-    larger = larger_groups(found, expanded.hkl, own, expanded.cell, expanded.basis)
+    larger = spacegroup.larger_groups(found, expanded.hkl, own, expanded.cell, expanded.basis)
 
     def completed(group):
         rounds, learned = COMPLETION_ROUNDS if larger else 1, sharpen is not eliminated
@@ -334,13 +323,15 @@ def _complete(crystal, own, frame, rounds, sharpen):
     return mean, float(skewness), float(disagreement), float(agreements.min())
 
 
-def group_of_phases(crystal: Crystal, own: np.ndarray) -> FoundGroup:
+def group_of_phases(crystal: Crystal, own: np.ndarray) -> spacegroup.FoundGroup:
     """The space group of E values with phases, `(n,)` complex, of the crystal's reflections in P1."""
     expanded = crystal.expanded
-    return find_space_group(expanded.hkl, own, crystal.data.rotations, expanded.cell, expanded.basis)
+    return spacegroup.find_space_group(expanded.hkl, own, crystal.data.rotations, expanded.cell, expanded.basis)
 
 
-def averaged_in_frame(crystal: Crystal, own: np.ndarray, frame: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def averaged_in_frame(
+    crystal: Crystal, own: np.ndarray, frame: spacegroup.Frame
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Averages E values with phases, `(n,)` complex, of the crystal's reflections in P1 over a group, at its origin.
 
     Returns:
@@ -349,7 +340,7 @@ def averaged_in_frame(crystal: Crystal, own: np.ndarray, frame: Frame) -> tuple[
     """
     hkl = crystal.expanded.in_given_cell(crystal.expanded.hkl)
     shift = np.exp(-2j * np.pi * (hkl @ frame.origin))
-    mean, agreements = averaged(hkl, own * shift, frame.group)
+    mean, agreements = spacegroup.averaged(hkl, own * shift, frame.group)
     return mean, shift, agreements
 
 
@@ -374,17 +365,17 @@ def phased_by_atoms(crystal: Crystal, atoms: tuple[Site, ...], group: SpaceGroup
     return _phased(crystal, total)
 
 
-def subgroups(crystal: Crystal, reached: PhasedMap) -> list[Frame]:
+def subgroups(crystal: Crystal, reached: PhasedMap) -> list[spacegroup.Frame]:
     """Frames of subgroups with half of the operations of a map's group, to try if the group does not fit the data."""
     expanded, found = crystal.expanded, reached.found
-    phased = PhasedReflections(expanded.hkl, reached.own)
-    return half_frames(phased, list(found.operations[: found.number_kept]), expanded.cell, expanded.basis)
+    phased = spacegroup.PhasedReflections(expanded.hkl, reached.own)
+    return spacegroup.half_frames(phased, list(found.operations[: found.number_kept]), expanded.cell, expanded.basis)
 
 
 def agreement(crystal: Crystal, first: PhasedMap, second: PhasedMap) -> float:
     """The agreement of the phases of two maps, at most 1, at the origin and with the hand that make it highest."""
     hkl, weights = crystal.expanded.hkl, crystal.normalised**2
-    angles, shape = np.angle(first.factors), fine_shape(hkl)
+    angles, shape = np.angle(first.factors), spacegroup.fine_shape(hkl)
     terms = (weights * np.exp(1j * (angles - hand * np.angle(second.factors))) for hand in (1, -1))
     return max(float(real_transform(hkl, each, shape).max()) for each in terms) / np.sum(weights)
 
