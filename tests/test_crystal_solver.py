@@ -103,7 +103,7 @@ def test_atoms_with_more_symmetry_than_their_group_get_it(half):
     own = invent(*CRYSTAL, 0.8).structure_factors(expanded.in_given_cell(expanded.hkl))
     phased = PhasedReflections(expanded.hkl, own)
     primitive = np.rint(np.linalg.inv(expanded.basis) @ crystal.data.rotations @ expanded.basis).astype(int)
-    frame = half_frames(phased, find_operations(phased, primitive), expanded.cell, expanded.basis)[half]
+    frame = half_frames(phased, find_operations(phased, primitive), expanded)[half]
     group, factors = frame.group, averaged_in_frame(crystal, own, frame)[0]
     hkl = expanded.in_given_cell(expanded.hkl)
     answer = interpret_phases(crystal.data, group, hkl, factors, Evidence())

@@ -38,7 +38,7 @@ def shifted(crystal, seed=0):
 
 
 def find(crystal, expanded, factors):
-    return find_space_group(expanded.hkl, factors, crystal.data.rotations, expanded.cell, expanded.basis)
+    return find_space_group(expanded, factors, crystal.data.rotations)
 
 
 def primitive_rotations(crystal, expanded):
@@ -132,13 +132,13 @@ def test_a_group_that_poor_phases_barely_obey_is_among_the_larger_ones():
     spoilt = perturbed(factors, 0.75)
     found = find(crystal, expanded, spoilt)
     assert found.number_kept < 4 and found.operations[3].agreement == pytest.approx(np.exp(-2 * 0.75**2), abs=0.1)
-    larger = larger_groups(found, expanded.hkl, spoilt, expanded.cell, expanded.basis)
+    larger = larger_groups(found, expanded, spoilt)
     assert 'P 1 21/n 1' in [each.space_group.hm for each in larger]
     for each in larger:
         assert not each.space_group.certain and found.space_group.hm in each.space_group.candidates
         assert each.number_kept > found.number_kept
     right = find(crystal, expanded, factors)
-    assert larger_groups(right, expanded.hkl, factors, expanded.cell, expanded.basis) == []
+    assert larger_groups(right, expanded, factors) == []
 
 
 def test_enantiomorphic_groups_are_both_named():

@@ -299,8 +299,7 @@ def finish(crystal: Crystal, density: np.ndarray, slot: Slot, noise: float, shar
         factors, _, _ = sharpen(factors, crystal)
         own = _structure_factors(crystal, factors)
         found = group_of_phases(crystal, own)
-    expanded = crystal.expanded
-    larger = spacegroup.larger_groups(found, expanded.hkl, own, expanded.cell, expanded.basis)
+    larger = spacegroup.larger_groups(found, crystal.expanded, own)
 
     def completed(group):
         rounds, learned = COMPLETION_ROUNDS if larger else 1, sharpen is not eliminated
@@ -325,8 +324,7 @@ def _complete(crystal, own, frame, rounds, sharpen):
 
 def group_of_phases(crystal: Crystal, own: np.ndarray) -> spacegroup.FoundGroup:
     """The space group of E values with phases, `(n,)` complex, of the crystal's reflections in P1."""
-    expanded = crystal.expanded
-    return spacegroup.find_space_group(expanded.hkl, own, crystal.data.rotations, expanded.cell, expanded.basis)
+    return spacegroup.find_space_group(crystal.expanded, own, crystal.data.rotations)
 
 
 def averaged_in_frame(
@@ -367,9 +365,9 @@ def phased_by_atoms(crystal: Crystal, atoms: tuple[Site, ...], group: SpaceGroup
 
 def subgroups(crystal: Crystal, reached: PhasedMap) -> list[spacegroup.Frame]:
     """Frames of subgroups with half of the operations of a map's group, to try if the group does not fit the data."""
-    expanded, found = crystal.expanded, reached.found
-    phased = spacegroup.PhasedReflections(expanded.hkl, reached.own)
-    return spacegroup.half_frames(phased, list(found.operations[: found.number_kept]), expanded.cell, expanded.basis)
+    phased = spacegroup.PhasedReflections(crystal.expanded.hkl, reached.own)
+    operations = list(reached.found.operations[: reached.found.number_kept])
+    return spacegroup.half_frames(phased, operations, crystal.expanded)
 
 
 def agreement(crystal: Crystal, first: PhasedMap, second: PhasedMap) -> float:

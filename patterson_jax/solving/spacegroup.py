@@ -17,8 +17,7 @@ import gemmi
 import moyopy
 import numpy as np
 
-from patterson_jax.crystal.cell import UnitCell
-from patterson_jax.crystal.expansion import GEMMI_DENOMINATOR
+from patterson_jax.crystal.expansion import GEMMI_DENOMINATOR, Expanded
 from patterson_jax.crystal.grid import fast_size, local_maxima, real_transform
 from patterson_jax.crystal.structure import SpaceGroup
 
@@ -188,26 +187,22 @@ def derivation(products: np.ndarray) -> tuple[list[int], dict[int, tuple[int, in
     return generators, steps
 
 
-def find_space_group(
-    hkl: np.ndarray, factors: np.ndarray, rotations: np.ndarray, cell: UnitCell, basis: np.ndarray
-) -> FoundGroup:
+def find_space_group(expanded: Expanded, factors: np.ndarray, rotations: np.ndarray) -> FoundGroup:
     """Finds the space group of phased reflections.
 
     Args:
-        hkl: `(n, 3)`, one of each Friedel pair, in the primitive cell.
-        factors: `(n,)` complex, E values with phases.
+        expanded: the reflections in P1, in the primitive cell.
+        factors: `(n,)` complex, their E values with phases.
         rotations: `(m, 3, 3)` int, of the Laue class, in the given cell.
-        cell: the primitive cell.
-        basis: `(3, 3)`, its edges as columns, in fractions of the given edges.
     """
-    phased = PhasedReflections(hkl, factors)
-    primitive = np.linalg.inv(basis) @ rotations @ basis
+    phased = PhasedReflections(expanded.hkl, factors)
+    primitive = np.linalg.inv(expanded.basis) @ rotations @ expanded.basis
     operations = find_operations(phased, np.unique(np.rint(primitive).astype(int), axis=0))
     placed: list[tuple[int, float, Frame]] = []
     for number, gap in closed_sets(operations):
         if placed and gap < max(placed[0][1] / 2, LEAST_GAP):
             break
-        frame = place_group(phased, operations[:number], cell, basis)
+        frame = place_group(phased, operations[:number], expanded)
         if frame is not None:
             placed.append((number, gap, frame))
     number, gap, _ = placed[0]
@@ -216,24 +211,22 @@ def find_space_group(
     wrong = CLEARLY_WRONG if number > 1 else CHANCE_AT_MOST
     if gap >= CLEAR_GAP and found.kept >= CLEARLY_RIGHT and (found.rejected or 0) <= wrong and len(frames) == 1:
         return found
-    frames += half_frames(phased, operations[:number], cell, basis)
+    frames += half_frames(phased, operations[:number], expanded)
     return _found(operations, number, frames, certain=False)
 
 
-def larger_groups(
-    found: FoundGroup, hkl: np.ndarray, factors: np.ndarray, cell: UnitCell, basis: np.ndarray
-) -> list[FoundGroup]:
+def larger_groups(found: FoundGroup, expanded: Expanded, factors: np.ndarray) -> list[FoundGroup]:
     """Groups with more operations than the one that was found, which the phases obey weakly, likeliest first.
 
     In a poor map of a centrosymmetric crystal the agreement of the inversion may be 0.4 only, and that of false
     operations 0.25. The widest gap is then above the inversion, so that `find_space_group` misses it. None of these
     groups is certain. `found` is the result of `find_space_group`; the other arguments are as there.
     """
-    phased = PhasedReflections(hkl, factors)
+    phased = PhasedReflections(expanded.hkl, factors)
     larger = []
     for number, _ in closed_sets(list(found.operations)):
         if number > found.number_kept and found.operations[number - 1].agreement > BARELY_OBEYED:
-            frame = place_group(phased, list(found.operations[:number]), cell, basis)
+            frame = place_group(phased, list(found.operations[:number]), expanded)
             if frame is not None:
                 larger.append(_found(list(found.operations), number, [frame, found.frame], certain=False))
     return larger[:MOST_LARGER]
@@ -251,14 +244,12 @@ def _found(operations, number, frames, certain):
     return FoundGroup(best, group, number, kept, rejected, tuple(operations), tuple(alternatives.values()))
 
 
-def half_frames(
-    phased: PhasedReflections, operations: list[Operation], cell: UnitCell, basis: np.ndarray
-) -> list[Frame]:
+def half_frames(phased: PhasedReflections, operations: list[Operation], expanded: Expanded) -> list[Frame]:
     """The space groups, up to `MOST_HALVES`, of subgroups with half of the operations, best agreement first.
 
     If a structure only comes near to the symmetry of the whole group, its true group is likely to be among them.
     """
-    frames = [place_group(phased, part, cell, basis) for part in halves(operations)[:MOST_HALVES]]
+    frames = [place_group(phased, part, expanded) for part in halves(operations)[:MOST_HALVES]]
     return [frame for frame in frames if frame is not None]
 
 
@@ -279,9 +270,7 @@ def halves(operations: list[Operation]) -> list[list[Operation]]:
     return sorted(found, key=lambda part: -np.mean([operation.agreement for operation in part]))
 
 
-def place_group(
-    phased: PhasedReflections, operations: list[Operation], cell: UnitCell, basis: np.ndarray
-) -> Frame | None:
+def place_group(phased: PhasedReflections, operations: list[Operation], expanded: Expanded) -> Frame | None:
     """Finds the space group of operations in the primitive cell, and the origin at which the phases agree best.
 
     If generators have several translations, all combinations up to `MOST_COMBINATIONS` are tried, and the group with
@@ -296,18 +285,18 @@ def place_group(
         for operation, (generator, known) in steps.items():
             turned = rotations[generator] @ translations[known]
             translations[operation] = (turned + chosen[generators.index(generator)]) % 1
-        frames.append(_place(phased, rotations, translations, cell, basis))
+        frames.append(_place(phased, rotations, translations, expanded))
     return max(filter(None, frames), key=lambda frame: frame.agreements.mean(), default=None)
 
 
-def _place(phased, rotations, translations, cell, basis):
-    edges = cell.orthogonalization.T.tolist()
+def _place(phased, rotations, translations, expanded):
+    basis = expanded.basis
     for tolerance in TOLERANCES:
         try:
             found = moyopy.SpaceGroup(
                 rotations.tolist(),
                 translations.tolist(),
-                basis=edges,
+                basis=expanded.cell.orthogonalization.T.tolist(),
                 setting=moyopy.Setting.standard(),
                 epsilon=tolerance,
             )
@@ -321,7 +310,7 @@ def _place(phased, rotations, translations, cell, basis):
     matrices = np.rint(to_given @ np.array(standard.rotations) @ np.linalg.inv(to_given)).astype(int)
     shifts = np.array(standard.translations) @ to_given.T
     group, moved = _tabulated(_in_given_cell(found.number, matrices, shifts, basis))
-    given = PhasedReflections(np.rint(phased.hkl @ np.linalg.inv(basis)).astype(int), phased.factors)
+    given = PhasedReflections(expanded.in_given_cell(phased.hkl), phased.factors)
     origin = _best_origin(given, group, basis @ np.array(found.origin_shift) + moved)
     centred = PhasedReflections(given.hkl, given.factors * np.exp(-2j * np.pi * (given.hkl @ origin)))
     return Frame(group, origin, _agreements(centred, _images(centred, group)))
