@@ -11,11 +11,9 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 OCTANT = math.pi / 6  # volume of an eighth of the unit ball
-NEXT, LAST = np.array([1, 2, 0]), np.array([2, 0, 1])  # axis after an axis, and the one after that
 
 
 def render(positions: Array, grid_size: int, atom_radius: float) -> Array:
@@ -67,7 +65,7 @@ def corner_volumes(faces: Array) -> Array:
     """
     sides = jnp.minimum(jnp.abs(faces), 1)
     # For the pairs ab, bc and ca at once, which compiles in a third of the time.
-    columns = _column_volume(sides[:, :, None], sides[NEXT][:, None, :])
+    columns = _column_volume(sides[:, :, None], _next(sides)[:, None, :])
     caps = _half_cap_volume(sides)
     a, b, c = _along_axes(sides)
     outside = (
@@ -82,10 +80,16 @@ def corner_volumes(faces: Array) -> Array:
 @corner_volumes.defjvp
 def _corner_volumes_jvp(primals, tangents):
     (faces,), (moves,) = primals, tangents
-    areas = _face_area(faces[NEXT][:, :, None, None], faces[LAST][:, None, :, None], faces[:, None, None, :])
+    following, last = _next(faces), _next(_next(faces))
+    areas = _face_area(following[:, :, None, None], last[:, None, :, None], faces[:, None, None, :])
     slopes = areas * moves[:, None, None, :]  # for (y, z, x), (z, x, y) and (x, y, z)
     slope = slopes[0].transpose(2, 0, 1) + slopes[1].transpose(1, 2, 0) + slopes[2]
     return corner_volumes(faces), slope
+
+
+def _next(values):
+    """Values `(3, …)` of the three axes, at each axis those of the next one."""
+    return jnp.roll(values, -1, axis=0)
 
 
 def _along_axes(values):
