@@ -296,8 +296,8 @@ def test_what_makes_no_difference_makes_no_other_program(name, monkeypatch):
 
     first = added()
     predicts = {'predict_all'} if method.needs_network else set()
-    steps = {'measure_all', 'propose_all', 'refine_all', 'choose_all', 'move_all', 'finish_all'}
-    assert first == steps | predicts
+    moves = {'move_all'} if method.from_map else set()
+    assert first == {'measure_all', 'propose_all', 'refine_all', 'choose_all', 'finish_all'} | moves | predicts
     for same in (
         {'noise': 0.3},
         {'min_separation': 1.0},
@@ -311,9 +311,9 @@ def test_what_makes_no_difference_makes_no_other_program(name, monkeypatch):
         assert added(problem.changed(**told)) == predicts
     separates = {'propose_all'} if method.separates else set()
     assert added(separation=dataclasses.replace(SEPARATION, num_swaps=7)) == separates
-    assert added(problem.changed(box_edge=5.0)) == {'propose_all', 'move_all', 'finish_all'}
+    assert added(problem.changed(box_edge=5.0)) == {'propose_all', 'finish_all'} | moves
     assert added(problem.changed(resolution=6.1)) == first - predicts - {'choose_all'}
-    assert added(problem.changed(atom_radius=1.1)) == {'measure_all', 'propose_all', 'move_all', 'finish_all'}
+    assert added(problem.changed(atom_radius=1.1)) == {'measure_all', 'propose_all', 'finish_all'} | moves
     assert added(places=5) == first - predicts - {'measure_all'}
     assert not added(problem.changed(num_atoms=4), places=5)
     assert added(problem.changed(num_atoms=4)) == first - predicts - {'measure_all'}
@@ -394,6 +394,24 @@ def test_an_atom_that_is_missing_from_the_networks_map_is_put_where_the_data_mis
     solution = solve('network', one, network=network)[0]
     assert solution.verdict == 'solved'
     assert np.max(errors(solution, one.positions[0])) < 0.001
+
+
+@pytest.mark.parametrize('lost', [False, True])
+def test_an_atom_of_a_map_that_was_moved_has_no_agreement(lost, examples):
+    true = examples.positions[0]
+    wrong = np.array([[0, 0, 0], [0, 0, 0], [3, -3, 3]], np.float32) if lost else np.zeros_like(true)
+
+    def propose(request):
+        stages = stages_from_map(request.measured, request.problem)
+        return Proposal(jnp.stack([true + wrong, true + wrong + np.float32(0.01)]), stages)
+
+    method = Method('given', stream=9, starts=2, propose=propose, from_map=True)
+    run = attempt.compiled_attempt(method, False, PROBLEM, SEPARATION, None, 1)
+    found = run(keys(1), np.int32(0), examples.patterson[:1])
+    assert int(found.agreeing[0]) == (1 if lost else 2)
+    moved = Case(PROBLEM)
+    moved.add(jax.tree.map(lambda each: np.asarray(each)[0], found), 'given', 2, 1.0)
+    assert np.max(errors(moved.solution(), true)) < 0.001
 
 
 def test_auto_goes_on_when_the_network_is_wrong(examples, monkeypatch):

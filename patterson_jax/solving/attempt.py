@@ -1,8 +1,8 @@
 """One attempt at some maps by one method: sets proposed, refined, and the best of them finished.
 
-Each set is refined, and repaired if the first attempt was not enough. In the best set atoms that explain nothing are
-moved. It and its rival, the best one that differs from it, are finished with the exact renderer. Each of these steps is
-a program of its own, for several maps at once. All methods and attempts share these programs.
+Each set is refined, and repaired if the first attempt was not enough. If the best set is from a map, atoms in it that
+explain nothing are moved. It and its rival, the best one that differs from it, are finished with the exact renderer.
+Each of these steps is a program of its own, for several maps at once. All methods and attempts share these programs.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from patterson_jax.solving.separation import SeparationSettings
 
 SAME = 0.5  # voxels within which atoms of two sets are the same
 REPAIRS_PER_ATOM = 0.5
-EXPLAINED = 0.1  # misfit, in shares of an atom, below which no atom is moved
+EXPLAINED = 0.1  # misfit times number of atoms, below which no atom is moved
 MOVED_ITERATIONS = 10
 AXES: Any = (0, 0, None, None)
 SEVERAL: Any = Measured(*AXES)  # axes of what several maps have of their own, for vmap
@@ -92,7 +92,7 @@ def compiled_attempt(
 
     Args:
         method: that proposes sets.
-        repairs: whether to move atoms that explain nothing.
+        repairs: whether every set is repaired.
         problem: what the maps are of.
         separation: how sets are taken from maps.
         network: for a method that needs it.
@@ -121,7 +121,8 @@ def compiled_attempt(
     mend = program(repair_all, one_set, prepare.out_info, rounds, stages.counts, problem=solved) if repairs else None
     each = [improve.out_info] * positions.shape[1]
     choose = program(choose_all, each, positions, np.int32(0), independent=method.independent)
-    move = program(move_all, one_set, prepare.out_info, stages.counts, problem=solved)
+    moves = (one_set, prepare.out_info, stages.counts)
+    move = program(move_all, *moves, problem=solved) if method.from_map else None
     finish = program(finish_all, one_set, prepare.out_info, problem=solved)
 
     def improved(positions, measured, stages):
@@ -129,12 +130,15 @@ def compiled_attempt(
         return mend(refined.positions, measured, rounds, stages.counts) if mend else refined
 
     def with_atoms_moved(positions, measured, stages):
+        if not move:
+            return positions
         as_they_are = improve(positions, measured, last_stage(stages, 0)).misfit
-        if np.all(as_they_are < EXPLAINED / problem.num_atoms):
+        doubtful = np.asarray(as_they_are) >= EXPLAINED / problem.num_atoms
+        if not np.any(doubtful):
             return positions
         moved = move(positions, measured, stages.counts)
         moved = improve(moved, measured, last_stage(stages, MOVED_ITERATIONS))
-        better = np.asarray(moved.misfit < as_they_are)
+        better = doubtful & np.asarray(moved.misfit < as_they_are)
         return np.where(better[:, None, None], moved.positions, positions)
 
     def run(keys, number, maps):
@@ -142,11 +146,15 @@ def compiled_attempt(
         proposal = propose(keys, number, measured, predict and predict(params, maps, data[1]))
         refined = [improved(each, measured, proposal.stages) for each in _sets(proposal.positions)]
         choice = choose(refined, proposal.positions, number)
-        best, *rival = _sets(choice.positions)
-        finished = [finish(with_atoms_moved(best, measured, proposal.stages), measured)]
+        (best, *rival), agreeing = _sets(choice.positions), np.asarray(choice.agreeing)
+        moved = with_atoms_moved(best, measured, proposal.stages)
+        # No other start came to a place that an atom was moved to.
+        farthest = np.max(np.linalg.norm(moved - best, axis=-1), axis=-1)
+        agreeing = np.where(farthest < SAME, agreeing, np.minimum(agreeing, 1))
+        finished = [finish(moved, measured)]
         if rival and np.any(np.asarray(choice.has_rival)):
             finished.append(finish(rival[0], measured))
-        return Attempt(tuple(finished), choice.has_rival, choice.agreeing, proposal.prediction)
+        return Attempt(tuple(finished), choice.has_rival, agreeing, proposal.prediction)
 
     return run
 
@@ -158,9 +166,9 @@ def _sets(positions):
 
 def last_stage(stages: Stages, iterations: int) -> Stages:
     """Stages of the same shape, of which the first has the reflections of the last, and the others do nothing."""
-    return Stages(
-        jnp.broadcast_to(stages.counts[-1], stages.counts.shape), jnp.full_like(stages.iterations, iterations)
-    )
+    counts, steps = np.asarray(stages.counts), np.asarray(stages.iterations)
+    # On the host, because each operation on the device would be compiled.
+    return Stages(jnp.asarray(np.full_like(counts, counts[-1])), jnp.asarray(np.full_like(steps, iterations)))
 
 
 def prediction_program(

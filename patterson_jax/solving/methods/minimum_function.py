@@ -173,5 +173,11 @@ def different(positions: Array, number: Array) -> Array:
 
 
 MINIMUM_FUNCTION = Method(
-    'minimum_function', stream=3, starts=VECTORS, propose=propose, independent=different, separates=True
+    'minimum_function',
+    stream=3,
+    starts=VECTORS,
+    propose=propose,
+    independent=different,
+    from_map=True,
+    separates=True,
 )
