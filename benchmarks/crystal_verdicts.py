@@ -51,6 +51,7 @@ from patterson_jax.solving.crystal_solver import solve_crystal
 from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases, judge_atoms
 from patterson_jax.solving.crystal_verdict import ENOUGH_AGREEING, Evidence, expected_r_factor
 from patterson_jax.solving.spacegroup import enantiomorph
+from patterson_jax.solving.verdict import VERDICTS
 from patterson_jax.writing import markdown_table, write_whole
 
 STREAMS = {'calibration': 0, 'evaluation': 100_000}
@@ -81,7 +82,6 @@ WHOLE_WAYS = (  # as many as have no factor in common with the number of groups,
     'whole way, 1.2 Å',
     'whole way, 1.4 Å',
 )
-VERDICTS = ('solved', 'uncertain', 'not solved')
 NEAR = 0.5  # Å
 ROOM = 1.3  # Å around an added atom
 HALF = 0.45  # least occupancy of an atom that counts as a site

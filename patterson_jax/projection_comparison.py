@@ -57,20 +57,21 @@ class Comparison(NamedTuple):
         )
 
 
-def compare(task: ProjectionTask, before: Any, after: Any) -> Comparison:
-    """Compares weights on the task's validation crystals.
+def compare(task: ProjectionTask, before: Any, after: Any, first: int = 0) -> Comparison:
+    """Compares weights on crystals of the task's validation stream.
 
     Args:
         task: whose `settings.num_validation` says on how many; at least 2.
         before: variables for the network's `apply`, to compare with.
         after: those that may be better.
+        first: number of the first crystal.
     """
     number = task.settings.num_validation
     require(number >= 2, 'train.num_validation', number, '2 or more to compare weights')
     make_cases, validate = _programs(task)
     at_once = min(AT_ONCE, number)
     parts: list[list[dict]] = [[], []]
-    for start in range(0, number, at_once):
+    for start in range(first, first + number, at_once):
         cases = make_cases(np.arange(start, start + at_once, dtype=np.int32))
         for part, variables in zip(parts, (before, after), strict=True):
             part.append(jax.device_get(validate(variables, cases)))
@@ -92,12 +93,14 @@ def _programs(task):
 def require_better(experiment: ProjectionExperiment, published: Path, workdir: Path) -> Comparison:
     """Compares the best weights of a run with published ones of such a network.
 
+    This is on crystals after those of the validation, by which the best checkpoint was chosen.
+
     Raises:
         NotBetterError: they are not better.
         InputError: the weights of one of the directories cannot be used.
     """
     before, after = (load_projection_weights(each, experiment.model).params for each in (published, workdir))
-    found = compare(experiment.task, before, after)
+    found = compare(experiment.task, before, after, first=experiment.task.settings.num_validation)
     if not found.better:
         raise NotBetterError(
             f'{published} has weights that may be as good: {found}. The loss must be lower by {SURE:g} standard errors'

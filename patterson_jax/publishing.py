@@ -427,7 +427,7 @@ def projection_card(experiment: ProjectionExperiment, slices: list[dict], valida
 
 def _beginning(slices, examples):
     """Which weights the last slice began with, for a card: the record may name the place where they were replaced."""
-    if len(slices) == 1:
+    if not slices[-1]['begin']:
         return {}
     words = f'the weights after {slices[-1]["begin"]:,} {examples}; `train.init_from` in `{RECORD}` means them, even '
     return {'the last slice began with': f'{words}where it names this directory'}

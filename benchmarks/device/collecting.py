@@ -47,17 +47,18 @@ def collect(directory: Path, target: Path | None, results: Path, page: Path) -> 
 
 
 def publish_files(directory: Path, target: Path | None) -> None:
-    """Publishes the weights in the tar files of a directory, as far as they are better than the published ones."""
-    files = [directory / name for name in (LATEST, BEST) if (directory / name).exists()]
+    """Publishes the best weights in the tar files of a directory, if they are better than the published ones."""
+    files = [directory / name for name in (BEST, LATEST) if (directory / name).exists()]
     if not files:
         print('there are no weights')
     with tempfile.TemporaryDirectory() as place:
         for file in files:
             workdir = Path(place) / file.stem
             step = unpack(file, workdir)
-            # Which weights of a projection have the lowest loss in the log is partly luck: the last have their turn.
-            if file == files[-1] or network_name(recorded_config(workdir)) == PROJECTION:
+            # Which weights of a projection have the lowest loss in the log is luck: the last ones are taken.
+            if file == files[-1] or network_name(recorded_config(workdir)) != PROJECTION:
                 publish_if_better(workdir, step, target)
+                break
 
 
 def read_report(directory: Path) -> dict:

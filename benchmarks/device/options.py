@@ -157,7 +157,7 @@ def options_of(given: argparse.Namespace) -> Options:
         given.tasks,
         given.train,
         changes,
-        given.batch or (training.train.batch_size if trained == PROJECTION else BATCH),
+        given.batch or _usual_batch(training, changes, given.tiny),
         given.more_batches,
         given.products,
         tuple(networks),
@@ -167,6 +167,14 @@ def options_of(given: argparse.Namespace) -> Options:
         given.tiny,
         given.allow_cpu,
     )
+
+
+def _usual_batch(training, changes, tiny):
+    """The batch of the training; that of the unrolled network if it trains one from Patterson maps."""
+    if network_name(training) != PROJECTION:
+        return BATCH
+    usual = TINY_PROJECTION['train']['batch_size'] if tiny else training.train.batch_size
+    return changes.get('train.batch_size', usual)
 
 
 def _value(text):

@@ -42,8 +42,8 @@ WORDS = {
     'attempts for a case. Products of matrices are those of the device by default, and those of simulation and solver.',
     'speed': 'Training step and forward pass, best timing. PyTorch has one fixed batch, our step makes its cases. The '
     'gradient is that of the first step, for the projection that of a pass on fixed maps; its error is relative to the '
-    "host's in float32. An example of the projection is a crystal with all its maps; its steps differ, and their mean "
-    'counts.',
+    "host's in float32. An example of the projection is a crystal with all its maps; its steps differ; the "
+    'median of calls of several steps counts.',
     'training': 'Validation during the training. The correlation is that of maps, for the projection that of phases '
     'after a pass.',
     'solving': "First attempts at cases of the paper's problem, without compilation; the separation has the true map.",

@@ -84,7 +84,8 @@ class OptimizerSettings:
 class Task(Protocol):
     """What is learned: it makes the cases, the first weights, the loss and the figures of the validation.
 
-    It is a value, a frozen dataclass: equal tasks share what is compiled for them.
+    It is a value, a frozen dataclass: equal tasks share what is compiled for them. So do tasks that differ only in when
+    the host acts, or in the number of steps if the rate is constant. Nothing but the rate may depend on these settings.
 
     `init`, `loss` and `validation_figures` are pure. The last two run inside a parallel function, where each device has
     its share of the cases (`learning.parallel`).

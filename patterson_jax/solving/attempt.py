@@ -1,8 +1,9 @@
 """One attempt at some maps by one method: sets proposed, refined, and the best of them finished.
 
-Each set is refined, and repaired if the first attempt was not enough. If the best set is from a map, atoms in it that
-explain nothing are moved. It and its rival, the best one that differs from it, are finished with the exact renderer.
-Each of these steps is a program of its own, for several maps at once. All methods and attempts share these programs.
+Each set is refined, and repaired from the second attempt on, unless another map is the better cure. In the best set, if
+it is from a map, atoms that explain nothing are moved. It and its rival, the best one that differs from it, are finished
+with the exact renderer. Each of these steps is a program of its own, for several maps at once. All methods and attempts
+share these programs.
 """
 
 import dataclasses
@@ -154,7 +155,7 @@ def compiled_attempt(
         finished = [finish(moved, measured)]
         if rival and np.any(np.asarray(choice.has_rival)):
             finished.append(finish(rival[0], measured))
-        return Attempt(tuple(finished), choice.has_rival, agreeing, proposal.prediction)
+        return Attempt(tuple(finished), choice.has_rival, jnp.asarray(agreeing), proposal.prediction)
 
     return run
 

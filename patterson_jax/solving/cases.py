@@ -47,7 +47,7 @@ class Found:
 class Solution(Found):
     """The answer to one Patterson map: the best set of atoms that was found, and what is known of it.
 
-    Attributes:
+    Attributes, beside those of `Found`:
         resolution: |h| up to which the reflections go.
         verdict: 'solved', 'uncertain' or 'not solved'.
         alternatives: other sets, `(num_atoms, 3)` each, that explain the data as well; none is another's inverse.

@@ -95,7 +95,7 @@ def sharp_peaks(density: np.ndarray, cell: UnitCell, operations: Seitz, least: f
         least: the level.
         number: of maxima in the cell that are examined, the highest ones.
     """
-    from scipy import ndimage  # a tenth of a second, which only who solves a crystal need wait
+    from scipy import ndimage  # here, because its import takes a tenth of a second that only crystals need
 
     places = np.argwhere((density == ndimage.maximum_filter(density, 3, mode='wrap')) & (density > least))
     values = density[tuple(places.T)]
@@ -181,7 +181,7 @@ def nearest_images(
         images: `(n, 3)`, fractional.
     """
     rectangular = max(abs(np.cos(np.radians(angle))) for angle in cell.parameters[3:]) < 0.02
-    # There no lattice vector shortens one that is within half an edge along each axis.
+    # In a rectangular cell a vector within half an edge along each axis is the shortest of its images.
     vectors, lengths = _vectors(position, others, cell, operations, np.zeros((1, 3)) if rectangular else NEAR_STEPS)
     nearest = np.arange(len(others)), np.argmin(lengths, axis=1)
     return lengths[nearest], position + vectors[nearest]

@@ -468,7 +468,7 @@ def _with_best_elements(crystal, model):
     def try_elements(elements, handicap, u_iso=None, cycles=TRIAL_CYCLES):
         if elements not in trials:
             before = best().model
-            other = _Model(before.positions, before.u_iso if u_iso is None else u_iso, elements)
+            other = _Model(before.positions, before.u_iso if u_iso is None else u_iso, elements, scale=0.0)
             trials[elements] = _tried(crystal, other, cycles, handicap)
 
     for _ in range(ELEMENT_ROUNDS):
@@ -538,7 +538,7 @@ def _unforeseen_elements(crystal, model, multiplicities):
 
     def with_anchor(anchor):
         elements = assign_elements(powers, multiplicities, None, crystal.data.cell.volume, anchor=anchor)
-        return _tried(crystal, _Model(model.positions, model.u_iso, elements), TRIAL_CYCLES)
+        return _tried(crystal, _Model(model.positions, model.u_iso, elements, scale=0.0), TRIAL_CYCLES)
 
     return min(map(with_anchor, UNFORESEEN_ANCHORS), key=lambda each: each.r_factor)
 
@@ -616,7 +616,7 @@ def _explains_anything(crystal, model):
 
 
 def _deviations(crystal, calculated):
-    """Of reflections with F > 4σ(F): hkl, |Fo|, |Fo − k|Fc|| with the best k, and what σ alone would make of that."""
+    """Of reflections with F > 4σ(F): hkl, |Fo|, |Fo − k|Fc|| with the best k, and its mean if the model were right."""
     strong = crystal.intensities > STRONG / 2 * crystal.sigmas
     observed, calculated = crystal.amplitudes[strong], calculated[strong]
     scale = observed @ calculated / max(calculated @ calculated, 1e-12)

@@ -88,7 +88,8 @@ def solve_maps(
     cases = [Case(problem, places) for _ in range(len(pattersons))]
     active, at_once = list(range(len(cases))), at_once or cases_at_once()
     for method, number in itertools.islice(attempts(search.method, network is not None), search.max_attempts):
-        predictor, repairs = network if method.needs_network else None, number > 0
+        predictor = network if method.needs_network else None
+        repairs = number > 0 and not (method.from_map and method.repeats)  # another map is better than a mended one
         for start in range(0, len(active), at_once):
             chunk = active[start : start + at_once]
             size = _program_size(len(chunk), at_once)
