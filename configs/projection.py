@@ -5,7 +5,7 @@ r"""A learned projection for crystals: a small periodic network that makes maps 
 trains on invented molecular crystals cut at 1.1 to 1.5 Å, up to a quarter with a metal, in maps as charge flipping and
 the network itself leave them. A step of two crystals, eight maps, takes about 0.3 s on one CPU core, so that the run
 takes two days; the same command continues it. These commands train the published weights further, and replace them if
-the new ones are better on the validation crystals:
+the new ones are better on further crystals:
 
     python run_experiment.py --config=configs/projection.py --workdir=runs/slice --config.train.init_from=projection \
         --config.train.num_steps=2000 --config.train.learning_rate=1e-3 --config.train.num_validation=64

@@ -1,9 +1,9 @@
 """One attempt at some maps by one method: sets proposed, refined, and the best of them finished.
 
 Each set is refined, and repaired from the second attempt on, unless another map is the better cure. In the best set, if
-it is from a map, atoms that explain nothing are moved. It and its rival, the best one that differs from it, are finished
-with the exact renderer. Each of these steps is a program of its own, for several maps at once. All methods and attempts
-share these programs.
+it is from a map, atoms that explain nothing are moved. It and its rival, the best one that differs from it, are
+finished with the exact renderer. Each of these steps is a program of its own, for several maps at once. All methods and
+attempts share these programs.
 """
 
 import dataclasses
