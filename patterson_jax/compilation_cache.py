@@ -11,7 +11,7 @@ import jax
 from patterson_jax.writing import user_cache_directory
 
 LARGEST = 2**30  # bytes of all entries together; the oldest above that are removed
-SHORTEST_COMPILATION = 0.2  # seconds; faster compilations are not kept
+SHORTEST_COMPILATION = 0.05  # seconds; faster compilations are not kept
 
 
 def enable_compilation_cache(directory: str | Path | None = None) -> Path | None:

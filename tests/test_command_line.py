@@ -356,7 +356,6 @@ def test_what_one_command_compiles_the_next_takes_from_the_users_cache_without_a
     for name in ('JAX_COMPILATION_CACHE_DIR', 'TF_CPP_MIN_LOG_LEVEL'):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    monkeypatch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')  # the little that is compiled here takes less
     write_molecule(tmp_path / 'good.xyz')
     arguments = (QUICK, '--mode=simulate', '--input=good.xyz', '--output=maps')
 
