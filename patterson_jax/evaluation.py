@@ -12,7 +12,6 @@ voxel.
 import dataclasses
 import functools
 import operator
-import time
 from typing import NamedTuple
 
 import jax
@@ -31,7 +30,7 @@ from patterson_jax.solving.interpretation import Interpretation, interpret_batch
 from patterson_jax.solving.limit import TRUTH, solutions_from_truth
 from patterson_jax.solving.methods.registry import method_names
 from patterson_jax.solving.orientations import ORIENTATIONS, averaged_over_orientations
-from patterson_jax.solving.programs import program
+from patterson_jax.solving.programs import call, clock
 from patterson_jax.solving.separation import SeparationSettings
 from patterson_jax.solving.solver import Search, cases_at_once, solve_maps
 from patterson_jax.solving.verdict import VERDICTS
@@ -282,14 +281,14 @@ def _evaluate_network(network, problem, separation, settings, seed, num_shown, o
     """Scores of the network's maps and of the paper's procedure."""
     params = jax.device_put(network.params, jax.devices()[0])  # one device solves; copies would repeat its work
     choices = {'problem': problem, 'separation': separation, 'batch_size': settings.batch_size, 'seed': seed}
-    run = program(_evaluate_chunk, params, np.int32(0), apply=network.apply, orientations=orientations, **choices)
+    choices |= {'apply': network.apply, 'orientations': orientations}
     starts = range(0, settings.num_cases, settings.batch_size)
     parts, shown, seconds = [], [], 0.0
     with ProgressReport('evaluating', settings.num_cases) as progress:
         for start in starts:
-            began = time.perf_counter()
-            evaluated = jax.block_until_ready(run(params, np.int32(start)))
-            seconds += time.perf_counter() - began
+            began = clock()
+            evaluated = jax.block_until_ready(call(_evaluate_chunk, params, np.int32(start), **choices))
+            seconds += clock() - began
             kept = min(settings.batch_size, settings.num_cases - start)
             evaluated = jax.tree.map(lambda each: np.asarray(each[:kept]), evaluated)  # noqa: B023
             if start < num_shown:

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 
 import jax
@@ -24,7 +23,6 @@ from patterson_jax.simulation.homometry import are_congruent, example_pair, peri
 from patterson_jax.simulation.patterson import patterson_map
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving import attempt, programs, solver
-from patterson_jax.solving import cases as solving_cases
 from patterson_jax.solving.attempt import Attempt, Network
 from patterson_jax.solving.cases import Case
 from patterson_jax.solving.least_squares import Finished, stages_from_map
@@ -160,23 +158,19 @@ def test_maps_are_solved_alike_one_by_one_and_several_at_once(examples, least_sq
 
 
 class Clock:
-    """A time that passes only while a compiled program runs, a second each time; notes for how many maps it is."""
+    """A time that passes only in attempts, a second in each; notes for how many maps they are."""
 
     def __init__(self, monkeypatch):
-        self.now, self.sizes, compiled = 0.0, [], solver.compiled_attempt
-        monkeypatch.setattr(solver.time, 'perf_counter', lambda: self.now)
+        self.now, self.sizes, run_attempt = 0.0, [], solver.run_attempt
+        monkeypatch.setattr(programs.time, 'perf_counter', lambda: self.now)
+        monkeypatch.setattr(programs, '_compilations', [])
 
         def timed(*given):
-            run, size = compiled(*given), given[5]
+            self.now += 1
+            self.sizes.append(len(given[5]))
+            return run_attempt(*given)
 
-            def running(*values):
-                self.now += 1
-                self.sizes.append(size)
-                return run(*values)
-
-            return running
-
-        monkeypatch.setattr(solver, 'compiled_attempt', timed)
+        monkeypatch.setattr(solver, 'run_attempt', timed)
 
 
 def test_seconds_are_wall_time_and_survivors_have_programs_of_their_size(monkeypatch, examples):
@@ -277,21 +271,17 @@ def test_what_makes_no_difference_makes_no_other_program(name, monkeypatch):
         function, structure, shapes, choices = key
         if key not in made:
             given = jax.tree.unflatten(structure, shapes)
-            last = function.__name__ in (
-                'repair_all',
-                'choose_all',
-                'move_all',
-                'finish_all',
-            )  # whose shapes nobody asks for
-            made[key] = None if last else jax.eval_shape(functools.partial(function, **dict(choices)), *given)
-        return types.SimpleNamespace(out_info=made[key])
+            made[key] = jax.eval_shape(functools.partial(function, **dict(choices)), *given)
+        return lambda *_: jax.tree.map(lambda each: np.zeros(each.shape, each.dtype), made[key])
 
-    monkeypatch.setattr(programs, '_compile', noted)
+    monkeypatch.setattr(programs, '_program', noted)
+    monkeypatch.setattr(attempt, 'EXPLAINED', 0.0)  # so that atoms are moved
     network = Network(broadcast, np.zeros((16, 16, 16), np.float32)) if method.needs_network else None
 
-    def added(problem=problem, separation=SEPARATION, repairs=False, places=None):
+    def added(problem=problem, separation=SEPARATION, number=0, places=None):
         before = set(made)
-        attempt.compiled_attempt(method, repairs, problem, separation, network, 1, places=places)
+        maps = np.zeros((1, 16, 16, 16), np.float32)
+        attempt.run_attempt(method, number, problem, separation, network, keys(1), maps, places=places)
         return {function.__name__ for function, *_ in made.keys() - before}
 
     first = added()
@@ -306,7 +296,8 @@ def test_what_makes_no_difference_makes_no_other_program(name, monkeypatch):
         {'resolution': 5.1},  # which ends between |h| of 5 and 6 as well
     ):
         assert not added(problem.changed(**same))
-    assert added(repairs=True) == {'repair_all'}
+    mended = set() if method.from_map and method.repeats else {'repair_all'}
+    assert added(number=1) == mended
     for told in ({'input_scale': 1.0}, {'origin': 'corner'}):
         assert added(problem.changed(**told)) == predicts
     separates = {'propose_all'} if method.separates else set()
@@ -406,8 +397,7 @@ def test_an_atom_of_a_map_that_was_moved_has_no_agreement(lost, examples):
         return Proposal(jnp.stack([true + wrong, true + wrong + np.float32(0.01)]), stages)
 
     method = Method('given', stream=9, starts=2, propose=propose, from_map=True)
-    run = attempt.compiled_attempt(method, False, PROBLEM, SEPARATION, None, 1)
-    found = run(keys(1), np.int32(0), examples.patterson[:1])
+    found = attempt.run_attempt(method, 0, PROBLEM, SEPARATION, None, keys(1), examples.patterson[:1])
     assert int(found.agreeing[0]) == (1 if lost else 2)
     moved = Case(PROBLEM)
     moved.add(jax.tree.map(lambda each: np.asarray(each)[0], found), 'given', 2, 1.0)
@@ -430,14 +420,15 @@ def map_of(positions):
 
 def test_of_a_homometric_pair_both_sets_come_back_and_compilation_is_not_counted(monkeypatch):
     """By one start: that the other set is as good follows from the first one being of the form U + V."""
-    compiling, compiled_finish, clock = [], solving_cases.compiled_finish, time.perf_counter
+    compiling, compile_, clock = [], programs._compile, time.perf_counter
 
-    def slowly_compiled(*given):
+    def compile_slowly(*given):
         compiling.append(1000.0)
-        return compiled_finish(*given)
+        return compile_(*given)
 
-    monkeypatch.setattr(solving_cases, 'compiled_finish', slowly_compiled)
-    monkeypatch.setattr(solver.time, 'perf_counter', lambda: clock() + sum(compiling))
+    programs._program.cache_clear()
+    monkeypatch.setattr(programs, '_compile', compile_slowly)
+    monkeypatch.setattr(programs.time, 'perf_counter', lambda: clock() + sum(compiling))
     problem = Problem(num_atoms=9)
     pair = example_pair(problem)
     search = dataclasses.replace(SEARCH, method='phase_retrieval')

@@ -46,7 +46,7 @@ from patterson_jax.simulation.density import render
 from patterson_jax.simulation.patterson import patterson_map
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving import reflections as data
-from patterson_jax.solving.attempt import compiled_attempt
+from patterson_jax.solving.attempt import run_attempt
 from patterson_jax.solving.interpretation import interpret_map
 from patterson_jax.solving.least_squares import voxel_amplitudes
 from patterson_jax.solving.methods.registry import METHODS
@@ -196,10 +196,9 @@ def solving(cell: dict, tell: Tell) -> None:
         separate = jax.jit(jax.vmap(lambda *case: interpret_map(*case, problem, separation).positions))
         run = functools.partial(separate, keys, maps, targets)
     else:
-        attempt = compiled_attempt(METHODS[method], False, problem, separation, None, cell['at_once'])
 
         def run():
-            return attempt(keys, np.int32(0), maps).finished[0].positions
+            return run_attempt(METHODS[method], 0, problem, separation, None, keys, maps).finished[0].positions
 
     first = jax.device_get(run())
     timing = measure(run, jax.block_until_ready, cell['repeats'], cell['seconds'])

@@ -2,8 +2,8 @@
 
 Each set is refined, and repaired from the second attempt on, unless another map is the better cure. In the best set, if
 it is from a map, atoms that explain nothing are moved. It and its rival, the best one that differs from it, are
-finished with the exact renderer. Each of these steps is a program of its own, for several maps at once. All methods and
-attempts share these programs.
+finished with the exact renderer. Each of these steps is a program of its own, for several maps at once, compiled when
+it is first needed. All methods and attempts share these programs.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from patterson_jax.solving.atom_sets import fill_places, same_atoms
 from patterson_jax.solving.least_squares import Finished, Refined, Stages, finish, move_atoms, refine, repair
 from patterson_jax.solving.methods.method import Method, Prediction, Proposal, Request
 from patterson_jax.solving.orientations import averaged_over_orientations
-from patterson_jax.solving.programs import program
+from patterson_jax.solving.programs import call
 from patterson_jax.solving.reflections import Measured, Reflections, measure, reflections
 from patterson_jax.solving.separation import SeparationSettings
 
@@ -77,87 +77,72 @@ class Choice(NamedTuple):
     agreeing: Array
 
 
-def compiled_attempt(
+def run_attempt(
     method: Method,
-    repairs: bool,
+    number: int,
     problem: Problem,
     separation: SeparationSettings,
     network: Network | None,
-    at_once: int,
+    keys: Array,
+    maps: np.ndarray | Array,
     orientations: int = 1,
     places: int | None = None,
-) -> Callable[[Array, np.int32, np.ndarray], Attempt]:
-    """An attempt at several maps at once, its programs compiled, so that its first use takes no longer than others.
+) -> Attempt:
+    """An attempt at several maps at once.
 
     Choices that make no difference to a program do not make another one necessary: see `solved_for`.
 
     Args:
         method: that proposes sets.
-        repairs: whether every set is repaired.
+        number: how many attempts the method has had.
         problem: what the maps are of.
         separation: how sets are taken from maps.
         network: for a method that needs it.
-        at_once: how many maps.
+        keys: `(at_once,)`, one for each map.
+        maps: `(at_once, grid, grid, grid)` float32, of any scale, origin at voxel (0, 0, 0).
         orientations: of the cell in which the network is shown a map.
         places: atoms that the programs have room for; None: as many as the problem has.
-
-    Returns:
-        From keys `(at_once,)`, how many attempts the method has had, and maps `(at_once, grid, grid, grid)` of any
-        scale, origin at voxel (0, 0, 0), to what the attempt gives.
     """
-    data, solved = (reflections(problem), np.int32(problem.num_atoms)), solved_for(problem, places)
-    maps = jax.ShapeDtypeStruct((at_once,) + (problem.grid_size,) * 3, np.float32)
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), at_once))
-    rounds = np.int32(math.ceil(REPAIRS_PER_ATOM * problem.num_atoms))
+    solved, measured, turn = solved_for(problem, places), _measured(maps, problem), np.int32(number)
+    densities = _predicted(network, problem, maps, orientations) if network and method.needs_network else None
     separation = separation if method.separates else SeparationSettings()
-
-    prepare = program(measure_all, maps, *data, atom_volume=problem.atom_volume)
-    params = network.params if network else None
-    predict = prediction_program(network, problem, maps, orientations) if network else None
-    given = keys, np.int32(0), prepare.out_info, predict and predict.out_info
-    propose = program(propose_all, *given, method=method, problem=solved, separation=separation)
-    positions, stages, _ = propose.out_info
-    one_set = jax.ShapeDtypeStruct((at_once, solved.num_atoms, 3), np.float32)
-    improve = program(refine_all, one_set, prepare.out_info, stages)
-    mend = program(repair_all, one_set, prepare.out_info, rounds, stages.counts, problem=solved) if repairs else None
-    each = [improve.out_info] * positions.shape[1]
-    choose = program(choose_all, each, positions, np.int32(0), independent=method.independent)
-    moves = (one_set, prepare.out_info, stages.counts)
-    move = program(move_all, *moves, problem=solved) if method.from_map else None
-    finish = program(finish_all, one_set, prepare.out_info, problem=solved)
-
-    def improved(positions, measured, stages):
-        refined = improve(positions, measured, stages)
-        return mend(refined.positions, measured, rounds, stages.counts) if mend else refined
-
-    def with_atoms_moved(positions, measured, stages):
-        if not move:
-            return positions
-        as_they_are = improve(positions, measured, last_stage(stages, 0)).misfit
-        doubtful = np.asarray(as_they_are) >= EXPLAINED / problem.num_atoms
-        if not np.any(doubtful):
-            return positions
-        moved = move(positions, measured, stages.counts)
-        moved = improve(moved, measured, last_stage(stages, MOVED_ITERATIONS))
-        better = doubtful & np.asarray(moved.misfit < as_they_are)
-        return np.where(better[:, None, None], moved.positions, positions)
-
-    def run(keys, number, maps):
-        measured = prepare(maps, *data)
-        proposal = propose(keys, number, measured, predict and predict(params, maps, data[1]))
-        refined = [improved(each, measured, proposal.stages) for each in _sets(proposal.positions)]
-        choice = choose(refined, proposal.positions, number)
-        (best, *rival), agreeing = _sets(choice.positions), np.asarray(choice.agreeing)
-        moved = with_atoms_moved(best, measured, proposal.stages)
+    choices = {'method': method, 'problem': solved, 'separation': separation}
+    positions, stages, prediction = call(propose_all, keys, turn, measured, densities, **choices)
+    refined = [call(refine_all, each, measured, stages) for each in _sets(positions)]
+    if number > 0 and not (method.from_map and method.repeats):  # another map is better than a mended one
+        rounds = np.int32(math.ceil(REPAIRS_PER_ATOM * problem.num_atoms))
+        mended = ((each.positions, measured, rounds, stages.counts) for each in refined)
+        refined = [call(repair_all, *each, problem=solved) for each in mended]
+    choice = call(choose_all, refined, positions, turn, independent=method.independent)
+    (best, *rival), agreeing = _sets(choice.positions), np.asarray(choice.agreeing)
+    if method.from_map:
+        moved = _with_atoms_moved(best, measured, stages, EXPLAINED / problem.num_atoms, solved)
         # No other start came to a place that an atom was moved to.
         farthest = np.max(np.linalg.norm(moved - best, axis=-1), axis=-1)
-        agreeing = np.where(farthest < SAME, agreeing, np.minimum(agreeing, 1))
-        finished = [finish(moved, measured)]
-        if rival and np.any(np.asarray(choice.has_rival)):
-            finished.append(finish(rival[0], measured))
-        return Attempt(tuple(finished), choice.has_rival, jnp.asarray(agreeing), proposal.prediction)
+        best, agreeing = moved, np.where(farthest < SAME, agreeing, np.minimum(agreeing, 1))
+    finished = [call(finish_all, best, measured, problem=solved)]
+    if rival and np.any(np.asarray(choice.has_rival)):
+        finished.append(call(finish_all, rival[0], measured, problem=solved))
+    return Attempt(tuple(finished), choice.has_rival, agreeing, prediction)
 
-    return run
+
+def finish_set(positions: np.ndarray, patterson: np.ndarray, problem: Problem, places: int | None = None) -> Finished:
+    """`finish` for positions `(num_atoms, 3)` and their map `(grid, grid, grid)`."""
+    solved, measured = solved_for(problem, places), _measured(np.asarray(patterson, np.float32)[None], problem)
+    filled = fill_places(positions, solved.num_atoms)[None]
+    found = jax.device_get(call(finish_all, filled, measured, problem=solved))
+    return Finished(found.positions[0, : problem.num_atoms], found.r_factor[0], found.r_free[0])
+
+
+def _measured(maps, problem):
+    return call(measure_all, maps, reflections(problem), np.int32(problem.num_atoms), atom_volume=problem.atom_volume)
+
+
+def _predicted(network, problem, maps, orientations):
+    """The network's maps. The program is the same for weights of the same shapes."""
+    told = dataclasses.replace(problem.encoding, target=Encoding.target)  # the target is for training
+    choices = {'apply': network.apply, 'encoding': told, 'orientations': orientations}
+    return call(predict_all, network.params, maps, np.int32(problem.num_atoms), **choices)
 
 
 def _sets(positions):
@@ -165,20 +150,23 @@ def _sets(positions):
     return list(np.moveaxis(np.asarray(positions), 1, 0))
 
 
+def _with_atoms_moved(positions, measured, stages, explained, problem):
+    """Sets in which atoms are moved, where the misfit is at least `explained` and falls."""
+    as_they_are = call(refine_all, positions, measured, last_stage(stages, 0)).misfit
+    doubtful = np.asarray(as_they_are) >= explained
+    if not np.any(doubtful):
+        return positions
+    moved = call(move_all, positions, measured, stages.counts, problem=problem)
+    moved = call(refine_all, moved, measured, last_stage(stages, MOVED_ITERATIONS))
+    better = doubtful & np.asarray(moved.misfit < as_they_are)
+    return np.where(better[:, None, None], moved.positions, positions)
+
+
 def last_stage(stages: Stages, iterations: int) -> Stages:
     """Stages of the same shape, of which the first has the reflections of the last, and the others do nothing."""
     counts, steps = np.asarray(stages.counts), np.asarray(stages.iterations)
     # On the host, because each operation on the device would be compiled.
     return Stages(jnp.asarray(np.full_like(counts, counts[-1])), jnp.asarray(np.full_like(steps, iterations)))
-
-
-def prediction_program(
-    network: Network, problem: Problem, maps: jax.ShapeDtypeStruct, orientations: int
-) -> jax.stages.Compiled:
-    """`predict_all` for weights of these shapes, whatever they are."""
-    told = dataclasses.replace(problem.encoding, target=Encoding.target)  # the target is for training
-    choices = {'apply': network.apply, 'encoding': told, 'orientations': orientations}
-    return program(predict_all, network.params, maps, np.int32(0), **choices)
 
 
 # What a program does for all maps at once; arguments that the maps share have no axis of maps.
@@ -253,22 +241,6 @@ def choose_all(refined: list[Refined], proposed: Array, number: Array, independe
         return Choice(jnp.stack([best, rival]), ~jnp.all(same), agreeing)
 
     return jax.vmap(choose)(positions, misfits, proposed)
-
-
-def compiled_finish(problem: Problem, places: int | None = None) -> Callable[[np.ndarray, np.ndarray], Finished]:
-    """`finish` for positions `(num_atoms, 3)` and their map `(grid, grid, grid)`, compiled."""
-    data, solved = (reflections(problem), np.int32(problem.num_atoms)), solved_for(problem, places)
-    maps = jax.ShapeDtypeStruct((1,) + (problem.grid_size,) * 3, np.float32)
-    prepare = program(measure_all, maps, *data, atom_volume=problem.atom_volume)
-    one_set = jax.ShapeDtypeStruct((1, solved.num_atoms, 3), np.float32)
-    finish = program(finish_all, one_set, prepare.out_info, problem=solved)
-
-    def run(positions, patterson):
-        measured = prepare(np.asarray(patterson, np.float32)[None], *data)
-        found = jax.device_get(finish(fill_places(positions, solved.num_atoms)[None], measured))
-        return Finished(found.positions[0, : problem.num_atoms], found.r_factor[0], found.r_free[0])
-
-    return run
 
 
 def solved_for(problem: Problem, places: int | None = None) -> Problem:

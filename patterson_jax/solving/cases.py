@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import time
 
 import jax
 import numpy as np
@@ -12,8 +11,9 @@ from patterson_jax.errors import InputError
 from patterson_jax.simulation.homometry import homometric_partners
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.atom_sets import same_atoms
-from patterson_jax.solving.attempt import SAME, Attempt, compiled_finish
+from patterson_jax.solving.attempt import SAME, Attempt, finish_set
 from patterson_jax.solving.methods.method import Prediction
+from patterson_jax.solving.programs import clock
 from patterson_jax.solving.reflections import highest_resolution
 from patterson_jax.solving.verdict import EXACT, judge
 
@@ -115,20 +115,15 @@ class Case:
         """Notes sets that are homometric to a set that seems to solve the map, if they explain the map as well."""
         if self.verdict(searched=True) != 'solved':
             return
-        began = time.perf_counter()
+        began = clock()
         partners = homometric_partners(self.found[0].positions, SAME)
-        self.seconds += time.perf_counter() - began
         self.complete = partners.complete
-        if not partners.sets:
-            return
-        run = compiled_finish(self.problem, self.places)
-        began = time.perf_counter()
         for partner in partners.sets:
             centred = np.asarray(partner - np.mean(partner, axis=0), np.float32)
-            finished = run(centred, patterson)
+            finished = finish_set(centred, patterson, self.problem, self.places)
             if finished.r_factor <= self._as_good():
                 self.partners.append(np.asarray(finished.positions))
-        self.seconds += time.perf_counter() - began
+        self.seconds += clock() - began
 
     def _as_good(self):
         return max(AS_GOOD * self.found[0].r_factor, EXACT)

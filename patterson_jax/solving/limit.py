@@ -4,8 +4,6 @@ If the data do not keep the true atoms, no method can find them. If they do and 
 what is missing.
 """
 
-import time
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +14,7 @@ from patterson_jax.solving.atom_sets import compact
 from patterson_jax.solving.attempt import Attempt, solved_for
 from patterson_jax.solving.cases import Case, Solution
 from patterson_jax.solving.least_squares import Finished, finish, refine, stages_from_map
-from patterson_jax.solving.programs import program
+from patterson_jax.solving.programs import call, clock
 from patterson_jax.solving.reflections import Reflections, measure, reflections
 
 TRUTH = 'truth'  # as the name of a method
@@ -31,12 +29,11 @@ def solutions_from_truth(pattersons: np.ndarray, positions: np.ndarray, problem:
         problem: of the maps.
     """
     held, solutions = reflections(problem), []
-    keep = program(kept_of_truth, positions[0], pattersons[0], held, problem=solved_for(problem))
     for patterson, true in zip(pattersons, positions, strict=True):
-        case, began = Case(problem), time.perf_counter()
-        finished = jax.device_get(keep(true, patterson, held))
+        case, began = Case(problem), clock()
+        finished = jax.device_get(call(kept_of_truth, true, patterson, held, problem=solved_for(problem)))
         found = Attempt((finished,), jnp.array(False), jnp.array(1), None)
-        case.add(found, TRUTH, 1, time.perf_counter() - began)
+        case.add(found, TRUTH, 1, clock() - began)
         solutions.append(case.solution())
     return solutions
 

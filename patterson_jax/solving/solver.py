@@ -9,7 +9,6 @@ The answer is one of two enantiomorphs: a set of atoms and its inverse have the 
 import dataclasses
 import itertools
 import operator
-import time
 from collections.abc import Callable
 
 import jax
@@ -18,10 +17,11 @@ from jax import Array
 
 from patterson_jax.errors import is_real, is_whole, require
 from patterson_jax.simulation.problem import Problem
-from patterson_jax.solving.attempt import Network, compiled_attempt
+from patterson_jax.solving.attempt import Network, run_attempt
 from patterson_jax.solving.cases import Case, Solution
 from patterson_jax.solving.methods.registry import AUTO, attempts, method_names
 from patterson_jax.solving.orientations import ORIENTATIONS
+from patterson_jax.solving.programs import clock
 from patterson_jax.solving.separation import SeparationSettings
 
 ON_ACCELERATOR = 64  # maps that a GPU or TPU has at once
@@ -88,20 +88,16 @@ def solve_maps(
     cases = [Case(problem, places) for _ in range(len(pattersons))]
     active, at_once = list(range(len(cases))), at_once or cases_at_once()
     for method, number in itertools.islice(attempts(search.method, network is not None), search.max_attempts):
-        predictor = network if method.needs_network else None
-        repairs = number > 0 and not (method.from_map and method.repeats)  # another map is better than a mended one
         for start in range(0, len(active), at_once):
             chunk = active[start : start + at_once]
-            size = _program_size(len(chunk), at_once)
-            shown = predictor, size, search.orientations, places
-            run = compiled_attempt(method, repairs, problem, separation, *shown)
-            index = np.array(chunk + chunk[-1:] * (size - len(chunk)))
-            chunk_keys = keys[index]
-            began = time.perf_counter()
-            result = jax.device_get(run(chunk_keys, np.int32(number), np.asarray(pattersons[index], np.float32)))
-            seconds = (time.perf_counter() - began) / len(chunk)
+            index = np.array(chunk + chunk[-1:] * (_program_size(len(chunk), at_once) - len(chunk)))
+            given = keys[index], np.asarray(pattersons[index], np.float32)
+            began = clock()
+            found = run_attempt(method, number, problem, separation, network, *given, search.orientations, places)
+            found = jax.device_get(found)
+            seconds = (clock() - began) / len(chunk)
             for place, each in enumerate(chunk):
-                cases[each].add(jax.tree.map(operator.itemgetter(place), result), method.name, method.starts, seconds)
+                cases[each].add(jax.tree.map(operator.itemgetter(place), found), method.name, method.starts, seconds)
         for each in active:
             cases[each].add_partners(pattersons[each])
         active = [each for each in active if not cases[each].is_done(search.max_seconds)]
