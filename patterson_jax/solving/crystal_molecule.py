@@ -1,5 +1,7 @@
 """Moves the scattered atoms of an asymmetric unit together: one connected molecule near the middle of the cell."""
 
+import collections
+
 import gemmi
 import numpy as np
 
@@ -34,10 +36,7 @@ def within_valence(elements: tuple[str, ...], bonded: list[Contact], possible: t
         The elements after that.
     """
     light = tuple(MOST_LIGHT_BONDS)
-    counts = [
-        sum(first == index and elements[other] in light for first, other, _, _ in bonded)
-        for index in range(len(elements))
-    ]
+    counts = collections.Counter(first for first, other, _, _ in bonded if elements[other] in light)
 
     def fitting(element, count):
         if element not in light or count <= MOST_LIGHT_BONDS[element]:
@@ -45,7 +44,7 @@ def within_valence(elements: tuple[str, ...], bonded: list[Contact], possible: t
         lighter = [each for each in light[light.index(element) :] if each in possible]
         return next((each for each in lighter if count <= MOST_LIGHT_BONDS[each]), element)
 
-    return tuple(fitting(element, count) for element, count in zip(elements, counts, strict=True))
+    return tuple(fitting(element, counts[index]) for index, element in enumerate(elements))
 
 
 def assemble(positions: np.ndarray, elements: tuple[str, ...], cell: UnitCell, operations: Seitz) -> np.ndarray:

@@ -7,6 +7,7 @@ out. Normal equations are summed over chunks of reflections, and sizes are round
 program serves many crystals, in any space group.
 """
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -72,10 +73,8 @@ class Fit(NamedTuple):
 
 def bucket(size: int, least: int) -> int:
     """The smallest of 1, 2, 3, 4, 6, 8, 12, 16, … times `least` that is not below `size`."""
-    bound = least
-    while bound < size:
-        bound = bound // 2 * 3 if bound > least and bound & (bound - 1) == 0 else 2 ** (bound.bit_length())
-    return bound
+    bounds = (least * each for doublings in itertools.count() for each in (2**doublings, 3 * 2**doublings // 2))
+    return next(bound for bound in bounds if bound >= size)
 
 
 def observations(
@@ -103,7 +102,7 @@ def observations(
         np.moveaxis(chunks(table.T), 2, 1),
         chunks(intensities),
         chunks(sigmas, np.inf),
-        np.asarray(-(-len(hkl) // CHUNK), np.int32),
+        np.asarray(math.ceil(len(hkl) / CHUNK), np.int32),
     )
 
 
@@ -115,7 +114,7 @@ def _padded(values, size, fill=0.0):
 
 def up_to(reflections: Observations, number: int) -> Observations:
     """Uses only the first chunks, with at least `number` reflections if there are that many."""
-    return reflections._replace(used=np.asarray(min(-(-number // CHUNK), int(reflections.used)), np.int32))
+    return reflections._replace(used=np.asarray(min(math.ceil(number / CHUNK), int(reflections.used)), np.int32))
 
 
 def refine(
@@ -150,9 +149,8 @@ def refine(
     free = np.repeat([True, occupancies, not occupancies], [4 * size, size, 1]) & kept
     projectors, free = _padded(projectors, size), free.astype(np.float32)
     fit = jax.device_get(_refine(padded, float(scale), projectors, free, operations, reflections, cycles))
-    return fit._replace(
-        unit=AsymmetricUnit(*(each[:number] for each in fit.unit)), normal=fit.normal[np.ix_(kept, kept)]
-    )
+    atoms = AsymmetricUnit(*(each[:number] for each in fit.unit))
+    return fit._replace(unit=atoms, normal=fit.normal[np.ix_(kept, kept)])
 
 
 @jax.jit
@@ -225,11 +223,9 @@ def _normal_equations(parameters, unit, free, operations, reflections, weights):
 
     def add_chunk(chunk, sums):
         normal, gradient, misfit = sums
-        spacings = reflections.spacings[chunk]
-        ones = atom_amplitudes(unit._replace(occupancies=jnp.ones(size)), reflections.table[chunk], spacings)
-        real, imaginary, real_slope, imaginary_slope = atom_transforms(
-            unit.positions, operations, reflections.hkl[chunk], True
-        )
+        hkl, table, spacings = reflections.hkl[chunk], reflections.table[chunk], reflections.spacings[chunk]
+        ones = atom_amplitudes(unit._replace(occupancies=jnp.ones(size)), table, spacings)
+        real, imaginary, real_slope, imaginary_slope = atom_transforms(unit.positions, operations, hkl, True)
         amplitudes = unit.occupancies[None] * ones
         a, b = jnp.sum(amplitudes * real, 1)[:, None], jnp.sum(amplitudes * imaginary, 1)[:, None]
         along = a * real + b * imaginary
@@ -247,11 +243,7 @@ def _normal_equations(parameters, unit, free, operations, reflections, weights):
         weight = weights[chunk]
         jacobian = jacobian * free[None] * jnp.sqrt(weight)[:, None]
         residual = jnp.sqrt(weight) * (reflections.intensities[chunk] - calculated)
-        return (
-            normal + jacobian.T @ jacobian,
-            gradient + residual @ jacobian,
-            misfit + jnp.sum(residual**2),
-        )
+        return normal + jacobian.T @ jacobian, gradient + residual @ jacobian, misfit + jnp.sum(residual**2)
 
     zeros = jnp.zeros((len(parameters), len(parameters))), jnp.zeros(len(parameters)), jnp.float32(0)
     return jax.lax.fori_loop(0, reflections.used, add_chunk, zeros)

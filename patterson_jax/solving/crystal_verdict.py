@@ -162,10 +162,7 @@ def _doubts(findings, evidence, limit):
             f'reflections that the model calls weak have {f.weak_intensity:.0%} of the mean intensity, '
             'and no other start came to this map',
         ),
-        (
-            f.missing_share > MOST_MISSING,
-            f'{f.missing_share:.0%} of the atoms of the formula are missing',
-        ),
+        (f.missing_share > MOST_MISSING, f'{f.missing_share:.0%} of the atoms of the formula are missing'),
         (
             too_poor or (poor and not (evidence.agreeing >= ENOUGH_AGREEING and chemistry)),
             f'{f.reflections_per_parameter:.1f} reflections a parameter to {f.d_min:.2f} Å are few',
