@@ -11,7 +11,7 @@ from patterson_jax.crystal.structure import SpaceGroup
 from patterson_jax.simulation.invented_crystals import Recipe, invent
 from patterson_jax.solving.crystal_maps import nearest_images
 from patterson_jax.solving.crystal_molecule import bonds
-from patterson_jax.solving.crystal_structure import further_symmetry, interpret_phases, judge_atoms
+from patterson_jax.solving.crystal_structure import interpret_phases, judge_atoms
 from patterson_jax.solving.crystal_verdict import Evidence
 
 
@@ -171,26 +171,6 @@ def test_permuted_intensities_are_never_solved(complex_on_a_centre):
     factors = phased(complex_on_a_centre, data=data)
     result = interpret_phases(data, complex_on_a_centre.space_group, data.hkl, factors, Evidence(agreeing=3))
     assert result.verdict == 'not solved'
-
-
-def test_a_true_group_has_no_further_symmetry(organic):
-    heavy = np.array([element != 'H' for element in organic.elements])
-    numbers = np.array([_number(each) for each in organic.elements])[heavy]
-    assert not further_symmetry(organic.positions[heavy], numbers, organic.space_group, organic.data)
-
-
-def test_further_symmetry_is_seen_though_elements_are_mistaken(organic):
-    """All atoms of half of the operations, so that the inversion is lost; each called carbon, nitrogen or oxygen."""
-    heavy = np.array([element != 'H' for element in organic.elements])
-    turns, shifts = organic.space_group.operations
-    proper = [index for index, turn in enumerate(turns) if np.linalg.det(turn) > 0]
-    group = SpaceGroup(4, 'P 1 21 1', tuple(organic.space_group.symops[each] for each in proper), certain=True)
-    inversion = next(index for index, turn in enumerate(turns) if np.array_equal(turn, -np.eye(3)))
-    halves = [organic.positions[heavy], organic.positions[heavy] @ turns[inversion].T + shifts[inversion]]
-    positions = np.concatenate(halves)
-    numbers = np.random.default_rng(0).integers(6, 9, len(positions))
-    assert further_symmetry(positions, numbers, group, organic.data)
-    assert not further_symmetry(halves[0], numbers[: len(halves[0])], organic.space_group, organic.data)
 
 
 def test_atoms_drawn_to_positions_of_more_symmetry_are_noticed():

@@ -1,0 +1,218 @@
+"""Atoms of a crystal in its space group, and their refinement: what building, elements and findings share."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from patterson_jax.crystal.cell import UnitCell
+from patterson_jax.crystal.scatterers import AsymmetricUnit, form_factors, group_operations
+from patterson_jax.crystal.structure import CrystalData, SpaceGroup
+from patterson_jax.solving import crystal_maps as maps
+from patterson_jax.solving.crystal_elements import atomic_number, powers_of
+from patterson_jax.solving.crystal_refinement import Fit, observations, refine, up_to
+
+FIRST_U = 0.04  # Å², of an atom that is not refined yet
+ON_SPECIAL = 0.05  # Å; an atom so near to a special position stays on it
+STRONG = 4.0  # F/σ(F) above which reflections count in R1
+OCCUPANCY_CYCLES = 4  # to tell scattering powers
+MOST_PEAKS = 200  # in the cell, of a difference map
+ALIKE = 2  # difference of atomic numbers up to which elements can be confused
+GIVEN_UP_R = 0.45  # above this R1 no more rounds are made, of revision or of elements
+
+
+@dataclasses.dataclass(frozen=True)
+class CrystalInGroup:
+    """The data of a crystal in a space group; they do not change.
+
+    Attributes:
+        data: as given.
+        space_group: of the crystal.
+        hkl: `(n, 3)`, the reflections that the group allows, in order of 1/d.
+        spacings: `(n,)`, 1/d in 1/Å.
+        intensities: `(n,)`, scaled to a mean of 1.
+        sigmas: `(n,)`, on the same scale.
+    """
+
+    data: CrystalData
+    space_group: SpaceGroup
+    hkl: np.ndarray
+    spacings: np.ndarray
+    intensities: np.ndarray
+    sigmas: np.ndarray
+
+    @property
+    def amplitudes(self) -> np.ndarray:
+        """|Fo|, `(n,)`."""
+        return np.sqrt(np.maximum(self.intensities, 0))
+
+    @property
+    def strong(self) -> np.ndarray:
+        """Whether F > 4σ(F), `(n,)`."""
+        return self.intensities > STRONG / 2 * self.sigmas
+
+    @property
+    def d_min(self) -> float:
+        """The resolution, Å."""
+        return float(1 / self.spacings[-1])
+
+    @property
+    def symmetry(self) -> tuple[UnitCell, maps.Seitz]:
+        """The cell and its operations, as the functions of `crystal_maps` take them."""
+        return self.data.cell, self.space_group.operations
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of maps."""
+        return maps.grid_shape(self.data.cell, self.d_min)
+
+    def map(self, structure_factors: np.ndarray) -> np.ndarray:
+        """The map of structure factors `(n,)`, in the order of the reflections."""
+        operations, volume = self.space_group.operations, self.data.cell.volume
+        return maps.symmetric_map(self.hkl, structure_factors, operations, self.shape, volume)
+
+    def stabilisers(self, positions: np.ndarray) -> np.ndarray:
+        """Numbers `(m,)` of operations that keep positions `(m, 3)` in place."""
+        return np.array([maps.stabiliser_order(each, *self.symmetry) for each in positions], int)
+
+    def multiplicities(self, positions: np.ndarray) -> np.ndarray:
+        """Numbers `(m,)` of sites in the cell, of positions `(m, 3)`."""
+        return len(self.space_group.symops) // self.stabilisers(positions)
+
+    def settled(self, positions: np.ndarray, tolerance: float = ON_SPECIAL) -> tuple[np.ndarray, np.ndarray]:
+        """Positions `(m, 3)` on the special positions that they are near to, in Å, and their projectors (`settle`)."""
+        settled = [maps.settle(each, *self.symmetry, tolerance=tolerance) for each in positions]
+        return np.reshape([each for each, _ in settled], (-1, 3)), np.reshape([each for _, each in settled], (-1, 3, 3))
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Atoms of the asymmetric unit of a crystal, on full sites.
+
+    Attributes:
+        crystal: of the atoms.
+        positions: `(n, 3)`, fractional.
+        u_iso: `(n,)`, Å².
+        elements: chemical symbols.
+        scale: k of Fo = k Fc; 0: the one that fits the atoms.
+    """
+
+    crystal: CrystalInGroup
+    positions: np.ndarray
+    u_iso: np.ndarray
+    elements: tuple[str, ...]
+    scale: float = 0.0
+
+    def with_elements(self, elements: tuple[str, ...]) -> 'Model':
+        """Other elements at the same sites; the scale is open."""
+        return Model(self.crystal, self.positions, self.u_iso, elements)
+
+    @functools.cached_property
+    def numbers(self) -> np.ndarray:
+        """Atomic numbers, `(n,)`."""
+        return np.array([atomic_number(each) for each in self.elements])
+
+    @functools.cached_property
+    def multiplicities(self) -> np.ndarray:
+        """Numbers of sites in the cell, `(n,)`."""
+        return self.crystal.multiplicities(self.positions)
+
+    @property
+    def reflections_per_parameter(self) -> float:
+        """Reflections for each free coordinate, U of an atom, and the scale."""
+        _, projectors = self.crystal.settled(self.positions)
+        return float(len(self.crystal.hkl) / (np.linalg.matrix_rank(projectors).sum() + len(projectors) + 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Refined(Model):
+    """A model after refinement.
+
+    Attributes:
+        fit: of the model; its occupancies are 1 on full sites.
+    """
+
+    fit: Fit = dataclasses.field(kw_only=True)
+
+    @property
+    def powers(self) -> np.ndarray:
+        """The scattering power of each site, `(n,)`, if occupancies were refined (see `crystal_elements`)."""
+        return np.asarray(self.fit.unit.occupancies) * powers_of(self.elements)
+
+    @functools.cached_property
+    def with_occupancies(self) -> 'Refined':
+        """The same after some cycles in which occupancies are refined in place of the scale."""
+        return refined(self, OCCUPANCY_CYCLES, occupancies=True)
+
+    @property
+    def calculated(self) -> np.ndarray:
+        """Fc, in the order of the crystal's reflections."""
+        return np.asarray(self.fit.structure_factors).ravel()[: len(self.crystal.hkl)]
+
+    @property
+    def observed(self) -> np.ndarray:
+        """Fo/k with the phases of the model."""
+        return self.crystal.amplitudes / self.scale * np.exp(1j * np.angle(self.calculated))
+
+    @functools.cached_property
+    def density(self) -> np.ndarray:
+        """The map of the observed structure factors."""
+        return self.crystal.map(self.observed)
+
+    @property
+    def difference(self) -> np.ndarray:
+        """The difference map, Fo/k − Fc."""
+        return self.crystal.map(self.observed - self.calculated)
+
+    @property
+    def deviations(self) -> np.ndarray:
+        """|Fo − k|Fc|| of the strong reflections, with the k that fits them best."""
+        strong = self.crystal.strong
+        observed, calculated = self.crystal.amplitudes[strong], np.abs(self.calculated)[strong]
+        scale = observed @ calculated / max(calculated @ calculated, 1e-12)
+        return np.abs(observed - scale * calculated)
+
+    @functools.cached_property
+    def r_factor(self) -> float:
+        """R1 over strong reflections."""
+        return r1(self.deviations, self.crystal.amplitudes[self.crystal.strong])
+
+
+def in_group(data: CrystalData, space_group: SpaceGroup) -> CrystalInGroup:
+    """Takes the allowed reflections in order of 1/d, and scales them."""
+    allowed = maps.allowed_reflections(data.hkl, space_group.symops)
+    spacings = data.cell.inverse_spacings(data.hkl)
+    order = np.argsort(spacings, kind='stable')
+    order = order[allowed[order]]
+    mean = np.mean(np.maximum(data.intensities[order], 0))
+    intensities, sigmas = data.intensities[order] / mean, data.sigmas[order] / mean
+    return CrystalInGroup(data, space_group, data.hkl[order], spacings[order], intensities, sigmas)
+
+
+def refined(model: Model, cycles: int, occupancies: bool = False, most: int | None = None) -> Refined:
+    """Refines a model.
+
+    Args:
+        model: to start from.
+        cycles: the highest number of cycles.
+        occupancies: whether these are refined, and the scale is fixed.
+        most: number of reflections, the first ones, that are used, and somewhat more; None: all.
+    """
+    crystal = model.crystal
+    positions, projectors = crystal.settled(model.positions)
+    orders = crystal.stabilisers(positions)
+    palette, rows = np.unique(model.elements, return_inverse=True)
+    unit = AsymmetricUnit(positions, model.u_iso, 1 / orders, rows)
+    table = form_factors(palette.tolist(), crystal.spacings, crystal.data.wavelength)
+    reflections = observations(crystal.hkl, crystal.spacings, table, crystal.intensities, crystal.sigmas)
+    reflections = reflections if most is None else up_to(reflections, most)
+    operations = group_operations(crystal.space_group)
+    fit = refine(unit, model.scale, projectors, operations, reflections, cycles, occupancies)
+    fit = fit._replace(unit=fit.unit._replace(occupancies=fit.unit.occupancies * orders))
+    positions, u_iso = np.asarray(fit.unit.positions, float), np.asarray(fit.unit.u_iso)
+    return Refined(crystal, positions, u_iso, model.elements, float(fit.scale), fit=fit)
+
+
+def r1(deviations: np.ndarray, observed: np.ndarray) -> float:
+    """R1 from |Fo − k|Fc|| and |Fo|; 1 without reflections."""
+    return float(deviations.sum() / observed.sum()) if len(observed) else 1.0
