@@ -64,16 +64,14 @@ def assemble(positions: np.ndarray, elements: tuple[str, ...], cell: UnitCell, o
     """
     placed = np.array(positions, float)
     molecules = []
-    waiting = set(range(len(placed)))
+    waiting = [*range(len(placed))]
     while waiting:
-        molecule = [min(waiting)]
-        waiting.remove(molecule[0])
+        molecule = [waiting.pop(0)]
         for grown in molecule:  # the list grows in the loop
-            rest = sorted(waiting)
-            if not rest:
+            if not waiting:
                 break
-            distances, images = nearest_images(placed[grown], placed[rest], cell, operations)
-            for atom, distance, image in zip(rest, distances, images, strict=True):
+            distances, images = nearest_images(placed[grown], placed[waiting], cell, operations)
+            for atom, distance, image in zip([*waiting], distances, images, strict=True):
                 if distance < bond_limit(elements[grown], elements[atom]):
                     placed[atom] = image
                     molecule.append(atom)

@@ -118,9 +118,7 @@ def judge_crystal(findings: Findings, evidence: Evidence) -> tuple[str, tuple[st
     support = [f'R1 is {findings.r_factor:.3f}, where up to {limit:.3f} is to be expected']
     support.append(f'no difference peak is above {findings.highest_peak:.0%} of the lightest atom')
     if findings.weak_intensity < MOST_WEAK:
-        support.append(
-            f'reflections that the model calls weak have {findings.weak_intensity:.0%} of the mean intensity'
-        )
+        support.append(_weak_reflections(findings))
     if evidence.agreeing >= ENOUGH_AGREEING:
         support.append(f'{evidence.agreeing} starts came to the same map')
     if findings.follows_formula is False:
@@ -130,7 +128,7 @@ def judge_crystal(findings: Findings, evidence: Evidence) -> tuple[str, tuple[st
 
 def _doubts(findings, evidence, limit):
     """For each condition whether it is violated, and the reason in words."""
-    f = findings
+    f, agreed = findings, evidence.agreeing >= ENOUGH_AGREEING
     lowest, highest = ORGANIC_VOLUME if f.organic else ANY_VOLUME
     poor, too_poor = poor_data(f.reflections_per_parameter, f.d_min), f.reflections_per_parameter < LEAST_DATA
     chemistry = f.organic and not f.odd_bonds and f.follows_formula is not False
@@ -157,14 +155,14 @@ def _doubts(findings, evidence, limit):
             evidence.operations is not None and evidence.operations < LEAST_AGREEMENT,
             f'the phases agree with an operation of the space group by {evidence.operations or 0:.2f} only',
         ),
-        (
-            f.weak_intensity > MOST_WEAK and evidence.agreeing < ENOUGH_AGREEING,
-            f'reflections that the model calls weak have {f.weak_intensity:.0%} of the mean intensity, '
-            'and no other start came to this map',
-        ),
+        (f.weak_intensity > MOST_WEAK and not agreed, f'{_weak_reflections(f)}, and no other start came to this map'),
         (f.missing_share > MOST_MISSING, f'{f.missing_share:.0%} of the atoms of the formula are missing'),
         (
-            too_poor or (poor and not (evidence.agreeing >= ENOUGH_AGREEING and chemistry)),
+            too_poor or (poor and not (agreed and chemistry)),
             f'{f.reflections_per_parameter:.1f} reflections a parameter to {f.d_min:.2f} Å are few',
         ),
     ]
+
+
+def _weak_reflections(findings):
+    return f'reflections that the model calls weak have {findings.weak_intensity:.0%} of the mean intensity'
