@@ -27,7 +27,7 @@ CYCLES, POWER_CYCLES = 5, 3  # of refinement in a round, without and with occupa
 
 
 def first_model(crystal: CrystalInGroup, density: np.ndarray) -> Model:
-    """Peaks of a phased map as atoms."""
+    """Peaks of a phased map over the given cell, as atoms; there are none if no peak is high enough."""
     number = int(np.ceil(crystal.data.cell.volume / SPACE_OF_AN_ATOM))
     peaks = maps.sharp_peaks(density, *crystal.symmetry, least=LEAST_PEAK * density.std(), number=2 * number)
     sites, strengths = _distinct(crystal, peaks.positions, peaks.integrals, np.zeros((0, 3)))

@@ -26,6 +26,7 @@ SPREAD = 0.08  # relative error of the power of a site, beside its standard unce
 LIGHTEST_QUANTILE = 0.3  # without a formula the site at this quantile of the powers is the anchor
 ANCHORS = ('C', 'N', 'O', 'F')
 UNLIKELY = {'He', 'Ne', 'Ar', 'Kr', 'Xe', 'Rn', 'H', 'D', 'Li', 'Be', 'Tc', 'Pm', 'Po', 'At', 'Fr', 'Ra', 'Ac', 'Pa'}
+# Where nothing is known, any others up to uranium may occur.
 LIKELY = tuple(each for each in (gemmi.Element(number).name for number in range(1, 93)) if each not in UNLIKELY)
 LEAST_SPACE, MOST_SPACE = 8.0, 40.0  # Å³ for an atom other than hydrogen
 MISCOUNTED = 0.5  # atoms by which the number from a formula may be wrong

@@ -179,7 +179,7 @@ class Refined(Model):
 
 
 def in_group(data: CrystalData, space_group: SpaceGroup) -> CrystalInGroup:
-    """Takes the allowed reflections in order of 1/d, and scales them."""
+    """Takes the reflections that a group allows, in order of 1/d, and scales their intensities to a mean of 1."""
     allowed = maps.allowed_reflections(data.hkl, space_group.symops)
     spacings = data.cell.inverse_spacings(data.hkl)
     order = np.argsort(spacings, kind='stable')
