@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 
 import numpy as np
-from jax import Array
 
 from patterson_jax.errors import InputError, is_real, require
 from patterson_jax.simulation.examples import example_key, stream_key
@@ -79,44 +78,35 @@ def solve_map(
     expected = problem if settings.num_atoms_known else dataclasses.replace(problem, num_atoms=1)
     fitted = fit_problem(patterson, expected, settings.resolution)
     values = restore_origin_term(cut_map(patterson, fitted), fitted).astype(np.float32)
-    unfit = network is not None and _unfit(network, fitted)
-    if unfit and settings.method == 'network':
-        raise InputError(unfit)
-    network = None if unfit else network
+    if network is not None:
+        try:
+            _check_network(network, fitted)
+        except InputError:
+            if settings.method == 'network':
+                raise
+            network = None
     key = example_key(stream_key(seed, 'separation'), 0, 0)
     if settings.num_atoms_known:
         solution = solve_maps(key[None], values[None], fitted, settings, separation, network)[0]
     else:
-        solution = solve_unknown_number(key, values, fitted, settings, separation, network)
+        solution = _solve_unknown_number(key, values, fitted, settings, separation, network)
     return SolvedMap(solution, values, dataclasses.replace(fitted, num_atoms=len(solution.positions)))
 
 
-def _unfit(network, problem):
-    """In words, how the problem differs from the one that the network was trained on; None if it does not."""
-    trained = network.trained_on
-    if trained is None:
-        return None
+def _check_network(network, problem):
+    """Raises InputError if the problem differs too much from the one that the network was trained on."""
+    trained = network.trained_on or problem
     if trained.grid_size != problem.grid_size:
         if network.check_problem is None:
-            return f'{problem.grid_size} voxels along each edge, and the network was trained on {trained.grid_size}'
-        try:
-            network.check_problem(problem)
-        except InputError as error:
-            return str(error)
+            sizes = f'{problem.grid_size} voxels along each edge, and the network was trained on {trained.grid_size}'
+            raise InputError(sizes)
+        network.check_problem(problem)
     if trained.atom_radius != problem.atom_radius:
         radii = f'{problem.atom_radius:g} voxels, and the network was trained on {trained.atom_radius:g}'
-        return f'atom_radius is {radii}'
-    return None
+        raise InputError(f'atom_radius is {radii}')
 
 
-def solve_unknown_number(
-    key: Array,
-    patterson: np.ndarray,
-    problem: Problem,
-    search: Search,
-    separation: SeparationSettings,
-    network: Network | None = None,
-) -> Solution:
+def _solve_unknown_number(key, patterson, problem, search, separation, network):
     """Solves a map `(grid, grid, grid)` whose number of atoms is not known: tries numbers and chooses one.
 
     The first number follows from the ratio of the map's sum to its origin peak. If it explains the map exactly, it is
