@@ -81,7 +81,7 @@ def test_starts_are_a_function_of_key_and_number():
     crystal = phasing.prepare_crystal(invent(*CRYSTALS[1], 0.8).data)
     first, second = (
         [
-            (each.start, each.cycles, each.skewness)
+            (each.start, each.cycles, each.jump)
             for each in itertools.islice(phasing.phase(crystal, jax.random.key(5), 4), 2)
         ]
         for _ in range(2)

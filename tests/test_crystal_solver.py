@@ -10,7 +10,7 @@ from test_crystal_verdict import GOOD
 
 from benchmarks import gaussian_atoms
 from patterson_jax.errors import InputError
-from patterson_jax.solving.crystal_phasing import averaged_in_frame, prepare_crystal
+from patterson_jax.solving.crystal_phasing import prepare_crystal
 from patterson_jax.solving.crystal_solver import (
     ENOUGH_TO_END,
     Cluster,
@@ -21,7 +21,7 @@ from patterson_jax.solving.crystal_solver import (
 )
 from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases
 from patterson_jax.solving.crystal_verdict import Evidence
-from patterson_jax.solving.spacegroup import PhasedReflections, find_operations, half_frames
+from patterson_jax.solving.spacegroup import averaged, find_operations, half_frames
 
 CRYSTAL = ('P 1 21/c 1', (7.5, 7.7, 6.9, 90, 104, 90), 5)
 
@@ -101,10 +101,10 @@ def test_atoms_with_more_symmetry_than_their_group_get_it(half):
     crystal = prepare_crystal(invent(*CRYSTAL, 0.8, noise=0.03).data)
     expanded = crystal.expanded
     own = invent(*CRYSTAL, 0.8).structure_factors(expanded.in_given_cell(expanded.hkl))
-    phased = PhasedReflections(expanded.hkl, own)
     primitive = np.rint(np.linalg.inv(expanded.basis) @ crystal.data.rotations @ expanded.basis).astype(int)
-    frame = half_frames(phased, find_operations(phased, primitive), expanded)[half]
-    group, factors = frame.group, averaged_in_frame(crystal, own, frame)[0]
+    frame = half_frames(expanded, own, find_operations(expanded.hkl, own, primitive))[half]
+    group = frame.group
+    factors, _, _ = averaged(expanded, own, group, frame.origin)
     hkl = expanded.in_given_cell(expanded.hkl)
     answer = interpret_phases(crystal.data, group, hkl, factors, Evidence())
     assert len(answer.atoms) == 10 and answer.findings.further_symmetry

@@ -42,9 +42,8 @@ class Peaks:
 
 def grid_shape(cell: UnitCell, d_min: float) -> tuple[int, int, int]:
     """Points along the axes: even, with factors 2, 3 and 5 only, at least four in d_min."""
-    first, second, third = (
-        2 * fast_size(math.ceil(SAMPLING * edge / d_min / 2), real=True) for edge in (cell.a, cell.b, cell.c)
-    )
+    points = (SAMPLING * edge / d_min for edge in cell.parameters[:3])
+    first, second, third = (2 * fast_size(math.ceil(each / 2), real=True) for each in points)
     return first, second, third
 
 

@@ -45,6 +45,7 @@ EARLIEST, MOST_GROWTH = slice(5, 10), 1.3  # of a quick start: at most so many t
 JUMPED = 1.5  # a start is finished if its skewness is above this times that of noise, and constant
 FLAT = 1.01  # skewness is constant if it has grown by less than this factor over the last cycles
 ELIMINATION_CYCLES = 60
+MOST_SHARPENED = 2  # times that a map is sharpened until its group is clear
 COMPLETION_ROUNDS = 3  # of averaging and elimination, where there are larger groups to choose from
 OBEYED = 0.5  # least agreement of the phases with the operations of its group, of a promising map
 CLEAR_JUMP = 4.0  # least ratio of its skewness to that of noise, of a promising map without symmetry
@@ -90,26 +91,24 @@ class PhasedMap:
         factors: `(n,)` complex, E values with phases of the crystal's reflections in P1, averaged over the group, with
             the origin of the group. The worse equivalents agree, the smaller is their mean; absent reflections have 0.
         own: `(n,)` complex, E values with phases before averaging, with the origin at which they were found.
-        skewness: of the final map.
-        jump: this skewness divided by that of maps from random phases.
+        jump: skewness of the final map, divided by that of maps from random phases.
         disagreement: mean difference between amplitudes after elimination and measured ones, relative to their mean.
         obeyed: lowest agreement of the phases with an operation of the group, after elimination without symmetry.
         start: number of the start.
         cycles: number of cycles of charge flipping.
-        learned: whether something else than elimination has finished it; skewness and disagreement are then those
-            after a further elimination.
+        learned: whether something else than elimination has finished it; jump and disagreement are then those after a
+            further elimination.
     """
 
     found: spacegroup.FoundGroup
     factors: np.ndarray
     own: np.ndarray
-    skewness: float
     jump: float
     disagreement: float
     obeyed: float
     start: int
     cycles: int
-    learned: bool = False
+    learned: bool
 
     @property
     def promising(self) -> bool:
@@ -125,12 +124,12 @@ class PhasedMap:
             return operations == 2 and self.jump > CLEAR_JUMP
         if self.found.kept > OBEYED:
             return self.has_enough_symmetry
-        return number == operations and min(self.found.kept - spacegroup.CHANCE, self.obeyed - OBEYED) > 0
+        return number == operations and self.found.kept > spacegroup.CHANCE and self.obeyed > OBEYED
 
     @property
     def obeys_its_group_alone(self) -> bool:
         """Whether its phases obey the operations of its group, and no others of the Laue class beyond chance."""
-        return self.obeyed > OBEYED and (self.found.rejected or 0) <= spacegroup.CHANCE_AT_MOST
+        return self.obeyed > OBEYED and self.found.rejected <= spacegroup.CHANCE_AT_MOST
 
     @property
     def has_enough_symmetry(self) -> bool:
@@ -292,54 +291,33 @@ def finish(crystal: Crystal, density: np.ndarray, slot: Slot, noise: float, shar
         noise: skewness of maps that show no structure.
         sharpen: low-density elimination, or what takes its place.
     """
-    factors, _, _ = sharpen(np.fft.rfftn(density), crystal)
-    own = _structure_factors(crystal, factors)
-    found = group_of_phases(crystal, own)
-    if not found.space_group.certain and (found.rejected or 0) > spacegroup.CHANCE:
+    factors: np.ndarray | Array = np.fft.rfftn(density)
+    for _ in range(MOST_SHARPENED):
         factors, _, _ = sharpen(factors, crystal)
         own = _structure_factors(crystal, factors)
-        found = group_of_phases(crystal, own)
+        found = spacegroup.find_space_group(crystal.expanded, own, crystal.data.rotations)
+        if found.space_group.certain or found.rejected <= spacegroup.CHANCE:
+            break
     larger = spacegroup.larger_groups(found, crystal.expanded, own)
-
-    def completed(group):
-        rounds, learned = COMPLETION_ROUNDS if larger else 1, sharpen is not eliminated
+    rounds = COMPLETION_ROUNDS if larger else 1
+    maps = []
+    for group in (found, *larger):
         mean, skewness, disagreement, obeyed = _complete(crystal, own, group.frame, rounds, sharpen)
-        of_start = slot.start, len(slot.skewness)
-        return PhasedMap(group, mean, own, skewness, skewness / noise, disagreement, obeyed, *of_start, learned)
-
-    mended = [reached for reached in map(completed, larger) if reached.obeyed > OBEYED]
-    return min((completed(found), *mended), key=lambda each: each.disagreement)
+        if group is found or obeyed > OBEYED:
+            jump, cycles, learned = skewness / noise, len(slot.skewness), sharpen is not eliminated
+            maps.append(PhasedMap(group, mean, own, jump, disagreement, obeyed, slot.start, cycles, learned))
+    return min(maps, key=lambda each: each.disagreement)
 
 
 def _complete(crystal, own, frame, rounds, sharpen):
-    """Averages over a group and eliminates, in turns; factors, skewness, disagreement, obeyed: see `PhasedMap`."""
+    """Averages over a group and sharpens, in turns; factors, skewness, disagreement, obeyed: see `PhasedMap`."""
     for _ in range(rounds):
-        mean, shift, _ = averaged_in_frame(crystal, own, frame)
+        mean, shift, _ = spacegroup.averaged(crystal.expanded, own, frame.group, frame.origin)
         again = crystal.grid.place(crystal.expanded.hkl, np.conj(_phased(crystal, mean) / shift))
         factors, skewness, disagreement = sharpen(again, crystal)
         own = _structure_factors(crystal, factors)
-    mean, _, agreements = averaged_in_frame(crystal, own, frame)
+    mean, _, agreements = spacegroup.averaged(crystal.expanded, own, frame.group, frame.origin)
     return mean, float(skewness), float(disagreement), float(agreements.min())
-
-
-def group_of_phases(crystal: Crystal, own: np.ndarray) -> spacegroup.FoundGroup:
-    """The space group of E values with phases, `(n,)` complex, of the crystal's reflections in P1."""
-    return spacegroup.find_space_group(crystal.expanded, own, crystal.data.rotations)
-
-
-def averaged_in_frame(
-    crystal: Crystal, own: np.ndarray, frame: spacegroup.Frame
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Averages E values with phases, `(n,)` complex, of the crystal's reflections in P1 over a group, at its origin.
-
-    Returns:
-        The mean `(n,)`, the factors `(n,)` that shift phases to the origin of the group, and how well the phases agree
-        with each of its operations.
-    """
-    hkl = crystal.expanded.in_given_cell(crystal.expanded.hkl)
-    shift = np.exp(-2j * np.pi * (hkl @ frame.origin))
-    mean, agreements = spacegroup.averaged(hkl, own * shift, frame.group)
-    return mean, shift, agreements
 
 
 def phased_by_atoms(crystal: Crystal, atoms: tuple[Site, ...], group: SpaceGroup) -> np.ndarray:
@@ -361,13 +339,6 @@ def phased_by_atoms(crystal: Crystal, atoms: tuple[Site, ...], group: SpaceGroup
         scattering = table[elements.index(atom.element)] * np.exp(-2 * np.pi**2 * atom.u_iso * spacings**2)
         total += atom.multiplicity / len(rotations) * scattering * waves
     return _phased(crystal, total)
-
-
-def subgroups(crystal: Crystal, reached: PhasedMap) -> list[spacegroup.Frame]:
-    """Frames of subgroups with half of the operations of a map's group, to try if the group does not fit the data."""
-    phased = spacegroup.PhasedReflections(crystal.expanded.hkl, reached.own)
-    operations = list(reached.found.operations[: reached.found.number_kept])
-    return spacegroup.half_frames(phased, operations, crystal.expanded)
 
 
 def agreement(crystal: Crystal, first: PhasedMap, second: PhasedMap) -> float:

@@ -19,16 +19,14 @@ from patterson_jax.solving.crystal_phasing import (
     Crystal,
     PhasedMap,
     agreement,
-    averaged_in_frame,
-    group_of_phases,
     phase,
     phased_by_atoms,
     prepare_crystal,
-    subgroups,
 )
 from patterson_jax.solving.crystal_projection import Projection, sharpeners
 from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases
 from patterson_jax.solving.crystal_verdict import Evidence, expected_r_factor
+from patterson_jax.solving.spacegroup import averaged, find_space_group, half_frames
 from patterson_jax.solving.verdict import VERDICTS
 
 MAX_STARTS = 48
@@ -53,14 +51,14 @@ class Cluster:
         since: number of starts that had ended when the first map was found.
         answers: interpretations, in one group or more.
         agreeing: number of maps when they were interpreted last; 0 before that.
-        interpreted: the map that was interpreted last.
+        learned: `PhasedMap.learned` of the map that was interpreted last.
     """
 
     maps: list[PhasedMap]
     since: int
     answers: list[Interpretation] = dataclasses.field(default_factory=list)
     agreeing: int = 0
-    interpreted: PhasedMap | None = None
+    learned: bool = False
 
     @property
     def best(self) -> PhasedMap:
@@ -94,49 +92,27 @@ def solve_crystal(
     require(max_seconds >= 0, 'max_seconds', max_seconds, 'a number of seconds, or 0 for no limit')
     began, compiling = time.perf_counter(), _compiling
     crystal = prepare_crystal(data)
+    maps: list[PhasedMap] = []
     clusters: list[Cluster] = []
-    others: list[PhasedMap] = []
-    ended = 0
-    enough: list[Cluster] = []
     for reached in phase(crystal, jax.random.key(seed), max_starts, sharpeners(crystal, projection)):
-        ended += 1
-        if reached.promising:
-            _add_to_cluster(crystal, clusters, reached, ended)
-        else:
-            others.append(reached)
-        agreed = _least_disagreement([cluster for cluster in clusters if cluster.agreeing >= ENOUGH_AGREEING])
-        for cluster in clusters:
-            waited = ended - cluster.since >= MOST_WAITING and cluster.best.disagreement < agreed
-            if len(cluster.maps) >= ENOUGH_AGREEING > cluster.agreeing or (waited and not cluster.answers):
-                _interpret(crystal, cluster)
-        progress(ended, _note(clusters))
+        maps.append(reached)
+        _add_to_cluster(crystal, clusters, reached, len(maps))
+        _interpret_meanwhile(crystal, clusters, len(maps))
+        progress(len(maps), _note(clusters))
         spent = max_seconds and time.perf_counter() - began >= max_seconds
-        enough = [cluster for cluster in clusters if ends_search(cluster, ended)]
-        if spent or enough:
+        if spent or any(ends_search(cluster, len(maps)) for cluster in clusters):
             break
-    limit = _least_disagreement(enough)  # for a map that was found once
-    waiting = [cluster for cluster in clusters if not cluster.answers and cluster.best.disagreement < limit]
-    for cluster in sorted(waiting, key=lambda each: each.best.disagreement)[:MOST_INTERPRETED]:
-        _interpret(crystal, cluster)
-    if not clusters:
-        others.sort(key=lambda each: (each.has_enough_symmetry, each.rank), reverse=True)
-        for reached in others[:MOST_INTERPRETED]:
-            clusters.append(Cluster([reached], ended))
-            _interpret(crystal, clusters[-1])
+    clusters = _interpreted_at_the_end(crystal, clusters, maps)
     seconds = time.perf_counter() - began - (_compiling - compiling)
-    return _answer(crystal, clusters, ended, seconds)
+    return _answer(crystal, clusters, len(maps), seconds)
 
 
 def answer_of_maps(crystal: Crystal, maps: list[PhasedMap]) -> CrystalSolution:
     """The answer that the search would give if its starts had come to these maps, one or more, and to no others."""
     clusters: list[Cluster] = []
     for ended, reached in enumerate(maps, start=1):
-        if reached.promising:
-            _add_to_cluster(crystal, clusters, reached, ended)
-    if not clusters:
-        clusters.append(Cluster([max(maps, key=lambda each: each.rank)], len(maps)))
-    for cluster in clusters:
-        _interpret(crystal, cluster)
+        _add_to_cluster(crystal, clusters, reached, ended)
+    clusters = _interpreted_at_the_end(crystal, clusters, maps)
     return _answer(crystal, clusters, len(maps), 0.0)
 
 
@@ -149,11 +125,38 @@ def ends_search(cluster: Cluster, ended: int) -> bool:
     return settled or any(answer.verdict == 'solved' for answer in cluster.answers)
 
 
+def _interpret_meanwhile(crystal, clusters, ended):
+    """Interprets maps to which a second start has led, and those that have waited long for one."""
+    agreed = _least_disagreement([cluster for cluster in clusters if cluster.agreeing >= ENOUGH_AGREEING])
+    for cluster in clusters:
+        waited = ended - cluster.since >= MOST_WAITING and cluster.best.disagreement < agreed
+        if len(cluster.maps) >= ENOUGH_AGREEING > cluster.agreeing or (waited and not cluster.answers):
+            _interpret(crystal, cluster)
+
+
+def _interpreted_at_the_end(crystal, clusters, maps):
+    """The clusters, after the best of those that wait were interpreted: those better than one that ended the search.
+
+    If no map is promising, the best of all maps are taken.
+    """
+    if not clusters:
+        ranked = sorted(maps, key=lambda each: (each.has_enough_symmetry, each.rank), reverse=True)
+        clusters = [Cluster([reached], len(maps)) for reached in ranked[:MOST_INTERPRETED]]
+    limit = _least_disagreement([cluster for cluster in clusters if ends_search(cluster, len(maps))])
+    waiting = [cluster for cluster in clusters if not cluster.answers and cluster.best.disagreement < limit]
+    for cluster in sorted(waiting, key=lambda each: each.best.disagreement)[:MOST_INTERPRETED]:
+        _interpret(crystal, cluster)
+    return clusters
+
+
 def _least_disagreement(clusters):
     return min((cluster.best.disagreement for cluster in clusters), default=np.inf)
 
 
 def _add_to_cluster(crystal, clusters, reached, ended):
+    """Adds a map, if it is promising, to the cluster of maps that are the same, or to a new one."""
+    if not reached.promising:
+        return
     for cluster in clusters:
         if any(agreement(crystal, reached, other) > SAME_MAP for other in cluster.maps):
             cluster.maps.append(reached)
@@ -169,40 +172,39 @@ def _interpret(crystal, cluster):
     better. If none does, the first group is called certain, provided that several starts led to it and that the phases
     obey its operations and no others. Atoms that have more symmetry than their group are interpreted again with it.
     """
-    best = cluster.best
-    found = best.found
-    cluster.agreeing, cluster.interpreted = len(cluster.maps), best
-
-    def evidence(frame):
-        lowest = max(float(frame.agreements.min()), best.obeyed if frame is found.frame else 0)
-        return Evidence(len(cluster.maps), lowest if len(frame.agreements) > 1 else None)
-
-    def answer(frame, group):
-        factors = best.factors if frame is found.frame else averaged_in_frame(crystal, best.own, frame)[0]
-        hkl, factors = _of_the_data(crystal, factors)
-        return interpret_phases(crystal.data, group, hkl, factors, evidence(frame))
-
-    first = answer(found.frame, found.space_group)
+    best, found = cluster.best, cluster.best.found
+    cluster.agreeing, cluster.learned = len(cluster.maps), best.learned
+    evidence = _evidence(cluster, found.frame, best.obeyed)
+    first = _interpretation(crystal, found.space_group, best.factors, evidence)
     cluster.answers = [first]
     obeyed = found.space_group.certain and found.kept > WELL_OBEYED
     if first.verdict == 'solved' or obeyed or len(cluster.maps) < ENOUGH_AGREEING or first.r_factor is None:
         return
-    frames = (found.alternatives or subgroups(crystal, best))[:MOST_ALTERNATIVES]
-    symbols = (found.frame.group.hm, *(frame.group.hm for frame in frames))
+    operations = found.operations[: found.number_kept]
+    frames = (found.alternatives or half_frames(crystal.expanded, best.own, operations))[:MOST_ALTERNATIVES]
+    symbols = (found.space_group.hm, *(frame.group.hm for frame in frames))
     for frame in frames:
         others = tuple(symbol for symbol in symbols if symbol != frame.group.hm)
-        other = answer(frame, dataclasses.replace(frame.group, candidates=others))
+        group = dataclasses.replace(frame.group, candidates=others)
+        factors, _, _ = averaged(crystal.expanded, best.own, group, frame.origin)
+        other = _interpretation(crystal, group, factors, _evidence(cluster, frame))
         if other.verdict == 'solved' or _r_factor(other) < CLEARLY_BETTER * _r_factor(first):
             cluster.answers.append(other)
         if other.verdict == 'solved':
             return
     if len(cluster.answers) == 1 and best.obeys_its_group_alone:
-        cluster.answers = [first.with_findings(evidence(found.frame), group_certain=True)]
+        cluster.answers = [first.with_findings(evidence, group_certain=True)]
     cluster.answers += [
-        with_symmetry_of_its_atoms(crystal, other, evidence(found.frame))
+        with_symmetry_of_its_atoms(crystal, other, evidence)
         for other in cluster.answers
         if other.findings.further_symmetry and other.r_factor < expected_r_factor(other.findings)
     ]
+
+
+def _evidence(cluster, frame, obeyed=0.0):
+    """How the phases of a cluster were found, and how well they obey a group: as in its frame, or as `obeyed` says."""
+    lowest = max(float(frame.agreements.min()), obeyed)
+    return Evidence(len(cluster.maps), lowest if len(frame.agreements) > 1 else None)
 
 
 def with_symmetry_of_its_atoms(crystal: Crystal, answer: Interpretation, evidence: Evidence) -> Interpretation:
@@ -214,21 +216,19 @@ def with_symmetry_of_its_atoms(crystal: Crystal, answer: Interpretation, evidenc
         evidence: how the answer was found.
     """
     own = phased_by_atoms(crystal, answer.atoms, answer.space_group)
-    found = group_of_phases(crystal, own)
+    found = find_space_group(crystal.expanded, own, crystal.data.rotations)
     evidence = dataclasses.replace(evidence, operations=found.kept)
-    hkl, factors = _of_the_data(crystal, averaged_in_frame(crystal, own, found.frame)[0])
-    return interpret_phases(crystal.data, found.space_group, hkl, factors, evidence)
+    factors, _, _ = averaged(crystal.expanded, own, found.space_group, found.frame.origin)
+    return _interpretation(crystal, found.space_group, factors, evidence)
 
 
-def _of_the_data(crystal, factors):
-    """Indices `(n, 3)` and structure factors `(n,)` of the rows of the data that have a phase, in the given cell.
-
-    They are taken from E values with phases, `(n,)` complex, of all reflections in P1.
-    """
+def _interpretation(crystal, group, factors, evidence):
+    """Atoms from E values with phases, `(n,)` complex, of all reflections in P1: from one of each row of the data."""
     _, rows = np.unique(crystal.expanded.source, return_index=True)
     rows = rows[np.abs(factors[rows]) > ABSENT * np.abs(factors).max()]
     hkl = crystal.expanded.in_given_cell(crystal.expanded.hkl[rows])
-    return hkl, crystal.amplitudes[rows] * np.exp(1j * np.angle(factors[rows]))
+    phased = crystal.amplitudes[rows] * np.exp(1j * np.angle(factors[rows]))
+    return interpret_phases(crystal.data, group, hkl, phased, evidence)
 
 
 def _answer(crystal, clusters, ended, seconds):
@@ -248,7 +248,7 @@ def _answer(crystal, clusters, ended, seconds):
         ended,
         seconds,
         best.density,
-        learned=cluster.interpreted is not None and cluster.interpreted.learned,
+        learned=cluster.learned,
     )
 
 
@@ -282,8 +282,8 @@ def _note(clusters):
         return 'no promising map yet'
     best = max(clusters, key=lambda cluster: len(cluster.maps))
     r_factors = [each.r_factor for cluster in clusters for each in cluster.answers if each.r_factor is not None]
-    symbol, agreeing = best.best.found.space_group.hm, len(best.maps)
-    note = f'{symbol}, {agreeing} start{"s" if agreeing > 1 else ""} agree{"" if agreeing > 1 else "s"}'
+    agreeing = f'{len(best.maps)} starts agree' if len(best.maps) > 1 else '1 start agrees'
+    note = f'{best.best.found.space_group.hm}, {agreeing}'
     return f'{note}, R1 {min(r_factors):.3f}' if r_factors else note
 
 

@@ -30,7 +30,7 @@ def checked_patterson(patterson: np.ndarray) -> np.ndarray:
         refuse(f'its shape is {patterson.shape}; it must have three axes of the same length')
     if patterson.size == 0:
         refuse('it is empty')
-    if not np.issubdtype(patterson.dtype, np.floating) and not np.issubdtype(patterson.dtype, np.integer):
+    if patterson.dtype.kind not in 'fiu':
         refuse(f'its values are of the type {patterson.dtype}; they must be real numbers')
     if not np.all(np.isfinite(patterson)):
         refuse(f'{np.sum(~np.isfinite(patterson))} of its values are NaN or infinite')

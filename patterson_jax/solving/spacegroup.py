@@ -8,6 +8,7 @@ their rotations form a group (compare Palatinus and van der Lee, J. Appl. Cryst.
 of the group, its standard axes and its origin. The answer is in the given cell.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -18,7 +19,7 @@ import moyopy
 import numpy as np
 
 from patterson_jax.crystal.expansion import GEMMI_DENOMINATOR, Expanded
-from patterson_jax.crystal.grid import fast_size, local_maxima, real_transform
+from patterson_jax.crystal.grid import Grid, fast_size, local_maxima, real_transform
 from patterson_jax.crystal.structure import SpaceGroup
 
 CHANCE = 0.3  # agreement that false operations reach easily
@@ -47,17 +48,12 @@ class Operation(NamedTuple):
     Attributes:
         rotation: `(3, 3)` int.
         translations: `(k, 3)`, the best first; there are several if the structure almost repeats itself.
-        agreements: `(k,)`, with each translation, at most 1.
+        agreement: of the phases with the best translation, at most 1.
     """
 
     rotation: np.ndarray
     translations: np.ndarray
-    agreements: np.ndarray
-
-    @property
-    def agreement(self) -> float:
-        """The agreement with the best translation."""
-        return float(self.agreements[0])
+    agreement: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +79,7 @@ class FoundGroup(NamedTuple):
         space_group: the same group, as it is reported.
         number_kept: number of the operations tried that belong to the group.
         kept: lowest agreement of an operation of the group.
-        rejected: highest agreement of another operation; None if there is no other.
+        rejected: highest agreement of another operation; 0 if there is no other.
         operations: all operations that were tried, one for each rotation, those of the group first.
         alternatives: frames of other groups that may be right, if the space group is not certain.
     """
@@ -92,58 +88,51 @@ class FoundGroup(NamedTuple):
     space_group: SpaceGroup
     number_kept: int
     kept: float
-    rejected: float | None
-    operations: tuple[Operation, ...]
-    alternatives: tuple[Frame, ...]
+    rejected: float
+    operations: list[Operation]
+    alternatives: list[Frame]
 
 
-class PhasedReflections:
-    """Structure factors that are looked up by their indices.
-
-    Args:
-        hkl: `(n, 3)`, one of each Friedel pair.
-        factors: `(n,)` complex.
-    """
-
-    def __init__(self, hkl: np.ndarray, factors: np.ndarray):
-        self.hkl, self.factors = np.asarray(hkl), np.asarray(factors)
-        self.reach = np.abs(self.hkl).max(axis=0)
-        self.box = np.zeros(2 * self.reach + 1, complex)
-        self.box[tuple(self.hkl.T)] = self.factors
-        self.box[tuple(-self.hkl.T)] = np.conj(self.factors)
-        self.total = float(np.sum(np.abs(self.factors) ** 2))
-
-    def at(self, hkl: np.ndarray) -> np.ndarray:
-        """Structure factors `(n,)` of indices `(n, 3)`; 0 where there are none."""
-        inside = np.all(np.abs(hkl) <= self.reach, axis=1)
-        return np.where(inside, self.box[tuple(np.where(inside[:, None], hkl, 0).T)], 0)
-
-
-def find_operations(phased: PhasedReflections, rotations: np.ndarray) -> list[Operation]:
+def find_operations(hkl: np.ndarray, factors: np.ndarray, rotations: np.ndarray) -> list[Operation]:
     """Finds for each rotation the translations with which the phases agree best.
 
     Args:
-        phased: E values with phases.
+        hkl: `(n, 3)`, one of each Friedel pair.
+        factors: `(n,)` complex, their E values with phases.
         rotations: `(m, 3, 3)` int, those that the intensities allow; the identity is among them.
 
     Returns:
         The identity, then the other operations, best agreement first.
     """
-    hkl, factors = phased.hkl, phased.factors
-    shape = fine_shape(phased.hkl)
+    shape, total = fine_shape(hkl), np.sum(np.abs(factors) ** 2)
     operations = []
-    for rotation in rotations:
+    for rotation, turned in zip(rotations, turned_factors(hkl, factors, rotations), strict=True):
         if np.array_equal(rotation, np.eye(3)):
             continue
-        products = factors * np.conj(phased.at(hkl @ rotation))
+        products = factors * np.conj(turned)
         values = real_transform(hkl, products, shape)
         peaks = local_maxima(values, ALMOST * values.max())[:MOST_PEAKS] / shape
         translations = np.array([_climb(hkl, products, peak) for peak in peaks])
-        agreements = (np.exp(-2j * np.pi * (translations @ hkl.T)) @ products).real / phased.total
+        agreements = (np.exp(-2j * np.pi * (translations @ hkl.T)) @ products).real / total
         order = np.argsort(-agreements)
-        operations.append(Operation(rotation, translations[order], agreements[order]))
-    identity = Operation(np.eye(3, dtype=int), np.zeros((1, 3)), np.ones(1))
+        operations.append(Operation(rotation, translations[order], float(agreements[order[0]])))
+    identity = Operation(np.eye(3, dtype=int), np.zeros((1, 3)), 1.0)
     return [identity, *sorted(operations, key=lambda operation: -operation.agreement)]
+
+
+def turned_factors(hkl: np.ndarray, factors: np.ndarray, rotations: np.ndarray) -> np.ndarray:
+    """Structure factors F(hR), `(m, n)`, for each rotation R; 0 where there is none.
+
+    Args:
+        hkl: `(n, 3)`, one of each Friedel pair.
+        factors: `(n,)` complex, F(h).
+        rotations: `(m, 3, 3)` int.
+    """
+    images = [hkl @ rotation for rotation in rotations]
+    first, second, third = 2 * np.abs([hkl, *images]).max(axis=(0, 1)) + 2
+    grid = Grid((first, second, third), (0, 1, 2))
+    placed = grid.place(hkl, factors)
+    return np.array([grid.take(placed, each) for each in images])
 
 
 def fine_shape(hkl: np.ndarray) -> tuple[int, int, int]:
@@ -168,8 +157,8 @@ def derivation(products: np.ndarray) -> tuple[list[int], dict[int, tuple[int, in
         products: `(n, n)`, the index of the product of each two; that of the identity is 0.
 
     Returns:
-        Generators, the first ones that suffice; and for each operation but the identity the generator and the earlier
-        operation of which it is the product.
+        Generators, the first ones that suffice; and for each operation but the identity which of the generators, by its
+        place among them, and which earlier operation it is the product of.
     """
     generators: list[int] = []
     steps: dict[int, tuple[int, int]] = {}
@@ -179,10 +168,10 @@ def derivation(products: np.ndarray) -> tuple[list[int], dict[int, tuple[int, in
         generators.append(operation)
         steps, order = {}, [0]
         for known in order:  # the list grows in the loop
-            for generator in generators:
+            for place, generator in enumerate(generators):
                 product = int(products[generator, known])
                 if product and product not in steps:
-                    steps[product] = generator, known
+                    steps[product] = place, known
                     order.append(product)
     return generators, steps
 
@@ -195,23 +184,22 @@ def find_space_group(expanded: Expanded, factors: np.ndarray, rotations: np.ndar
         factors: `(n,)` complex, their E values with phases.
         rotations: `(m, 3, 3)` int, of the Laue class, in the given cell.
     """
-    phased = PhasedReflections(expanded.hkl, factors)
     primitive = np.linalg.inv(expanded.basis) @ rotations @ expanded.basis
-    operations = find_operations(phased, np.unique(np.rint(primitive).astype(int), axis=0))
+    operations = find_operations(expanded.hkl, factors, np.unique(np.rint(primitive).astype(int), axis=0))
     placed: list[tuple[int, float, Frame]] = []
     for number, gap in closed_sets(operations):
         if placed and gap < max(placed[0][1] / 2, LEAST_GAP):
             break
-        frame = place_group(phased, operations[:number], expanded)
+        frame = place_group(expanded, factors, operations[:number])
         if frame is not None:
             placed.append((number, gap, frame))
     number, gap, _ = placed[0]
     frames = [frame for _, _, frame in placed]
     found = _found(operations, number, frames, certain=True)
     wrong = CLEARLY_WRONG if number > 1 else CHANCE_AT_MOST
-    if gap >= CLEAR_GAP and found.kept >= CLEARLY_RIGHT and (found.rejected or 0) <= wrong and len(frames) == 1:
+    if gap >= CLEAR_GAP and found.kept >= CLEARLY_RIGHT and found.rejected <= wrong and len(frames) == 1:
         return found
-    frames += half_frames(phased, operations[:number], expanded)
+    frames += half_frames(expanded, factors, operations[:number])
     return _found(operations, number, frames, certain=False)
 
 
@@ -222,13 +210,12 @@ def larger_groups(found: FoundGroup, expanded: Expanded, factors: np.ndarray) ->
     operations 0.25. The widest gap is then above the inversion, so that `find_space_group` misses it. None of these
     groups is certain. `found` is the result of `find_space_group`; the other arguments are as there.
     """
-    phased = PhasedReflections(expanded.hkl, factors)
-    larger = []
-    for number, _ in closed_sets(list(found.operations)):
-        if number > found.number_kept and found.operations[number - 1].agreement > BARELY_OBEYED:
-            frame = place_group(phased, list(found.operations[:number]), expanded)
+    operations, larger = found.operations, []
+    for number, _ in closed_sets(operations):
+        if number > found.number_kept and operations[number - 1].agreement > BARELY_OBEYED:
+            frame = place_group(expanded, factors, operations[:number])
             if frame is not None:
-                larger.append(_found(list(found.operations), number, [frame, found.frame], certain=False))
+                larger.append(_found(operations, number, [frame, found.frame], certain=False))
     return larger[:MOST_LARGER]
 
 
@@ -236,20 +223,20 @@ def _found(operations, number, frames, certain):
     """A `FoundGroup` whose group is the first of the frames."""
     best = frames[0]
     kept = min(operations[number - 1].agreement, float(best.agreements.min()))
-    rejected = operations[number].agreement if number < len(operations) else None
+    rejected = operations[number].agreement if number < len(operations) else 0.0
     alternatives = {frame.group.hm: frame for frame in frames[1:] if frame.group.hm != best.group.hm}
     hand = enantiomorph(best.group.number)
     symbols = [*alternatives] + ([] if hand is None else [gemmi.find_spacegroup_by_number(hand).xhm()])
     group = dataclasses.replace(best.group, certain=certain, candidates=tuple(symbols))
-    return FoundGroup(best, group, number, kept, rejected, tuple(operations), tuple(alternatives.values()))
+    return FoundGroup(best, group, number, kept, rejected, operations, [*alternatives.values()])
 
 
-def half_frames(phased: PhasedReflections, operations: list[Operation], expanded: Expanded) -> list[Frame]:
+def half_frames(expanded: Expanded, factors: np.ndarray, operations: list[Operation]) -> list[Frame]:
     """The space groups, up to `MOST_HALVES`, of subgroups with half of the operations, best agreement first.
 
     If a structure only comes near to the symmetry of the whole group, its true group is likely to be among them.
     """
-    frames = [place_group(phased, part, expanded) for part in halves(operations)[:MOST_HALVES]]
+    frames = [place_group(expanded, factors, part) for part in halves(operations)[:MOST_HALVES]]
     return [frame for frame in frames if frame is not None]
 
 
@@ -263,14 +250,14 @@ def halves(operations: list[Operation]) -> list[list[Operation]]:
     found = []
     for signs in itertools.product((1, -1), repeat=len(generators)):
         values = np.ones(len(operations), int)
-        for operation, (generator, known) in steps.items():
-            values[operation] = signs[generators.index(generator)] * values[known]
+        for operation, (place, known) in steps.items():
+            values[operation] = signs[place] * values[known]
         if -1 in signs and np.array_equal(values[products], np.outer(values, values)):
             found.append([operation for operation, value in zip(operations, values, strict=True) if value == 1])
     return sorted(found, key=lambda part: -np.mean([operation.agreement for operation in part]))
 
 
-def place_group(phased: PhasedReflections, operations: list[Operation], expanded: Expanded) -> Frame | None:
+def place_group(expanded: Expanded, factors: np.ndarray, operations: list[Operation]) -> Frame | None:
     """Finds the space group of operations in the primitive cell, and the origin at which the phases agree best.
 
     If generators have several translations, all combinations up to `MOST_COMBINATIONS` are tried, and the group with
@@ -282,55 +269,43 @@ def place_group(phased: PhasedReflections, operations: list[Operation], expanded
     frames = []
     for chosen in itertools.islice(combinations, MOST_COMBINATIONS):
         translations = np.zeros((len(operations), 3))
-        for operation, (generator, known) in steps.items():
-            turned = rotations[generator] @ translations[known]
-            translations[operation] = (turned + chosen[generators.index(generator)]) % 1
-        frames.append(_place(phased, rotations, translations, expanded))
+        for operation, (place, known) in steps.items():
+            translations[operation] = (rotations[generators[place]] @ translations[known] + chosen[place]) % 1
+        frames.append(_place(expanded, factors, rotations, translations))
     return max(filter(None, frames), key=lambda frame: frame.agreements.mean(), default=None)
 
 
-def _place(phased, rotations, translations, expanded):
-    basis = expanded.basis
-    for tolerance in TOLERANCES:
-        try:
-            found = moyopy.SpaceGroup(
-                rotations.tolist(),
-                translations.tolist(),
-                basis=expanded.cell.orthogonalization.T.tolist(),
-                setting=moyopy.Setting.standard(),
-                epsilon=tolerance,
-            )
-            break
-        except (ValueError, RuntimeError):
-            continue
-    else:
+def _place(expanded, factors, rotations, translations):
+    found = _standard(expanded.cell, rotations, translations)
+    if found is None:
         return None
-    standard = moyopy.operations_from_number(found.number, setting=moyopy.Setting.standard(), primitive=True)
-    to_given = basis @ np.array(found.linear)
-    matrices = np.rint(to_given @ np.array(standard.rotations) @ np.linalg.inv(to_given)).astype(int)
-    shifts = np.array(standard.translations) @ to_given.T
-    group, moved = _tabulated(_in_given_cell(found.number, matrices, shifts, basis))
-    given = PhasedReflections(expanded.in_given_cell(phased.hkl), phased.factors)
-    origin = _best_origin(given, group, basis @ np.array(found.origin_shift) + moved)
-    centred = PhasedReflections(given.hkl, given.factors * np.exp(-2j * np.pi * (given.hkl @ origin)))
-    return Frame(group, origin, _agreements(centred, _images(centred, group)))
+    group, moved = _tabulated(_in_given_cell(found, expanded.basis))
+    origin = _best_origin(expanded, factors, group, expanded.basis @ np.array(found.origin_shift) + moved)
+    _, _, agreements = averaged(expanded, factors, group, origin)
+    return Frame(group, origin, agreements)
 
 
-def averaged(hkl: np.ndarray, factors: np.ndarray, group: SpaceGroup) -> tuple[np.ndarray, np.ndarray]:
+def averaged(
+    expanded: Expanded, factors: np.ndarray, group: SpaceGroup, origin: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Averages the density over the operations of a group.
 
     Args:
-        hkl: `(n, 3)`, one of each Friedel pair, in the given cell; all equivalents are among them.
-        factors: `(n,)` complex, structure factors with the origin of the group.
-        group: the space group.
+        expanded: the reflections in P1.
+        factors: `(n,)` complex, their structure factors.
+        group: the space group, in the given cell.
+        origin: `(3,)`, where its origin lies in the density, in fractions of the given edges.
 
     Returns:
-        The structure factors `(n,)` of the mean, and how well those before agree with each operation,
-        `(operations,)`, at most 1.
+        The structure factors `(n,)` of the mean, with the origin of the group; the factors `(n,)` that moved the
+        density there; and how well the phases agree with each operation, `(operations,)`, at most 1.
     """
-    phased = PhasedReflections(hkl, factors)
-    images = _images(phased, group)
-    return np.mean(images, axis=0), _agreements(phased, images)
+    hkl = expanded.in_given_cell(expanded.hkl)
+    shift = np.exp(-2j * np.pi * (hkl @ origin))
+    moved = factors * shift
+    images = _images(hkl, moved, group)
+    agreements = np.sum((moved * np.conj(images)).real, axis=1) / np.sum(np.abs(moved) ** 2)
+    return np.mean(images, axis=0), shift, agreements
 
 
 def enantiomorph(number: int) -> int | None:
@@ -341,14 +316,9 @@ def enantiomorph(number: int) -> int | None:
 
 def _products(rotations):
     """The index of the product of each two rotations, `(n, n)`; n if the product is not among them."""
-    numbers = {_as_key(rotation): index for index, rotation in enumerate(rotations)}
-    products = np.einsum('aij,bjk->abik', rotations, rotations).reshape(len(rotations) ** 2, 9)
-    found = [numbers.get(tuple(product), len(rotations)) for product in products.tolist()]
-    return np.reshape(found, (len(rotations), len(rotations)))
-
-
-def _as_key(rotation):
-    return tuple(np.asarray(rotation).ravel().tolist())
+    products = np.einsum('aij,bjk->abik', rotations, rotations)
+    same = np.all(products[:, :, None] == np.asarray(rotations), axis=(3, 4))
+    return np.where(same.any(axis=2), same.argmax(axis=2), len(rotations))
 
 
 def _climb(vectors, products, place):
@@ -373,20 +343,39 @@ def _climb(vectors, products, place):
     return place % 1
 
 
-def _in_given_cell(number, rotations, translations, basis):
-    """A group under its standard symbol, from one operation for each rotation, both in fractions of the given edges.
+def _standard(cell, rotations, translations):
+    """What moyopy says of operations in a primitive cell; None if no space group has them."""
+    for tolerance in TOLERANCES:
+        with contextlib.suppress(ValueError, RuntimeError):
+            return moyopy.SpaceGroup(
+                rotations.tolist(),
+                translations.tolist(),
+                basis=cell.orthogonalization.T.tolist(),
+                setting=moyopy.Setting.standard(),
+                epsilon=tolerance,
+            )
+    return None
+
+
+def _in_given_cell(found, basis):
+    """A group that moyopy found, under its standard symbol, with its operations in fractions of the given edges.
 
     The centring of the given cell is added. Translations are multiples of 1/24.
     """
+    standard = moyopy.operations_from_number(found.number, setting=moyopy.Setting.standard(), primitive=True)
+    to_given = basis @ np.array(found.linear)
+    rotations = np.rint(to_given @ np.array(standard.rotations) @ np.linalg.inv(to_given)).astype(int)
+    translations = np.rint(np.array(standard.translations) @ to_given.T * GEMMI_DENOMINATOR).astype(int)
     steps = np.array([*itertools.product(range(-3, 4), repeat=3)])
     lattice = np.unique(np.rint(steps @ basis.T * GEMMI_DENOMINATOR).astype(int) % GEMMI_DENOMINATOR, axis=0)
     operation, symops = gemmi.Op(), []
     for rotation, translation in zip(rotations, translations, strict=True):
         operation.rot = (rotation * GEMMI_DENOMINATOR).tolist()
         for point in lattice:
-            operation.tran = (np.rint(translation * GEMMI_DENOMINATOR).astype(int) + point).tolist()
+            operation.tran = (translation + point).tolist()
             symops.append(operation.wrap().triplet())
-    return SpaceGroup(number, gemmi.find_spacegroup_by_number(number).xhm(), tuple(symops), certain=False)
+    symbol = gemmi.find_spacegroup_by_number(found.number).xhm()
+    return SpaceGroup(found.number, symbol, tuple(symops), certain=False)
 
 
 @functools.lru_cache(maxsize=256)
@@ -397,8 +386,8 @@ def _tabulated(group):
     the group stays as it is. Results are kept, because starts find the same groups again and again, and a search in the
     table takes 40 ms for a cubic group.
     """
-    ours = _by_rotation(group)
-    identity = _as_key(np.eye(3, dtype=int))
+    ours = _by_rotation(map(gemmi.Op, group.symops))
+    identity = _as_key(gemmi.Op())
     settings = [setting for setting in gemmi.spacegroup_table() if setting.number == group.number]
     if any(setting.ext == '2' for setting in settings):
         settings = [setting for setting in settings if setting.ext != '1']
@@ -406,48 +395,43 @@ def _tabulated(group):
     origins = np.where(origins > ORIGIN_STEPS // 2, origins - ORIGIN_STEPS, origins)
     origins = origins[np.argsort(np.abs(origins).sum(axis=1), kind='stable')]
     for setting in settings:
-        symops = tuple(operation.triplet() for operation in setting.operations())
-        tabulated = dataclasses.replace(group, hm=setting.xhm(), symops=symops)
-        theirs = _by_rotation(tabulated)
-        if theirs.keys() != ours.keys() or {*map(tuple, theirs[identity])} != {*map(tuple, ours[identity])}:
+        theirs = _by_rotation(setting.operations())
+        if theirs.keys() != ours.keys() or theirs[identity] != ours[identity]:
             continue
         possible = origins
-        for key, ours_shifts in ours.items():
-            rotation = np.array(key).reshape(3, 3)
-            moved = ours_shifts[0] + possible @ (rotation - np.eye(3, dtype=int)).T
-            allowed = {tuple(shift) for shift in theirs[key].tolist()}
-            possible = possible[[tuple(shift) in allowed for shift in (moved % GEMMI_DENOMINATOR).tolist()]]
+        for rotation, (shift, *_) in ours.items():
+            turn = np.array(rotation) // GEMMI_DENOMINATOR - np.eye(3, dtype=int)
+            moved = (shift + possible @ turn.T) % GEMMI_DENOMINATOR
+            possible = possible[[tuple(each) in theirs[rotation] for each in moved.tolist()]]
         if len(possible):
-            return tabulated, possible[0] / ORIGIN_STEPS
+            symops = tuple(operation.triplet() for operation in setting.operations())
+            return dataclasses.replace(group, hm=setting.xhm(), symops=symops), possible[0] / ORIGIN_STEPS
     return group, np.zeros(3)
 
 
-def _by_rotation(group):
-    """Translations in units of 1/24, `(k, 3)` int, of each rotation."""
-    table: dict[tuple, list] = {}
-    for rotation, shift in zip(*group.operations, strict=True):
-        table.setdefault(_as_key(rotation), []).append(np.rint(shift * GEMMI_DENOMINATOR).astype(int))
-    return {key: np.array(values) for key, values in table.items()}
+def _by_rotation(operations):
+    """The translations of each rotation, both in units of 1/24."""
+    table: dict[tuple, set] = {}
+    for operation in operations:
+        table.setdefault(_as_key(operation), set()).add(tuple(operation.tran))
+    return table
 
 
-def _best_origin(phased, group, origin):
+def _as_key(operation):
+    return tuple(map(tuple, operation.rot))
+
+
+def _best_origin(expanded, factors, group, origin):
     """Moves an origin to where the phases agree best with all operations of the group."""
-    vectors = np.concatenate([phased.hkl - phased.hkl @ rotation for rotation in group.operations[0]])
-    products = np.concatenate(phased.factors * np.conj(_images(phased, group)))
+    hkl = expanded.in_given_cell(expanded.hkl)
+    vectors = np.concatenate([hkl - hkl @ rotation for rotation in group.operations[0]])
+    products = np.concatenate(factors * np.conj(_images(hkl, factors, group)))
     moving = np.any(vectors != 0, axis=1)
-    return _climb(vectors[moving], products[moving], origin) if moving.any() else origin % 1
+    return _climb(vectors[moving], products[moving], origin)
 
 
-def _agreements(phased, images):
-    return np.sum((phased.factors * np.conj(images)).real, axis=1) / phased.total
-
-
-def _images(phased, group):
+def _images(hkl, factors, group):
     """What each operation makes of the structure factors, `(operations, n)`; those of true operations are the same."""
-    hkl = phased.hkl
-    return np.array(
-        [
-            phased.at(hkl @ rotation) * np.exp(2j * np.pi * (hkl @ translation))
-            for rotation, translation in zip(*group.operations, strict=True)
-        ]
-    )
+    rotations, translations = group.operations
+    waves = [np.exp(2j * np.pi * (hkl @ translation)) for translation in translations]
+    return turned_factors(hkl, factors, rotations) * waves
