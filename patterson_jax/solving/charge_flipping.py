@@ -113,7 +113,7 @@ def random_density(key: Array, search: Search, kind: Array, shape: tuple[int, in
         shape: of the grid.
     """
     factors = jnp.fft.rfftn(jax.random.normal(key, shape))
-    return _density(phased(factors, search.strong[kind]), shape)
+    return jnp.fft.irfftn(phased(factors, search.strong[kind]), s=shape)
 
 
 def superposed_density(vector: Array, search: Search, kind: Array, shape: tuple[int, int, int]) -> Array:
@@ -130,8 +130,8 @@ def superposed_density(vector: Array, search: Search, kind: Array, shape: tuple[
     """
     patterson = search.patterson.astype(jnp.complex64)
     moved = patterson * shifting_wave(vector, shape)
-    least = jnp.minimum(_density(patterson, shape), _density(moved, shape))
-    return _density(phased(jnp.fft.rfftn(least), search.strong[kind]), shape)
+    least = jnp.minimum(jnp.fft.irfftn(patterson, s=shape), jnp.fft.irfftn(moved, s=shape))
+    return jnp.fft.irfftn(phased(jnp.fft.rfftn(least), search.strong[kind]), s=shape)
 
 
 @exact_products
@@ -166,7 +166,7 @@ def _flip_one(density, kind, threshold, search, cycles):
         along = (strong * inverse).at[0, 0, 0].set(jnp.where(search.mean_is_free, 1, scale))
         across = turns * jnp.minimum(scale, inverse)
         factors = factors * jax.lax.complex(along, across)
-        density = _density(factors, shape)
+        density = jnp.fft.irfftn(factors, s=shape)
         deviations = density - factors[0, 0, 0].real / size
         squares = deviations * deviations
         variance = jnp.vdot(deviations.ravel(), deviations.ravel()) / size
@@ -195,13 +195,13 @@ def eliminate(factors: Array, search: Search, shape: tuple[int, int, int], cycle
 
     def cycle(_, state):
         factors, _ = state
-        density = _density(factors, shape)
+        density = jnp.fft.irfftn(factors, s=shape)
         kept = jnp.where(density < ELIMINATION_THRESHOLD * jnp.std(density), 0, density)
         calculated = jnp.fft.rfftn(kept)
         return phased(calculated, measured), calculated
 
     factors, calculated = jax.lax.fori_loop(0, cycles, cycle, (factors, factors))
-    density = _density(factors, shape)
+    density = jnp.fft.irfftn(factors, s=shape)
     skewness = jnp.mean(density**3) / jnp.mean(density**2) ** 1.5  # the mean of the density is zero
     return factors, skewness, amplitude_disagreement(calculated, measured)
 
@@ -234,7 +234,3 @@ def amplitude_disagreement(calculated: Array, measured: Array) -> Array:
     total = jnp.sum(counts * measured)
     scale = total / jnp.maximum(jnp.sum(counts * sizes), TINY)
     return jnp.sum(counts * jnp.abs(sizes * scale - measured)) / total
-
-
-def _density(factors, shape):
-    return jnp.fft.irfftn(factors, s=shape)

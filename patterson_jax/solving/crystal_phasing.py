@@ -256,8 +256,8 @@ def phase(
     """
     densities = jnp.zeros((STARTS_AT_ONCE, *crystal.grid.shape), jnp.float32)
     quick = bool(crystal.search.mean_is_free)
-    numbers = itertools.count()
-    slots = [Slot(next(numbers), quick=quick) for _ in range(STARTS_AT_ONCE)]
+    coming = (Slot(number, quick=quick) for number in itertools.count())
+    slots = list(itertools.islice(coming, STARTS_AT_ONCE))
     noise = 0.0
     while any(slot.start < max_starts for slot in slots):
         densities, skewness = _advance(densities, key, *_instructions(slots, crystal.vectors), crystal.search)
@@ -273,7 +273,7 @@ def phase(
             reached = max(finished, key=lambda each: each.rank)
             if reached.promising or slot.has_ended:
                 yield reached
-                slots[index] = Slot(next(numbers), quick=quick)
+                slots[index] = next(coming)
 
 
 def finish(crystal: Crystal, density: np.ndarray, slot: Slot, noise: float, sharpen: Sharpen = eliminated) -> PhasedMap:

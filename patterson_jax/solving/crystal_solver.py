@@ -233,11 +233,7 @@ def _interpretation(crystal, group, factors, evidence):
 
 def _answer(crystal, clusters, ended, seconds):
     resolution = 1 / float(np.max(crystal.data.cell.inverse_spacings(crystal.data.hkl)))
-    answers = [(cluster, answer) for cluster in clusters for answer in cluster.answers]
-    if not answers:
-        reasons = ('no start ended within the time',)
-        return CrystalSolution('not solved', reasons, None, (), None, resolution, ended, seconds)
-    cluster, best = best_answer(answers)
+    cluster, best = best_answer([(cluster, answer) for cluster in clusters for answer in cluster.answers])
     return CrystalSolution(
         best.verdict,
         best.reasons,

@@ -388,9 +388,8 @@ def _tabulated(group):
     """
     ours = _by_rotation(map(gemmi.Op, group.symops))
     identity = _as_key(gemmi.Op())
-    settings = [setting for setting in gemmi.spacegroup_table() if setting.number == group.number]
-    if any(setting.ext == '2' for setting in settings):
-        settings = [setting for setting in settings if setting.ext != '1']
+    table = gemmi.spacegroup_table()
+    settings = [each for each in table if each.number == group.number and each.ext != '1']
     origins = np.array([*itertools.product(range(ORIGIN_STEPS), repeat=3)])
     origins = np.where(origins > ORIGIN_STEPS // 2, origins - ORIGIN_STEPS, origins)
     origins = origins[np.argsort(np.abs(origins).sum(axis=1), kind='stable')]
