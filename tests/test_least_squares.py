@@ -14,25 +14,30 @@ from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.atom_sets import compact, same_atoms
 from patterson_jax.solving.least_squares import (
     Stages,
-    difference_limit,
     finish,
-    highest_point,
     minimise_spheres,
-    move_atoms,
-    move_worst_atom,
     random_positions,
     refine,
-    repair,
-    sphere_amplitudes,
     stages_from_map,
     stages_from_random,
     voxel_amplitudes,
     with_falloff,
 )
 from patterson_jax.solving.reflections import Measured, measure, reflections
+from tests.sets_of_atoms import (
+    LARGER,
+    PROBLEM,
+    amplitudes_of_spheres,
+    count_within,
+    displaced,
+    largest_error,
+    sphere_model,
+    spheres,
+    true_sets,
+    used,
+    with_amplitudes,
+)
 
-PROBLEM = Problem(grid_size=16, num_atoms=3, box_edge=6.0)
-LARGER = Problem(grid_size=24, num_atoms=5, box_edge=8.0)
 NUM_SETS = 6  # always so many at once, so that little is compiled
 MAPS = Measured(patterson=0, observed=0, reflections=None, num_atoms=None)
 
@@ -45,33 +50,8 @@ def refine_whole(positions, data, problem):
     return refine(positions, data, stages_from_random(data, problem))
 
 
-def repair_last(positions, data, problem, rounds):
-    return repair(positions, data, rounds, stages_from_random(data, problem).counts[-1], problem)
-
-
 refine_many = jax.jit(jax.vmap(refine_whole, in_axes=(0, MAPS, None)), static_argnums=2)
-repair_many = jax.jit(jax.vmap(repair_last, in_axes=(0, MAPS, None, None)), static_argnums=2)
 finish_many = jax.jit(jax.vmap(finish, in_axes=(0, MAPS, None)), static_argnums=2)
-
-
-def true_sets(problem, count, seed=0):
-    """Atoms at least three voxels apart with mean zero, `(count, num_atoms, 3)`."""
-    rng, half = np.random.default_rng(seed), problem.box_edge / 2
-
-    def draw_one():
-        while True:
-            atoms = rng.uniform(-half, half, (problem.num_atoms, 3))
-            pairs = itertools.combinations(atoms, 2)
-            if all(np.linalg.norm(one - other) >= 3 for one, other in pairs):
-                return atoms - np.mean(atoms, axis=0)
-
-    return np.array([draw_one() for _ in range(count)], np.float32)
-
-
-def displaced(atoms, distance, seed=0):
-    """Each atom moved by that distance in a direction of its own."""
-    moves = np.random.default_rng(seed).normal(size=atoms.shape)
-    return (atoms + distance * moves / np.linalg.norm(moves, axis=-1, keepdims=True)).astype(np.float32)
 
 
 def measured(sets, problem):
@@ -83,46 +63,11 @@ def measured(sets, problem):
     )
 
 
-def largest_error(found, true):
-    """Largest distance of an atom from its true place, of the better of the two enantiomorphs, both about zero."""
-    found = np.asarray(found)
-    found = found - np.mean(found, axis=0)
-    distances = [np.linalg.norm(true[:, None] - sign * found[None], axis=-1) for sign in (1, -1)]
-    return min(max(each.min(axis=0).max(), each.min(axis=1).max()) for each in distances)
-
-
-def used(problem):
-    """Which places of an array of reflections have one."""
-    held = reflections(problem)
-    return np.arange(len(held.hkl)) < held.number
-
-
-def count_within(problem, resolution):
-    return int(np.sum(np.sum(reflections(problem).hkl ** 2, axis=-1)[used(problem)] <= resolution**2))
-
-
-def sphere_model(positions, problem):
-    held = reflections(problem)
-    return sphere_amplitudes(positions, held.hkl, held.form_factors, problem.num_atoms, problem.grid_size)
-
-
 def voxel_model(positions, problem):
     return voxel_amplitudes(positions, reflections(problem), problem.num_atoms, problem.atom_radius)
 
 
 MODELS = pytest.mark.parametrize('model', [sphere_model, voxel_model])
-amplitudes_of_spheres = jax.jit(lambda positions, problem: sphere_model(positions, problem)[0], static_argnums=1)
-
-
-def spheres(atoms, problem):
-    """The amplitudes of isolated spheres, `(length,)`: data that the model of the stages explains exactly."""
-    return np.where(used(problem), amplitudes_of_spheres(atoms, problem), 0)
-
-
-def with_amplitudes(observed, problem):
-    """Data of these amplitudes `(…, length)`; least squares looks at nothing else."""
-    observed = np.asarray(observed, np.float32)
-    return Measured(np.zeros(observed.shape[:-1] + (1,) * 3), observed, reflections(problem), problem.num_atoms)
 
 
 @MODELS
@@ -334,71 +279,6 @@ def test_the_same_atoms_in_any_order_and_their_inverse_are_the_same_and_one_move
     assert not same(doubled, atoms, 0.5)
 
 
-def lost_one(sets, seed=0):
-    """Each set with one atom put at a random place, at least 2 voxels off."""
-    rng, spoilt = np.random.default_rng(seed), sets.copy()
-    lost = rng.integers(sets.shape[1], size=len(sets))
-    for atoms, which in zip(spoilt, lost, strict=True):
-        place = atoms[which]
-        while np.linalg.norm(place - atoms[which]) < 2:
-            place = rng.uniform(-4, 4, 3)
-        atoms[which] = place
-    return spoilt, lost
-
-
-def test_an_atom_that_is_lost_is_taken_out_and_put_back():
-    sets = true_sets(LARGER, NUM_SETS)
-    spoilt, lost = lost_one(sets)
-    data = with_amplitudes([spheres(atoms, LARGER) for atoms in sets], LARGER)
-    count = count_within(LARGER, difference_limit(LARGER))
-    move = jax.jit(jax.vmap(lambda *given: move_worst_atom(*given, count, LARGER), in_axes=(0, None, MAPS)))
-    moved = np.asarray(move(spoilt, 0, data))
-    changed = np.any(moved != spoilt, axis=-1)
-    np.testing.assert_array_equal(np.sum(changed, axis=-1), 1)
-    back = np.array([np.linalg.norm(moved[n, which] - sets[n, which]) < 1.2 for n, which in enumerate(lost)])
-    assert np.sum(back) >= NUM_SETS - 1
-    others = np.asarray(move(spoilt, 1, data))
-    assert np.all(np.argmax(changed, axis=-1) != np.argmax(np.any(others != spoilt, axis=-1), axis=-1))
-
-
-def test_repair_brings_a_lost_atom_back():
-    sets = true_sets(LARGER, NUM_SETS)
-    spoilt, _ = lost_one(sets, seed=1)
-    data = with_amplitudes([spheres(atoms, LARGER) for atoms in sets], LARGER)
-    result = repair_many(spoilt, data, LARGER, 4)
-    errors = [largest_error(*pair) for pair in zip(result.positions, sets, strict=True)]
-    assert sum(error < 0.01 for error in errors) >= NUM_SETS - 1
-    np.testing.assert_allclose(np.mean(result.positions, axis=1), 0, atol=1e-5)
-    whole = repair_many(sets, data, LARGER, 4)
-    assert np.all(whole.misfit <= result.misfit + 1e-9)
-    np.testing.assert_allclose(whole.positions, sets, atol=1e-4)
-
-
-def test_atoms_that_are_lost_are_moved_back_alone_and_right_ones_stay():
-    sets = true_sets(LARGER, NUM_SETS)
-    data = with_amplitudes([spheres(atoms, LARGER) for atoms in sets], LARGER)
-    count = count_within(LARGER, difference_limit(LARGER))
-    move = jax.jit(jax.vmap(lambda *given: move_atoms(*given, count, LARGER), in_axes=(0, MAPS)))
-    spoilt, lost = lost_one(sets)
-    moved, numbers = np.asarray(move(spoilt, data)), np.arange(NUM_SETS)
-    found = np.linalg.norm(moved - sets, axis=-1)[numbers, lost] < 0.01
-    assert np.sum(found) >= NUM_SETS - 1
-    others = np.arange(sets.shape[1]) != lost[:, None]
-    np.testing.assert_array_equal(moved[others & found[:, None]], spoilt[others & found[:, None]])
-    np.testing.assert_array_equal(move(sets, data), sets)
-    near = displaced(sets, 0.02)
-    assert np.all(np.linalg.norm(move(near, data) - sets, axis=-1) <= np.linalg.norm(near - sets, axis=-1) + 0.02)
-
-
-@pytest.mark.parametrize('place', [(0, 0, 0), (3.1, -1.7, 2.4), (-4, 4, 4)])
-def test_a_map_is_highest_where_its_only_atom_is(place):
-    hkl = np.asarray(reflections(LARGER).within(7))
-    known = (np.sum(hkl**2, axis=-1) <= 49) & np.any(hkl != 0, axis=-1)
-    coefficients = (known * np.exp(-2j * np.pi / 24 * (hkl @ np.array(place)))).astype(np.complex64)
-    found = jax.jit(lambda given: highest_point(given, hkl, 7, LARGER))(coefficients)
-    np.testing.assert_allclose(found, place, atol=24 / 21 / 2 + 0.01)
-
-
 SIZES = [
     Problem(grid_size=8, num_atoms=1, box_edge=3.0),
     Problem(grid_size=8, num_atoms=2, box_edge=5.0),
@@ -475,9 +355,9 @@ def test_places_that_are_not_taken_change_nothing():
     """Also where the positions in these are anything, as those of random starts."""
     sets = true_sets(LARGER, NUM_SETS)
     data = measured(sets, LARGER)
-    near, spoilt = displaced(sets, 0.3), lost_one(sets, seed=1)[0]
+    near = displaced(sets, 0.3)
     anything = np.random.default_rng(0).uniform(-4, 4, (NUM_SETS, 2, 3)).astype(np.float32)
-    for run, start in ((refine_many, near), (lambda *given: repair_many(*given, 4), spoilt), (finish_many, near)):
+    for run, start in ((refine_many, near), (finish_many, near)):
         expected = run(start, data, LARGER)
         found = run(np.concatenate([start, anything], axis=1), data, LARGER)
         np.testing.assert_allclose(found.positions[:, :5], expected.positions, atol=2e-3)
@@ -491,20 +371,8 @@ def test_atoms_on_top_of_each_other_and_wrong_ones_give_numbers():
     data = measured(np.repeat(true, NUM_SETS, axis=0), LARGER)
     starts = np.concatenate([true_sets(LARGER, 3, seed=9), np.zeros_like(true), np.ones_like(true), true])
     starts[-1, 1] = starts[-1, 0]
-    repaired = repair_many(starts, data, LARGER, 4)
-    for each in (*refine_many(starts, data, LARGER), *repaired, *finish_many(starts, data, LARGER)):
+    for each in (*refine_many(starts, data, LARGER), *finish_many(starts, data, LARGER)):
         assert np.all(np.isfinite(each))
-    assert largest_error(repaired.positions[-1], true[0]) < 0.1
-
-
-def test_the_result_of_one_set_does_not_depend_on_the_others_beside_it():
-    sets = true_sets(LARGER, NUM_SETS)
-    observed = np.array([spheres(atoms, LARGER) for atoms in sets])
-    spoilt, _ = lost_one(sets, seed=1)
-    together = repair_many(spoilt, with_amplitudes(observed, LARGER), LARGER, 4)
-    backwards = repair_many(spoilt[::-1], with_amplitudes(observed[::-1], LARGER), LARGER, 4)
-    for first, second in zip(together, backwards, strict=True):
-        np.testing.assert_allclose(second[::-1], first, atol=1e-5)
 
 
 def test_maps_of_any_scale_lead_to_the_same_atoms():

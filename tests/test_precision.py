@@ -16,7 +16,7 @@ from patterson_jax.networks.unrolled import UnrolledNet
 from patterson_jax.simulation.examples import example_key, make_example, stream_key
 from patterson_jax.simulation.patterson import atom_factors
 from patterson_jax.simulation.problem import Problem
-from patterson_jax.solving.attempt import finish_all, measure_all, propose_all, refine_all, repair_all
+from patterson_jax.solving.attempt import finish_all, measure_all, propose_all, rebuild_all, refine_all
 from patterson_jax.solving.interpretation import interpret_batch
 from patterson_jax.solving.methods.registry import METHODS
 from patterson_jax.solving.reflections import measure, r_factor, reflections
@@ -59,8 +59,8 @@ def test_every_product_of_an_attempt_is_exact(method):
         measured = measure_all(maps, reflections(PROBLEM), PROBLEM.num_atoms, PROBLEM.atom_volume)
         proposal = propose_all(KEY[None], 1, measured, densities, METHODS[method], PROBLEM, SEPARATION)
         refined = refine_all(proposal.positions[:, 0], measured, proposal.stages)
-        repaired = repair_all(refined.positions, measured, 3, proposal.stages.counts, PROBLEM)
-        return finish_all(repaired.positions, measured, PROBLEM)
+        rebuilt = rebuild_all(KEY[None], jnp.arange(3), refined.positions, measured, PROBLEM)
+        return finish_all(rebuilt, measured, PROBLEM)
 
     several = jax.ShapeDtypeStruct((1, *MAPS.shape), MAPS.dtype)
     found = products_of(run, several, several)

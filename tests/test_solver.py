@@ -275,7 +275,7 @@ def test_what_makes_no_difference_makes_no_other_program(name, monkeypatch):
         return lambda *_: jax.tree.map(lambda each: np.zeros(each.shape, each.dtype), made[key])
 
     monkeypatch.setattr(programs, '_program', noted)
-    monkeypatch.setattr(attempt, 'EXPLAINED', 0.0)  # so that atoms are moved
+    monkeypatch.setattr(attempt, 'EXPLAINED', 0.0)  # so that every set is rebuilt
     network = Network(broadcast, np.zeros((16, 16, 16), np.float32)) if method.needs_network else None
 
     def added(problem=problem, separation=SEPARATION, number=0, places=None):
@@ -286,8 +286,7 @@ def test_what_makes_no_difference_makes_no_other_program(name, monkeypatch):
 
     first = added()
     predicts = {'predict_all'} if method.needs_network else set()
-    moves = {'move_all'} if method.from_map else set()
-    assert first == {'measure_all', 'propose_all', 'refine_all', 'choose_all', 'finish_all'} | moves | predicts
+    assert first == {'measure_all', 'propose_all', 'refine_all', 'choose_all', 'rebuild_all', 'finish_all'} | predicts
     for same in (
         {'noise': 0.3},
         {'min_separation': 1.0},
@@ -296,15 +295,14 @@ def test_what_makes_no_difference_makes_no_other_program(name, monkeypatch):
         {'resolution': 5.1},  # which ends between |h| of 5 and 6 as well
     ):
         assert not added(problem.changed(**same))
-    mended = set() if method.from_map and method.repeats else {'repair_all'}
-    assert added(number=1) == mended
+    assert not added(number=1)
     for told in ({'input_scale': 1.0}, {'origin': 'corner'}):
         assert added(problem.changed(**told)) == predicts
     separates = {'propose_all'} if method.separates else set()
     assert added(separation=dataclasses.replace(SEPARATION, num_swaps=7)) == separates
-    assert added(problem.changed(box_edge=5.0)) == {'propose_all', 'finish_all'} | moves
+    assert added(problem.changed(box_edge=5.0)) == {'propose_all', 'rebuild_all', 'finish_all'}
     assert added(problem.changed(resolution=6.1)) == first - predicts - {'choose_all'}
-    assert added(problem.changed(atom_radius=1.1)) == {'measure_all', 'propose_all', 'finish_all'} | moves
+    assert added(problem.changed(atom_radius=1.1)) == {'measure_all', 'propose_all', 'rebuild_all', 'finish_all'}
     assert added(places=5) == first - predicts - {'measure_all'}
     assert not added(problem.changed(num_atoms=4), places=5)
     assert added(problem.changed(num_atoms=4)) == first - predicts - {'measure_all'}
@@ -396,7 +394,7 @@ def test_an_atom_of_a_map_that_was_moved_has_no_agreement(lost, examples):
         stages = stages_from_map(request.measured, request.problem)
         return Proposal(jnp.stack([true + wrong, true + wrong + np.float32(0.01)]), stages)
 
-    method = Method('given', stream=9, starts=2, propose=propose, from_map=True)
+    method = Method('given', stream=9, starts=2, propose=propose)
     found = attempt.run_attempt(method, 0, PROBLEM, SEPARATION, None, keys(1), examples.patterson[:1])
     assert int(found.agreeing[0]) == (1 if lost else 2)
     moved = Case(PROBLEM)
@@ -405,7 +403,7 @@ def test_an_atom_of_a_map_that_was_moved_has_no_agreement(lost, examples):
 
 
 def test_auto_goes_on_when_the_network_is_wrong(examples, monkeypatch):
-    monkeypatch.setattr(attempt, 'EXPLAINED', np.inf)  # so few atoms would all be moved to their places
+    monkeypatch.setattr(attempt, 'EXPLAINED', np.inf)  # else so few atoms would come to their places all the same
     one = jax.tree.map(lambda each: each[:1], examples)
     network = Network(lambda params, inputs: jnp.broadcast_to(params, inputs.shape), np.zeros_like(one.target))
     solution = solve('auto', one, network=network)[0]

@@ -1,14 +1,12 @@
 """One attempt at some maps by one method: sets proposed, refined, and the best of them finished.
 
-Each set is refined, and repaired from the second attempt on, unless another map is the better cure. In the best set, if
-it is from a map, atoms that explain nothing are moved. It and its rival, the best one that differs from it, are
-finished with the exact renderer. Each of these steps is a program of its own, for several maps at once, compiled when
-it is first needed. All methods and attempts share these programs.
+Each set is refined, and the best is rebuilt in part unless it explains the data. It and its rival, the best one that
+differs from it, are finished with the exact renderer. Each of these steps is a program of its own, for several maps at
+once, compiled when it is first needed. All methods and attempts share these programs.
 """
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,17 +19,17 @@ from patterson_jax.precision import exact_products
 from patterson_jax.simulation.encoding import Encoding, network_input
 from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.atom_sets import fill_places, same_atoms
-from patterson_jax.solving.least_squares import Finished, Refined, Stages, finish, move_atoms, refine, repair
+from patterson_jax.solving.least_squares import Finished, Refined, Stages, finish, refine
 from patterson_jax.solving.methods.method import Method, Prediction, Proposal, Request
 from patterson_jax.solving.orientations import averaged_over_orientations
 from patterson_jax.solving.programs import call
+from patterson_jax.solving.rebuilding import rebuild
 from patterson_jax.solving.reflections import Measured, Reflections, measure, reflections
 from patterson_jax.solving.separation import SeparationSettings
 
 SAME = 0.5  # voxels within which atoms of two sets are the same
-REPAIRS_PER_ATOM = 0.5
-EXPLAINED = 0.1  # misfit times number of atoms, below which no atom is moved
-MOVED_ITERATIONS = 10
+EXPLAINED = 0.1  # misfit times number of atoms, below which a set is not rebuilt
+REBUILDING = 100  # stream of its random numbers, which no method has
 AXES: Any = (0, 0, None, None)
 SEVERAL: Any = Measured(*AXES)  # axes of what several maps have of their own, for vmap
 
@@ -70,9 +68,17 @@ class Attempt(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """Of the refined sets of a map the best and its rival, `(1 or 2, places, 3)`, and the counts of `Attempt`."""
+    """Of the refined sets of a map the best and its rival, `(1 or 2, places, 3)`.
+
+    Attributes:
+        positions: of these.
+        misfit: of the best.
+        has_rival: as in `Attempt`.
+        agreeing: as in `Attempt`.
+    """
 
     positions: Array
+    misfit: Array
     has_rival: Array
     agreeing: Array
 
@@ -109,18 +115,17 @@ def run_attempt(
     choices = {'method': method, 'problem': solved, 'separation': separation}
     positions, stages, prediction = call(propose_all, keys, turn, measured, densities, **choices)
     refined = [call(refine_all, each, measured, stages) for each in _sets(positions)]
-    if number > 0 and not (method.from_map and method.repeats):  # another map is better than a mended one
-        rounds = np.int32(math.ceil(REPAIRS_PER_ATOM * problem.num_atoms))
-        mended = ((each.positions, measured, rounds, stages.counts) for each in refined)
-        refined = [call(repair_all, *each, problem=solved) for each in mended]
     choice = call(choose_all, refined, positions, turn, independent=method.independent)
-    (best, *rival), agreeing = _sets(choice.positions), np.asarray(choice.agreeing)
-    if method.from_map:
-        moved = _with_atoms_moved(best, measured, stages, EXPLAINED / problem.num_atoms, solved)
-        # No other start came to a place that an atom was moved to.
-        farthest = np.max(np.linalg.norm(moved - best, axis=-1), axis=-1)
-        best, agreeing = moved, np.where(farthest < SAME, agreeing, np.minimum(agreeing, 1))
-    finished = [call(finish_all, best, measured, problem=solved)]
+    best, *rival = _sets(choice.positions)
+    rebuilt, doubtful = best, np.asarray(choice.misfit) >= EXPLAINED / problem.num_atoms
+    if np.any(doubtful):
+        streams = np.array([REBUILDING, method.stream, number], np.int32)
+        rebuilt = call(rebuild_all, keys, streams, best, measured, problem=solved)
+        rebuilt = np.where(doubtful[:, None, None], rebuilt, best)
+    # No other start came to a place that an atom was moved to.
+    farthest = np.max(np.linalg.norm(rebuilt - best, axis=-1), axis=-1)
+    agreeing = np.where(farthest < SAME, choice.agreeing, np.minimum(choice.agreeing, 1))
+    finished = [call(finish_all, rebuilt, measured, problem=solved)]
     if rival and np.any(np.asarray(choice.has_rival)):
         finished.append(call(finish_all, rival[0], measured, problem=solved))
     return Attempt(tuple(finished), choice.has_rival, agreeing, prediction)
@@ -148,25 +153,6 @@ def _predicted(network, problem, maps, orientations):
 def _sets(positions):
     """Sets `(maps, sets, places, 3)`, one after the other, on the host: each for all maps."""
     return list(np.moveaxis(np.asarray(positions), 1, 0))
-
-
-def _with_atoms_moved(positions, measured, stages, explained, problem):
-    """Sets in which atoms are moved, where the misfit is at least `explained` and falls."""
-    as_they_are = call(refine_all, positions, measured, last_stage(stages, 0)).misfit
-    doubtful = np.asarray(as_they_are) >= explained
-    if not np.any(doubtful):
-        return positions
-    moved = call(move_all, positions, measured, stages.counts, problem=problem)
-    moved = call(refine_all, moved, measured, last_stage(stages, MOVED_ITERATIONS))
-    better = doubtful & np.asarray(moved.misfit < as_they_are)
-    return np.where(better[:, None, None], moved.positions, positions)
-
-
-def last_stage(stages: Stages, iterations: int) -> Stages:
-    """Stages of the same shape, of which the first has the reflections of the last, and the others do nothing."""
-    counts, steps = np.asarray(stages.counts), np.asarray(stages.iterations)
-    # On the host, because each operation on the device would be compiled.
-    return Stages(jnp.asarray(np.full_like(counts, counts[-1])), jnp.asarray(np.full_like(steps, iterations)))
 
 
 # What a program does for all maps at once; arguments that the maps share have no axis of maps.
@@ -209,16 +195,15 @@ def refine_all(positions: Array, measured: Measured, stages: Stages) -> Refined:
     return jax.vmap(refine, (0, SEVERAL, None))(positions, measured, stages)
 
 
-def repair_all(positions: Array, measured: Measured, rounds: Array, counts: Array, problem: Problem) -> Refined:
-    """`repair` for a set of each map, at the resolution of the last stage."""
-    return jax.vmap(lambda each, data: repair(each, data, rounds, counts[-1], problem), (0, SEVERAL))(
-        positions, measured
-    )
+def rebuild_all(keys: Array, streams: Array, positions: Array, measured: Measured, problem: Problem) -> Array:
+    """`rebuild` for a set of each map, with keys of these streams."""
 
+    def rebuild_one(key, positions, measured):
+        for stream in streams:
+            key = jax.random.fold_in(key, stream)
+        return rebuild(key, positions, measured, problem)
 
-def move_all(positions: Array, measured: Measured, counts: Array, problem: Problem) -> Array:
-    """`move_atoms` for a set of each map, at the resolution of the last stage."""
-    return jax.vmap(lambda each, data: move_atoms(each, data, counts[-1], problem), (0, SEVERAL))(positions, measured)
+    return jax.vmap(rebuild_one, (0, 0, SEVERAL))(keys, positions, measured)
 
 
 def finish_all(positions: Array, measured: Measured, problem: Problem) -> Finished:
@@ -236,9 +221,9 @@ def choose_all(refined: list[Refined], proposed: Array, number: Array, independe
         same = jax.vmap(lambda each: same_atoms(each, best, SAME))(positions)
         agreeing = jnp.sum(same & independent(proposed, number), dtype=jnp.int32)
         if len(misfits) == 1:
-            return Choice(best[None], jnp.array(False), agreeing)
+            return Choice(best[None], misfits[0], jnp.array(False), agreeing)
         rival = positions[jnp.argmin(jnp.where(same, jnp.inf, misfits))]
-        return Choice(jnp.stack([best, rival]), ~jnp.all(same), agreeing)
+        return Choice(jnp.stack([best, rival]), jnp.min(misfits), ~jnp.all(same), agreeing)
 
     return jax.vmap(choose)(positions, misfits, proposed)
 

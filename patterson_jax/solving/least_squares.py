@@ -3,14 +3,13 @@
 At low |h| the misfit has few false minima, at high |h| positions are precise. So a set of atoms is refined against
 reflections up to a first resolution, then up to higher ones, with the transform of a sphere for each atom; and finished
 against all of them with the transform of the voxels that the sphere fills, which is exact. From random starts this is a
-solver of its own. Between them an atom that explains nothing is put where the difference map is highest.
+solver of its own. Between them a set can be rebuilt in part (`rebuilding`).
 
 Reflections are weighted by 1 / (Fo² + ⟨Fo²⟩), which suits errors in proportion to |F|; free ones have weight 0. Normal
 equations are summed over chunks of reflections, as many as there are, so that one program serves every resolution.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -31,9 +30,6 @@ LEAST_DATA = 2  # reflections within the first resolution for each atom, at leas
 REFINEMENT = 1.6  # each resolution is so many times the one before
 ITERATIONS = (20, 20, 15)  # of the stages from random positions
 MAP_WAVE, MAP_ITERATIONS = 4.0, 20  # voxels: shortest wave against which a set from a map is first refined
-REPAIR_ITERATIONS = 6
-ALONE_ITERATIONS = 4  # of an atom that is moved, the others as they are
-CLEARLY_LOWER = 0.999  # below this part of the misfit before is a misfit lower
 FINISH_ITERATIONS = (6, 4)  # with spheres and with voxels
 FALLOFF_ITERATIONS = 6
 FIRST_DAMPING, EASED, TIGHTENED = 1e-2, 0.4, 4.0
@@ -95,12 +91,13 @@ def stages_from_random(measured: Measured, problem: Problem) -> Stages:
     """From random positions: coarse to fine, the first with two reflections for each atom or more."""
     held = measured.reflections
     needed = jnp.clip(LEAST_DATA * jnp.asarray(measured.num_atoms), 1, held.number)
-    first = jnp.maximum(_first_resolution(problem) ** 2, held.squared_lengths[needed - 1].astype(jnp.float32))
+    first = jnp.maximum(first_resolution(problem) ** 2, held.squared_lengths[needed - 1].astype(jnp.float32))
     squared = first * (REFINEMENT ** (2 * np.arange(len(ITERATIONS)))).astype(np.float32)
     return Stages(jax.vmap(held.count_within)(squared), jnp.asarray(ITERATIONS))
 
 
-def _first_resolution(problem):
+def first_resolution(problem: Problem) -> float:
+    """The |h| up to which reflections are used first from random positions."""
     return FIRST_WAVE * problem.grid_size / problem.box_edge
 
 
@@ -195,7 +192,7 @@ def refinement_weights(measured: Measured, count: ArrayLike) -> Array:
     return jnp.where(used & ~measured.reflections.free, 1 / jnp.sqrt(squares + mean), 0)
 
 
-def _equations(amplitudes, slopes, observed, weights):
+def normal_equations(amplitudes: Array, slopes: Array, observed: Array, weights: Array) -> Equations:
     """Normal equations of some reflections, the amplitudes left out."""
     slopes, errors = weights[:, None] * slopes, weights * (amplitudes - observed)
     return Equations(jnp.sum(errors**2), slopes.T @ slopes, slopes.T @ errors, jnp.zeros(0, errors.dtype))
@@ -218,7 +215,7 @@ def _in_chunks(model, measured, count):
                 jax.lax.dynamic_slice_in_dim(jnp.asarray(each), chunk * CHUNK, CHUNK) for each in arrays
             )
             amplitudes, slopes = model(parameters, hkl, form_factors)
-            return jax.tree.map(jnp.add, sums, _equations(amplitudes, slopes, observed, weights))
+            return jax.tree.map(jnp.add, sums, normal_equations(amplitudes, slopes, observed, weights))
 
         return jax.lax.fori_loop(0, (count + CHUNK - 1) // CHUNK, add, _nothing(parameters))
 
@@ -229,7 +226,7 @@ def sphere_amplitudes(
     positions: Array, hkl: Array, form_factors: Array, num_atoms: ArrayLike, grid_size: int
 ) -> tuple[Array, Array]:
     """Amplitudes of isolated spheres `(count,)` and their derivatives `(count, places, 3)`."""
-    waves = _waves(hkl, grid_size)
+    waves = waves_of(hkl, grid_size)
     cosines, sines, real, imaginary = sphere_parts(positions, form_factors, waves, num_atoms)
     amplitudes = safe_length(real, imaginary)
     turned = (imaginary / amplitudes * form_factors)[:, None] * cosines
@@ -237,7 +234,8 @@ def sphere_amplitudes(
     return amplitudes, turned[:, :, None] * waves[:, None, :]
 
 
-def _waves(hkl, grid_size):
+def waves_of(hkl: ArrayLike, grid_size: int) -> Array:
+    """Phases of reflections `(count, 3)` for each voxel along the axes."""
     return 2 * np.pi / grid_size * jnp.asarray(hkl, jnp.float32)
 
 
@@ -260,132 +258,6 @@ def safe_length(real: Array, imaginary: Array) -> Array:
 
 
 @exact_products
-def repair(positions: Array, measured: Measured, rounds: ArrayLike, count: ArrayLike, problem: Problem) -> Refined:
-    """Several times moves the atom that explains least to the highest peak of the difference map, and refines.
-
-    A round that does not lower the misfit changes nothing, and the next one tries the atom that explains next to least.
-
-    Args:
-        positions: `(places, 3)`.
-        measured: the data.
-        rounds: how many moves to try.
-        count: how many reflections to use, the first ones; none beyond `difference_limit` is.
-        problem: what the atoms are.
-    """
-    count = jnp.minimum(count, measured.reflections.count_within(difference_limit(problem) ** 2))
-
-    def attempt(number, state):
-        refined, rank = state
-        moved = move_worst_atom(refined.positions, rank, measured, count, problem)
-        begin = jnp.where(number == 0, refined.positions, moved)
-        trial = minimise_spheres(begin, measured, count, REPAIR_ITERATIONS)
-        better = trial.misfit < refined.misfit
-        refined = jax.tree.map(lambda new, old: jnp.where(better, new, old), trial, refined)
-        return refined, jnp.where(better, 0, (rank + 1) % measured.num_atoms)
-
-    start = Refined(positions, jnp.asarray(jnp.inf, positions.dtype)), jnp.zeros((), jnp.int32)
-    refined, _ = jax.lax.fori_loop(0, 1 + jnp.asarray(rounds), attempt, start)
-    return _compact(refined, measured)
-
-
-def difference_limit(problem: Problem) -> int:
-    """The |h|, a whole number, up to which difference maps are made: where sets from maps are refined, or beyond."""
-    last = _first_resolution(problem) * REFINEMENT ** (len(ITERATIONS) - 1)
-    return min(math.ceil(max(problem.grid_size / MAP_WAVE, last)), problem.grid_size // 2)
-
-
-def move_worst_atom(positions: Array, rank: ArrayLike, measured: Measured, count: ArrayLike, problem: Problem) -> Array:
-    """Takes out the atom without which the misfit is lowest, or `rank` places from it, and puts it where it is missed.
-
-    That is the highest point, within the reach of the inner box, of the difference map with coefficients Fo − |Fc| and
-    the phases of the atoms that are left.
-    """
-    worst, place, _ = _worst_atom(positions, rank, measured, count, problem)
-    return positions.at[worst].set(place)
-
-
-@exact_products
-def move_atoms(positions: Array, measured: Measured, count: ArrayLike, problem: Problem) -> Array:
-    """Moves atoms as `move_worst_atom` does, one after the other, if the misfit falls with the others as they are.
-
-    An atom that is moved is refined alone, in three parameters, so that a move takes a small part of the time that it
-    takes in `repair`. That is enough where most atoms are right. As many moves are tried as there are atoms.
-
-    Args:
-        positions: `(places, 3)`, refined before.
-        measured: the data.
-        count: how many reflections to use, the first ones; none beyond `difference_limit` is.
-        problem: what the atoms are.
-    """
-    count = jnp.minimum(count, measured.reflections.count_within(difference_limit(problem) ** 2))
-
-    def attempt(_, state):
-        positions, rank = state
-        worst, place, equations_at = _worst_atom(positions, rank, measured, count, problem)
-        place, there = minimise(equations_at, place, ALONE_ITERATIONS)
-        better = there.misfit < CLEARLY_LOWER * equations_at(positions[worst]).misfit
-        positions = jnp.where(better, positions.at[worst].set(place), positions)
-        return positions, jnp.where(better, 0, (rank + 1) % measured.num_atoms)
-
-    return jax.lax.fori_loop(0, measured.num_atoms, attempt, (positions, jnp.zeros((), jnp.int32)))[0]
-
-
-def _worst_atom(positions, rank, measured, count, problem):
-    """The number of an atom as in `move_worst_atom`, its new place, and from its place to normal equations of it."""
-    held, limit = measured.reflections, difference_limit(problem)
-    hkl = held.within(limit)
-    form_factors, observed = jnp.asarray(held.form_factors)[: len(hkl)], measured.observed[: len(hkl)]
-    weights = refinement_weights(measured, count)[: len(hkl)]
-    waves = _waves(hkl, held.grid_size)
-    cosines, sines, real, imaginary = sphere_parts(positions, form_factors, waves, measured.num_atoms)
-    reals = real[:, None] - form_factors[:, None] * cosines
-    imaginaries = imaginary[:, None] - form_factors[:, None] * sines
-    misfits = jnp.sum((weights[:, None] * (safe_length(reals, imaginaries) - observed[:, None])) ** 2, axis=0)
-    taken = taken_places(positions, measured.num_atoms)
-    worst = jnp.argsort(jnp.where(taken, misfits, jnp.inf))[rank]
-    left_real, left_imaginary = reals[:, worst], imaginaries[:, worst]
-    missed = jnp.where(weights > 0, observed / safe_length(left_real, left_imaginary) - 1, 0)
-    coefficients = jax.lax.complex(missed * left_real, -missed * left_imaginary)
-
-    def equations_at(place):
-        phases = waves @ place
-        cosine, sine = form_factors * jnp.cos(phases), form_factors * jnp.sin(phases)
-        real, imaginary = left_real + cosine, left_imaginary + sine
-        amplitudes = safe_length(real, imaginary)
-        slopes = ((imaginary * cosine - real * sine) / amplitudes)[:, None] * waves
-        return _equations(amplitudes, slopes, observed, weights)
-
-    return worst, highest_point(coefficients, hkl, limit, problem), equations_at
-
-
-def highest_point(coefficients: Array, hkl: Array, limit: int, problem: Problem) -> Array:
-    """Where a map with Fourier coefficients `(count,)` is highest, `(3,)`, voxels from the box centre.
-
-    The map is sampled at a third of the shortest wave, where centred atoms of the inner box can be.
-
-    Args:
-        coefficients: of reflections, one of each Friedel pair; 0 where there is none.
-        hkl: `(count, 3)`.
-        limit: a whole number that no |h| with a coefficient is above.
-        problem: tells the cell and the inner box.
-    """
-    size = max(3 * limit, 8)
-    size += size % 2
-    both, values = jnp.concatenate([hkl, -hkl]), jnp.concatenate([coefficients, coefficients.conj()])
-    h, k, l = both.T
-    outside = 2 * size  # dropped
-    half = jnp.zeros((size, size, size // 2 + 1), coefficients.dtype)
-    half = half.at[h % size, k % size, jnp.where(l < 0, outside, l)].add(values, mode='drop')
-    density = jnp.fft.irfftn(half, s=(size,) * 3)
-    axis = (np.arange(size) * problem.grid_size / size + problem.grid_size / 2) % problem.grid_size
-    axis = (axis - problem.grid_size / 2).astype(np.float32)
-    near = np.abs(axis) <= 0.75 * problem.box_edge + problem.atom_radius
-    density = jnp.where(near[:, None, None] & near[None, :, None] & near[None, None, :], density, -jnp.inf)
-    highest = jnp.stack(jnp.unravel_index(jnp.argmax(density), density.shape))
-    return jnp.asarray(axis)[highest]
-
-
-@exact_products
 def finish(positions: Array, measured: Measured, problem: Problem) -> Finished:
     """Refines against all reflections with the exact transform of the voxels that spheres fill.
 
@@ -399,20 +271,20 @@ def finish(positions: Array, measured: Measured, problem: Problem) -> Finished:
         problem: what the atoms are.
     """
     held, shape = measured.reflections, positions.shape
-    squared = _squared_waves(held.hkl, held.grid_size)
+    squared = _squaredwaves_of(held.hkl, held.grid_size)
     # With less than the stages had, noise would lead astray.
     half = jnp.maximum(held.count_within(_highest_squared(held) // 4), stages_from_random(measured, problem).counts[-1])
 
     def of_spheres(parameters, hkl, form_factors):
         amplitudes, slopes = _flat_spheres(measured, parameters[:-2], hkl, form_factors)
-        return with_falloff(parameters[-2:], amplitudes, slopes, _squared_waves(hkl, held.grid_size))
+        return with_falloff(parameters[-2:], amplitudes, slopes, _squaredwaves_of(hkl, held.grid_size))
 
     def equations_of_voxels(parameters):
         amplitudes, slopes = voxel_amplitudes(
             parameters[:-2].reshape(shape), held, measured.num_atoms, problem.atom_radius
         )
         amplitudes, slopes = with_falloff(parameters[-2:], amplitudes, slopes.reshape(len(squared), -1), squared)
-        equations = _equations(amplitudes, slopes, measured.observed, refinement_weights(measured, held.number))
+        equations = normal_equations(amplitudes, slopes, measured.observed, refinement_weights(measured, held.number))
         return equations._replace(amplitudes=amplitudes)
 
     start = jnp.append(positions.ravel(), jnp.zeros(2, positions.dtype))
@@ -441,7 +313,7 @@ def _r_factors(amplitudes, measured, squared):
 
     def equations_at(falloff):
         values, slopes = scaled(falloff)
-        return _equations(values, slopes, measured.observed, weights)
+        return normal_equations(values, slopes, measured.observed, weights)
 
     best, _ = scaled(minimise(equations_at, jnp.zeros(2, amplitudes.dtype), FALLOFF_ITERATIONS)[0])
     present = jnp.arange(len(amplitudes)) < held.number
@@ -450,7 +322,7 @@ def _r_factors(amplitudes, measured, squared):
     return tuple(r_factor(measured.observed, best, scale, where) for where in (used, free))
 
 
-def _squared_waves(hkl, grid_size):
+def _squaredwaves_of(hkl, grid_size):
     """(|h| / grid)², `(count,)`."""
     return jnp.sum((jnp.asarray(hkl, jnp.float32) / grid_size) ** 2, axis=-1)
 

@@ -77,7 +77,6 @@ class Method:
         propose: gives the sets of an attempt, no more than `starts`.
         independent: which of the sets `(num_sets, num_atoms, 3)` of an attempt, the second argument its number, are
             evidence of their own: `(num_sets,)`.
-        from_map: whether its sets are the peaks of a map, in which few atoms are wrong; these are moved one by one.
         separates: whether it takes sets from maps of both enantiomorphs; only then it depends on how that is done.
         needs_network: whether it is given the network's map.
         repeats: whether further attempts begin elsewhere; if not, `auto` asks it once, before the others.
@@ -88,7 +87,6 @@ class Method:
     starts: int
     propose: Callable[[Request], Proposal]
     independent: Callable[[Array, Array], Array] = every_set
-    from_map: bool = False
     separates: bool = False
     needs_network: bool = False
     repeats: bool = True

@@ -178,6 +178,5 @@ MINIMUM_FUNCTION = Method(
     starts=VECTORS,
     propose=propose,
     independent=different,
-    from_map=True,
     separates=True,
 )

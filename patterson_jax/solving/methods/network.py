@@ -34,7 +34,6 @@ NETWORK = Method(
     starts=1,
     propose=propose,
     independent=first_attempt,
-    from_map=True,
     separates=True,
     needs_network=True,
     repeats=False,

@@ -238,4 +238,4 @@ def propose(request: Request) -> Proposal:
     return Proposal(atoms[None], stages_from_map(measured, problem))
 
 
-PHASE_RETRIEVAL = Method('phase_retrieval', stream=2, starts=1, propose=propose, from_map=True)
+PHASE_RETRIEVAL = Method('phase_retrieval', stream=2, starts=1, propose=propose)
