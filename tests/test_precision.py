@@ -59,7 +59,7 @@ def test_every_product_of_an_attempt_is_exact(method):
         measured = measure_all(maps, reflections(PROBLEM), PROBLEM.num_atoms, PROBLEM.atom_volume)
         proposal = propose_all(KEY[None], 1, measured, densities, METHODS[method], PROBLEM, SEPARATION)
         refined = refine_all(proposal.positions[:, 0], measured, proposal.stages)
-        rebuilt = rebuild_all(KEY[None], jnp.arange(3), refined.positions, measured, PROBLEM)
+        rebuilt, _ = rebuild_all(KEY[None], jnp.arange(3), refined.positions, measured, PROBLEM)
         return finish_all(rebuilt, measured, PROBLEM)
 
     several = jax.ShapeDtypeStruct((1, *MAPS.shape), MAPS.dtype)

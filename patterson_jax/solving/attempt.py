@@ -117,15 +117,15 @@ def run_attempt(
     refined = [call(refine_all, each, measured, stages) for each in _sets(positions)]
     choice = call(choose_all, refined, positions, turn, independent=method.independent)
     best, *rival = _sets(choice.positions)
-    rebuilt, doubtful = best, np.asarray(choice.misfit) >= EXPLAINED / problem.num_atoms
+    misfit, agreeing = np.asarray(choice.misfit), np.asarray(choice.agreeing)
+    doubtful = (misfit >= EXPLAINED / problem.num_atoms) & np.isfinite(misfit)
     if np.any(doubtful):
         streams = np.array([REBUILDING, method.stream, number], np.int32)
-        rebuilt = call(rebuild_all, keys, streams, best, measured, problem=solved)
-        rebuilt = np.where(doubtful[:, None, None], rebuilt, best)
-    # No other start came to a place that an atom was moved to.
-    farthest = np.max(np.linalg.norm(rebuilt - best, axis=-1), axis=-1)
-    agreeing = np.where(farthest < SAME, choice.agreeing, np.minimum(choice.agreeing, 1))
-    finished = [call(finish_all, rebuilt, measured, problem=solved)]
+        rebuilt, same = call(rebuild_all, keys, streams, best, measured, problem=solved)
+        best = np.where(doubtful[:, None, None], rebuilt, best)
+        # No other start came to a set that rebuilding made another one.
+        agreeing = np.where(doubtful & ~np.asarray(same), np.minimum(agreeing, 1), agreeing)
+    finished = [call(finish_all, best, measured, problem=solved)]
     if rival and np.any(np.asarray(choice.has_rival)):
         finished.append(call(finish_all, rival[0], measured, problem=solved))
     return Attempt(tuple(finished), choice.has_rival, agreeing, prediction)
@@ -195,13 +195,16 @@ def refine_all(positions: Array, measured: Measured, stages: Stages) -> Refined:
     return jax.vmap(refine, (0, SEVERAL, None))(positions, measured, stages)
 
 
-def rebuild_all(keys: Array, streams: Array, positions: Array, measured: Measured, problem: Problem) -> Array:
-    """`rebuild` for a set of each map, with keys of these streams."""
+def rebuild_all(
+    keys: Array, streams: Array, positions: Array, measured: Measured, problem: Problem
+) -> tuple[Array, Array]:
+    """`rebuild` for a set of each map, with keys of these streams; and whether these are the same sets as before."""
 
     def rebuild_one(key, positions, measured):
         for stream in streams:
             key = jax.random.fold_in(key, stream)
-        return rebuild(key, positions, measured, problem)
+        rebuilt = rebuild(key, positions, measured, problem)
+        return rebuilt, same_atoms(rebuilt, positions, SAME)
 
     return jax.vmap(rebuild_one, (0, 0, SEVERAL))(keys, positions, measured)
 

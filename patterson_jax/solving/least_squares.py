@@ -271,13 +271,13 @@ def finish(positions: Array, measured: Measured, problem: Problem) -> Finished:
         problem: what the atoms are.
     """
     held, shape = measured.reflections, positions.shape
-    squared = _squaredwaves_of(held.hkl, held.grid_size)
+    squared = _squared_waves(held.hkl, held.grid_size)
     # With less than the stages had, noise would lead astray.
     half = jnp.maximum(held.count_within(_highest_squared(held) // 4), stages_from_random(measured, problem).counts[-1])
 
     def of_spheres(parameters, hkl, form_factors):
         amplitudes, slopes = _flat_spheres(measured, parameters[:-2], hkl, form_factors)
-        return with_falloff(parameters[-2:], amplitudes, slopes, _squaredwaves_of(hkl, held.grid_size))
+        return with_falloff(parameters[-2:], amplitudes, slopes, _squared_waves(hkl, held.grid_size))
 
     def equations_of_voxels(parameters):
         amplitudes, slopes = voxel_amplitudes(
@@ -322,7 +322,7 @@ def _r_factors(amplitudes, measured, squared):
     return tuple(r_factor(measured.observed, best, scale, where) for where in (used, free))
 
 
-def _squaredwaves_of(hkl, grid_size):
+def _squared_waves(hkl, grid_size):
     """(|h| / grid)², `(count,)`."""
     return jnp.sum((jnp.asarray(hkl, jnp.float32) / grid_size) ** 2, axis=-1)
 

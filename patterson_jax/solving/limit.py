@@ -1,4 +1,4 @@
-"""The limit of any method: the true atoms, refined, finished and judged like the atoms that a method proposes.
+"""The limit of any method: the true atoms, refined, finished and judged like those of a method, but not rebuilt.
 
 If the data do not keep the true atoms, no method can find them. If they do and no method finds them, a better search is
 what is missing.

@@ -15,7 +15,7 @@ def call(function: Callable, *arguments: Any, **choices: Hashable) -> Any:
 
     Args:
         function: a pure function of a module, so that it is the same object in every call.
-        arguments: arrays, or other objects with their `shape` and `dtype`, in any structure.
+        arguments: arrays, on the host or a device, in any structure.
         choices: further arguments, by name; the program depends on their values.
     """
     leaves, structure = jax.tree.flatten(arguments)

@@ -61,10 +61,9 @@ def rebuild(key: Array, positions: Array, measured: Measured, problem: Problem) 
         problem: what the atoms are.
     """
     held = measured.reflections
-    count = jnp.minimum(held.number, held.count_within(difference_limit(problem) ** 2))
+    count = held.count_within(difference_limit(problem) ** 2)
     num_atoms = jnp.asarray(measured.num_atoms)
     most = (num_atoms + TAKEN_OUT - 1) // TAKEN_OUT
-
     patience = jnp.maximum(PATIENCE * num_atoms, LEAST_PATIENCE)
 
     def goes_on(state):
