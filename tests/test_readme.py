@@ -132,7 +132,10 @@ def measured_rows():
         '',
     )
     yield row(
-        'the frontier: cases of 30 solved in a second, or a first attempt', *METHODS.values(), 'our network', 'begun at the truth'
+        'the frontier: cases of 30 solved in a second, or a first attempt',
+        *METHODS.values(),
+        'our network',
+        'begun at the truth',
     )
     for atoms, resolution, noise in FRONTIER:
         counts = [

@@ -128,7 +128,7 @@ def run_attempt(
     finished = [call(finish_all, best, measured, problem=solved)]
     if rival and np.any(np.asarray(choice.has_rival)):
         finished.append(call(finish_all, rival[0], measured, problem=solved))
-    return Attempt(tuple(finished), choice.has_rival, agreeing, prediction)
+    return Attempt(tuple(finished), choice.has_rival, jnp.asarray(agreeing), prediction)
 
 
 def finish_set(positions: np.ndarray, patterson: np.ndarray, problem: Problem, places: int | None = None) -> Finished:
