@@ -57,7 +57,7 @@ class Attempt(NamedTuple):
     Attributes:
         finished: the best set and, if more than one was proposed, its rival.
         has_rival: whether the rival differs from the best set.
-        agreeing: how many independent sets became the best one.
+        agreeing: how many independent sets became the best one; at most 1 where rebuilding made that another set.
         prediction: what the network predicted, if it was asked.
     """
 
@@ -74,7 +74,7 @@ class Choice(NamedTuple):
         positions: of these.
         misfit: of the best.
         has_rival: as in `Attempt`.
-        agreeing: as in `Attempt`.
+        agreeing: as in `Attempt`, before the best is rebuilt.
     """
 
     positions: Array
