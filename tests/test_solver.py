@@ -386,22 +386,25 @@ def test_an_atom_that_is_missing_from_the_networks_map_is_put_where_the_data_mis
 
 
 @pytest.mark.parametrize('lost', [False, True])
-def test_a_set_that_was_rebuilt_into_another_has_no_agreement_and_a_right_one_keeps_it(lost, examples, monkeypatch):
+def test_a_set_that_was_rebuilt_into_another_has_no_agreement_and_a_right_one_keeps_it(lost, monkeypatch):
+    """Rebuilding lowers the misfit of the right set a little, and gives its atoms in another order."""
     monkeypatch.setattr(attempt, 'EXPLAINED', 0.0)  # so that right sets are rebuilt too
-    true = examples.positions[0]
-    wrong = np.array([[0, 0, 0], [0, 0, 0], [3, -3, 3]], np.float32) if lost else np.zeros_like(true)
+    problem = Problem(grid_size=24, num_atoms=6, min_separation=2.0, box_edge=9.0)
+    noisy = cases(problem.changed(noise=0.15), 1)
+    true = noisy.positions[0]
+    wrong = np.where(np.arange(6)[:, None] == 5, np.float32([3, -3, 3]), np.float32(0)) * np.float32(lost)
 
     def propose(request):
-        stages = stages_from_random(request.measured, request.problem)  # so that rebuilding lowers the misfit
-        return Proposal(jnp.stack([true + wrong, true + wrong + np.float32(0.01)]), stages)
+        stages = stages_from_map if lost else stages_from_random  # the latter might find the lost atom
+        positions = jnp.stack([true + wrong, true + wrong + np.float32(0.01)])
+        return Proposal(positions, stages(request.measured, request.problem))
 
     method = Method('given', stream=9, starts=2, propose=propose)
-    noisy = cases(PROBLEM.changed(noise=0.1)).patterson[:1]
-    found = attempt.run_attempt(method, 0, PROBLEM, SEPARATION, None, keys(1), noisy)
+    found = attempt.run_attempt(method, 0, problem, SEPARATION, None, keys(1), noisy.patterson)
     assert int(found.agreeing[0]) == (1 if lost else 2)
-    rebuilt = Case(PROBLEM)
+    rebuilt = Case(problem)
     rebuilt.add(jax.tree.map(lambda each: np.asarray(each)[0], found), 'given', 2, 1.0)
-    assert np.max(errors(rebuilt.solution(), true)) < 0.1
+    assert np.max(errors(rebuilt.solution(), true)) < 0.3
 
 
 def test_auto_goes_on_when_the_network_is_wrong(examples, monkeypatch):

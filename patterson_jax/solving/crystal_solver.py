@@ -112,6 +112,7 @@ def answer_of_maps(crystal: Crystal, maps: list[PhasedMap]) -> CrystalSolution:
     clusters: list[Cluster] = []
     for ended, reached in enumerate(maps, start=1):
         _add_to_cluster(crystal, clusters, reached, ended)
+    clusters = clusters or [Cluster([max(maps, key=lambda each: each.rank)], len(maps))]  # none is promising
     clusters = _interpreted_at_the_end(crystal, clusters, maps)
     return _answer(crystal, clusters, len(maps), 0.0)
 
