@@ -107,17 +107,20 @@ class Search(NamedTuple):
             itself; None: elimination alone.
         light: whether all crystals are of C, N and O.
         network: name or directory of the projection, for the record.
+        groups: of the crystals; others are left out.
     """
 
     starts: int = STARTS
     projection: Projection | None = None
     light: bool = False
     network: str = 'none'
+    groups: tuple[str, ...] = tuple(GROUPS)
 
     @property
     def described(self) -> dict:
         """What the results depend on, for the file."""
-        return {'starts': self.starts, 'light': self.light, 'network': self.network}
+        asked = {'starts': self.starts, 'light': self.light, 'network': self.network}
+        return asked if self.groups == tuple(GROUPS) else asked | {'groups': list(self.groups)}
 
 
 USUAL = Search()
@@ -321,6 +324,8 @@ def measure(kind: str, index: int, stream: str, few: bool = False, search: Searc
     seed = STREAMS[stream] + index
     generator = np.random.default_rng([seed, 1])
     recipe = random_recipe(generator, index)
+    if recipe.group not in search.groups:
+        return None
     for words, d_min in LOW_RESOLUTIONS.items():
         if words in kind:
             recipe = dataclasses.replace(recipe, d_min=d_min)
@@ -485,6 +490,7 @@ def main() -> None:
     parser.add_argument('--first', type=int, default=0, help='number of the first case, for a new file')
     parser.add_argument('--network', default=NETWORK, help="finishes maps too; 'none': elimination alone")
     parser.add_argument('--starts', type=int, default=STARTS, help='most starts of a whole way')
+    parser.add_argument('--groups', nargs='+', choices=tuple(GROUPS), default=tuple(GROUPS), help='of the crystals')
     parser.add_argument('--output', type=Path, help='JSON to write, or to go on with')
     parser.add_argument('--against', type=Path, help='JSON of another search, which is compared with this one')
     options = parser.parse_args()
@@ -500,7 +506,7 @@ def main() -> None:
         network = 'none' if options.light_truth else options.network  # which makes no search
         projection = None if network == 'none' else load_projection(network)
         light = kinds in (LIGHT_WAYS, LIGHT_CONTROLS, LIGHT_TRUTHS)
-        search = Search(options.starts, projection, light, network)
+        search = Search(options.starts, projection, light, network, tuple(options.groups))
         cases = run(options.stream, options.cases, options.output, kinds, search, options.first)
         print(table(cases, kinds))
         if options.against:

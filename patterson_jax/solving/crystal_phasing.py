@@ -49,6 +49,7 @@ MOST_SHARPENED = 2  # times that a map is sharpened until its group is clear
 COMPLETION_ROUNDS = 3  # of averaging and elimination, where there are larger groups to choose from
 OBEYED = 0.5  # least agreement of the phases with the operations of its group, of a promising map
 CLEAR_JUMP = 4.0  # least ratio of its skewness to that of noise, of a promising map without symmetry
+EXPLAINED = 0.12  # highest misfit of a set of atoms whose map is promising without symmetry
 SHORTEST_VECTOR, SAME_VECTOR = 1.1, 0.03  # Å, and in fractions of the edges
 MOST_VECTORS = 24
 SAME_MAP = 0.75  # two maps are the same if their phases agree by more than this
@@ -98,6 +99,8 @@ class PhasedMap:
         cycles: number of cycles of charge flipping.
         learned: whether something else than elimination has finished it; jump and disagreement are then those after a
             further elimination.
+        misfit: of the set of atoms that led to it, see `crystal_placement`; None if charge flipping did. A map of atoms
+            has no jump.
     """
 
     found: spacegroup.FoundGroup
@@ -109,6 +112,7 @@ class PhasedMap:
     start: int
     cycles: int
     learned: bool
+    misfit: float | None = None
 
     @property
     def promising(self) -> bool:
@@ -116,12 +120,13 @@ class PhasedMap:
 
         Its phases must obey a group with at least half of the operations of the Laue class. If it has all of them, it
         is enough that they are obeyed after the last elimination. A map without symmetry is promising only in the
-        class -1, if its skewness has jumped clearly.
+        class -1, if its skewness has jumped clearly, or if it is of atoms that explain the amplitudes.
         """
         operations = len(self.found.operations)
         number = self.found.number_kept
         if number == 1:
-            return operations == 2 and self.jump > CLEAR_JUMP
+            clear = self.jump > CLEAR_JUMP if self.misfit is None else self.misfit < EXPLAINED
+            return operations == 2 and clear
         if self.found.kept > OBEYED:
             return self.has_enough_symmetry
         return number == operations and self.found.kept > spacegroup.CHANCE and self.obeyed > OBEYED
@@ -313,11 +318,16 @@ def _complete(crystal, own, frame, rounds, sharpen):
     """Averages over a group and sharpens, in turns; factors, skewness, disagreement, obeyed: see `PhasedMap`."""
     for _ in range(rounds):
         mean, shift, _ = spacegroup.averaged(crystal.expanded, own, frame.group, frame.origin)
-        again = crystal.grid.place(crystal.expanded.hkl, np.conj(_phased(crystal, mean) / shift))
+        again = crystal.grid.place(crystal.expanded.hkl, np.conj(phased_reflections(crystal, mean) / shift))
         factors, skewness, disagreement = sharpen(again, crystal)
         own = _structure_factors(crystal, factors)
     mean, _, agreements = spacegroup.averaged(crystal.expanded, own, frame.group, frame.origin)
     return mean, float(skewness), float(disagreement), float(agreements.min())
+
+
+def phased_reflections(crystal: Crystal, factors: np.ndarray) -> np.ndarray:
+    """The E values of a crystal's reflections in P1 with the phases of factors, both `(n,)`."""
+    return crystal.normalised * np.exp(1j * np.angle(factors))
 
 
 def phased_by_atoms(crystal: Crystal, atoms: tuple[Site, ...], group: SpaceGroup) -> np.ndarray:
@@ -338,7 +348,7 @@ def phased_by_atoms(crystal: Crystal, atoms: tuple[Site, ...], group: SpaceGroup
         waves = np.exp(2j * np.pi * (hkl @ (rotations @ np.array(atom.fract) + translations).T)).sum(axis=1)
         scattering = table[elements.index(atom.element)] * np.exp(-2 * np.pi**2 * atom.u_iso * spacings**2)
         total += atom.multiplicity / len(rotations) * scattering * waves
-    return _phased(crystal, total)
+    return phased_reflections(crystal, total)
 
 
 def agreement(crystal: Crystal, first: PhasedMap, second: PhasedMap) -> float:
@@ -379,8 +389,4 @@ def _advance(densities, key, fresh, starts, superposed, vectors, kinds, threshol
 def _structure_factors(crystal, factors):
     """E values with the phases of a transform on the half grid, with the sign that crystallography uses."""
     hkl = crystal.expanded.hkl
-    return _phased(crystal, np.conj(crystal.grid.take(np.asarray(factors), hkl)))
-
-
-def _phased(crystal, factors):
-    return crystal.normalised * np.exp(1j * np.angle(factors))
+    return phased_reflections(crystal, np.conj(crystal.grid.take(np.asarray(factors), hkl)))

@@ -6,11 +6,13 @@ not. It is interpreted in its space group and, if that is not certain, in others
 """
 
 import dataclasses
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
+from jax import Array
 
 from patterson_jax.crystal.structure import CrystalData, CrystalSolution
 from patterson_jax.errors import require
@@ -23,6 +25,7 @@ from patterson_jax.solving.crystal_phasing import (
     phased_by_atoms,
     prepare_crystal,
 )
+from patterson_jax.solving.crystal_placement import is_small_and_triclinic, placed_maps
 from patterson_jax.solving.crystal_projection import Projection, sharpeners
 from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases
 from patterson_jax.solving.crystal_verdict import Evidence, expected_r_factor
@@ -37,6 +40,7 @@ MOST_ALTERNATIVES = 2  # groups that are tried beside the one that was found
 ABSENT = 1e-6  # part of the largest structure factor below which a reflection counts as absent
 ENOUGH_TO_END = 8  # starts that have led to one map, and at least half of all: then the search ends
 WELL_OBEYED = 0.85  # no subgroup is tried if the phases agree with a certain group by more than this
+PLACEMENT_STREAM = 1_000_000  # of random numbers; those before it are of charge flipping
 CLEARLY_BETTER = 0.8  # a model is clearly better if its R1 is below this part of the other R1
 
 _compiling = 0.0
@@ -94,7 +98,7 @@ def solve_crystal(
     crystal = prepare_crystal(data)
     maps: list[PhasedMap] = []
     clusters: list[Cluster] = []
-    for reached in phase(crystal, jax.random.key(seed), max_starts, sharpeners(crystal, projection)):
+    for reached in _starts(crystal, jax.random.key(seed), max_starts, projection):
         maps.append(reached)
         _add_to_cluster(crystal, clusters, reached, len(maps))
         _interpret_meanwhile(crystal, clusters, len(maps))
@@ -105,6 +109,15 @@ def solve_crystal(
     clusters = _interpreted_at_the_end(crystal, clusters, maps)
     seconds = time.perf_counter() - began - (_compiling - compiling)
     return _answer(crystal, clusters, len(maps), seconds)
+
+
+def _starts(crystal: Crystal, key: Array, max_starts: int, projection: Projection | None) -> Iterator[PhasedMap]:
+    """The maps of starts: of charge flipping, and where atoms can be placed in turn with those of placed atoms."""
+    flipped = phase(crystal, key, max_starts, sharpeners(crystal, projection))
+    if not is_small_and_triclinic(crystal):
+        return flipped
+    placed = placed_maps(crystal, jax.random.fold_in(key, PLACEMENT_STREAM))
+    return itertools.islice(itertools.chain.from_iterable(zip(flipped, placed, strict=False)), max_starts)
 
 
 def answer_of_maps(crystal: Crystal, maps: list[PhasedMap]) -> CrystalSolution:
