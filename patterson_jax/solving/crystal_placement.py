@@ -24,13 +24,20 @@ from patterson_jax.crystal.grid import fast_size
 from patterson_jax.crystal.structure import CrystalData
 from patterson_jax.precision import exact_products
 from patterson_jax.solving import spacegroup
+from patterson_jax.solving.crystal_elements import without_hydrogen
 from patterson_jax.solving.crystal_phasing import Crystal, PhasedMap, eliminated, phased_reflections
 from patterson_jax.solving.crystal_projection import has_light_elements_alone
 from patterson_jax.solving.least_squares import Equations, minimise, normal_equations, safe_length, with_falloff
 
 FINEST, COARSEST = 1.05, 1.5  # Å; finer data need no such search, coarser ones do not fix the atoms
 MOST_ATOMS = 32  # in the cell
-VOLUMES = {'H': 5.08, 'C': 13.87, 'N': 11.8, 'O': 11.39}  # Å³ in crystals (Hofmann, Acta Cryst. B58, 489, 2002)
+VOLUMES = {
+    'H': 5.08,
+    'D': 5.08,
+    'C': 13.87,
+    'N': 11.8,
+    'O': 11.39,
+}  # Å³ in crystals (Hofmann, Acta Cryst. B58, 489, 2002)
 OTHER_VOLUME = 13.0  # Å³, of another light element
 VOLUME_WITH_HYDROGEN = 18.5  # Å³ for an atom, where the formula has no hydrogen
 LOOSELY_FILLED = 1.7  # units of a formula up to which one may fill the cell
@@ -271,7 +278,7 @@ def best_candidate(density: Array, positions: Array, present: Array, edges: Arra
     """
     first, second, third = (size // 2 for size in density.shape)
     blocks = density.reshape(first, 2, second, 2, third, 2).transpose(0, 2, 4, 1, 3, 5).reshape(-1, 8)
-    heights, chosen = jax.lax.top_k(jnp.max(blocks, axis=1), CANDIDATES)
+    heights, chosen = jax.lax.top_k(jnp.max(blocks, axis=1), min(CANDIDATES, len(blocks)))
     corner = jnp.stack(jnp.unravel_index(chosen, (first, second, third)), axis=1)
     inside = jnp.stack(jnp.unravel_index(jnp.argmax(blocks, axis=1)[chosen], (2, 2, 2)), axis=1)
     places = (2 * corner + inside).astype(density.dtype) / jnp.asarray(density.shape, density.dtype)[None]
@@ -315,13 +322,13 @@ def atoms_in_cell(data: CrystalData, volume: float) -> int:
 
     It is a multiple, or a part, of the formula: the one that fills the cell as crystals of light atoms do.
     """
-    formula = data.formula or {}
-    others = sum(count for symbol, count in formula.items() if symbol != 'H')
+    formula, others = data.formula or {}, without_hydrogen(data.formula)
+    atoms = sum(others.values())
     filled = sum(count * VOLUMES.get(symbol, OTHER_VOLUME) for symbol, count in formula.items())
-    units = volume / (filled if 'H' in formula else others * VOLUME_WITH_HYDROGEN)
+    units = volume / (filled if len(others) < len(formula) else atoms * VOLUME_WITH_HYDROGEN)
     if units < 1:
-        return round(others / round(1 / units))
-    return round(others * (round(units) if units > LOOSELY_FILLED else 1))
+        return round(atoms / round(1 / units))
+    return round(atoms * (round(units) if units > LOOSELY_FILLED else 1))
 
 
 def placed_maps(crystal: Crystal, key: Array) -> Iterator[PhasedMap]:
