@@ -119,8 +119,8 @@ class Search(NamedTuple):
     @property
     def described(self) -> dict:
         """What the results depend on, for the file."""
-        asked = {'starts': self.starts, 'light': self.light, 'network': self.network}
-        return asked if self.groups == tuple(GROUPS) else asked | {'groups': list(self.groups)}
+        groups = sorted(self.groups)
+        return {'starts': self.starts, 'light': self.light, 'network': self.network, 'groups': groups}
 
 
 USUAL = Search()
@@ -450,6 +450,8 @@ def run(
     known = output and output.exists()
     done = json.loads(output.read_text(encoding='utf-8')) if known else {'cases': first, 'results': []}
     asked = search.described | {'stream': stream, 'kinds': sorted(set(kinds))}
+    if known:
+        done.setdefault('groups', sorted(GROUPS))
     for name, value in asked.items():
         require(done.get(name, value) == value, name, value, f'that of {output}, {done.get(name)}')
     results = done['results']

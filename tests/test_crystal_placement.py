@@ -12,6 +12,7 @@ from benchmarks.crystal_verdicts import is_right
 from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.simulation.invented_crystals import Recipe, invent
 from patterson_jax.solving import crystal_placement as placement
+from patterson_jax.solving import crystal_solver
 from patterson_jax.solving.crystal_phasing import SAME_MAP, agreement, prepare_crystal
 from patterson_jax.solving.crystal_solver import solve_crystal
 
@@ -139,7 +140,7 @@ def test_a_map_is_the_sum_of_its_waves():
 def test_the_peak_that_is_taken_neither_clashes_nor_is_alone():
     edges = jnp.asarray(np.eye(3) * 10, jnp.float32)
     density = np.zeros((40, 40, 40), np.float32)
-    clashing, alone, bonded = (7, 0, 0), (20, 20, 20), (0, 6, 0)  # 1.75, 8.7 and 1.5 Å from the atom
+    clashing, alone, bonded = (4, 0, 0), (20, 20, 20), (0, 6, 0)  # 1.0, 8.7 and 1.5 Å from the atom
     density[clashing], density[alone], density[bonded] = 1.0, 0.95, 0.9
     atoms = jnp.zeros((2, 3)).at[1].set(0.5)
     present = jnp.asarray([True, False])
@@ -165,6 +166,15 @@ def test_atoms_far_from_others_are_alone():
     np.testing.assert_allclose(placement.loneliness(places, edges), [0, 0, 1], atol=1e-5)
 
 
+@pytest.mark.parametrize('atoms', [1, 2, 3])
+def test_few_atoms_and_small_cells_are_no_error(atoms):
+    hkl = np.array([each for each in itertools.product((-1, 0, 1), repeat=3) if each > (0, 0, 0)])
+    target = placement.prepare_target(hkl, np.linspace(0.5, 1.5, len(hkl)), UnitCell(3, 3, 3, 90, 90, 90))
+    placed = placement.place_atoms(jax.random.key(0), target, atoms, placement.placement_grid(hkl))
+    assert np.isfinite(placed.positions).all()
+    assert np.isfinite(placed.misfit)
+
+
 def test_the_formula_of_a_molecule_counts_as_often_as_the_cell_has_room(crystal):
     data, volume = crystal.data, crystal.expanded.cell.volume
     whole = placement.atoms_in_cell(data, volume)
@@ -174,41 +184,65 @@ def test_the_formula_of_a_molecule_counts_as_often_as_the_cell_has_room(crystal)
         assert placement.atoms_in_cell(other, volume) == ATOMS
     bare = dataclasses.replace(data, formula={'C': 1, 'O': 1})
     assert placement.atoms_in_cell(bare, 20 * placement.VOLUME_WITH_HYDROGEN) == 20
+    for formula in (None, {}, {'C': 0}, {'H': 2}):
+        assert placement.atoms_in_cell(dataclasses.replace(data, formula=formula), volume) == 0
 
 
 def test_atoms_are_placed_where_there_are_few_and_light_ones_in_a_triclinic_cell(crystal, invented):
-    assert placement.is_small_and_triclinic(crystal)
-    for formula, small in ((None, False), ({}, False), ({'C': 7, 'S': 1}, False), ({'C': 100}, True)):
+    assert placement.atoms_can_be_placed(crystal)
+    for formula, small in (
+        (None, False),
+        ({}, False),
+        ({'C': 7, 'S': 1}, False),
+        ({'Li': 1, 'C': 7}, False),
+        ({'C': 100}, True),
+    ):
         other = dataclasses.replace(crystal, data=dataclasses.replace(crystal.data, formula=formula))
-        assert placement.is_small_and_triclinic(other) == small
+        assert placement.atoms_can_be_placed(other) == small
     fine, large, monoclinic = (
         Recipe(group='P1', num_atoms=ATOMS, d_min=0.8),
         Recipe(group='P-1', num_atoms=20, d_min=1.2),
         Recipe(group='P21', num_atoms=ATOMS, d_min=1.2),
     )
     for recipe in (fine, large, monoclinic):
-        assert not placement.is_small_and_triclinic(prepare_crystal(invent(recipe, seed=1).data))
+        assert not placement.atoms_can_be_placed(prepare_crystal(invent(recipe, seed=1).data))
 
 
 def test_starts_from_different_places_lead_to_the_true_map(crystal, invented, maps):
     explained = [each for each in maps if each.misfit < 0.1]
     assert len(explained) >= 2
     assert all(each.promising for each in explained)
+    assert not dataclasses.replace(explained[0], misfit=0.2).promising
     assert agreement(crystal, *explained[:2]) > SAME_MAP
     assert min(correlation_with_truth(crystal, invented, each.own) for each in explained) > 0.8
 
 
-def test_the_same_key_gives_the_same_atoms(crystal, maps):
-    again = next(placement.placed_maps(crystal, jax.random.key(0)))
-    np.testing.assert_array_equal(again.own, maps[0].own)
+def test_a_start_depends_on_the_key_and_its_number_alone(crystal, maps):
+    again = [*itertools.islice(placement.placed_maps(crystal, jax.random.key(0)), 2)]
+    for first, second in zip(maps, again, strict=False):
+        np.testing.assert_array_equal(first.own, second.own)
+    assert not np.array_equal(again[0].own, again[1].own)
 
 
-def test_a_light_crystal_without_a_centre_is_solved_by_them(invented):
-    solution = solve_crystal(invented.data, max_starts=8)
+@pytest.mark.parametrize('number', [1, 2, 3, 6])
+def test_every_second_start_places_atoms(monkeypatch, number):
+    """And none is placed that is not asked for."""
+    monkeypatch.setattr(crystal_solver, 'atoms_can_be_placed', lambda crystal: True)
+    monkeypatch.setattr(crystal_solver, 'sharpeners', lambda crystal, projection: ())
+    monkeypatch.setattr(
+        crystal_solver, 'phase', lambda crystal, key, starts, ways: (f'flip {i}' for i in range(starts))
+    )
+    monkeypatch.setattr(crystal_solver, 'placed_maps', lambda crystal, key: (f'place {i}' for i in range(number // 2)))
+    order = [f'{kind} {i}' for i in range(number) for kind in ('flip', 'place')]
+    assert [*crystal_solver._starts(None, jax.random.key(0), number, None)] == order[:number]
+
+
+def test_a_light_crystal_without_a_centre_is_found_by_them(invented):
+    """And permuted intensities are not called solved, in as many starts."""
+    solution = solve_crystal(invented.data, max_starts=6)
     assert solution.space_group.hm == 'P 1'
     assert is_right(solution, invented)
     shuffled = np.random.default_rng(0).permutation(len(invented.data.hkl))
-    data = dataclasses.replace(
-        invented.data, intensities=invented.data.intensities[shuffled], sigmas=invented.data.sigmas[shuffled]
-    )
-    assert solve_crystal(data, max_starts=2).verdict != 'solved'
+    intensities, sigmas = invented.data.intensities[shuffled], invented.data.sigmas[shuffled]
+    permuted = dataclasses.replace(invented.data, intensities=intensities, sigmas=sigmas)
+    assert solve_crystal(permuted, max_starts=6).verdict != 'solved'

@@ -49,7 +49,7 @@ MOST_SHARPENED = 2  # times that a map is sharpened until its group is clear
 COMPLETION_ROUNDS = 3  # of averaging and elimination, where there are larger groups to choose from
 OBEYED = 0.5  # least agreement of the phases with the operations of its group, of a promising map
 CLEAR_JUMP = 4.0  # least ratio of its skewness to that of noise, of a promising map without symmetry
-EXPLAINED = 0.12  # highest misfit of a set of atoms whose map is promising without symmetry
+EXPLAINED = 0.12  # highest misfit of placed atoms whose map is promising; false ones have 0.1 to 0.2
 SHORTEST_VECTOR, SAME_VECTOR = 1.1, 0.03  # Å, and in fractions of the edges
 MOST_VECTORS = 24
 SAME_MAP = 0.75  # two maps are the same if their phases agree by more than this
@@ -95,12 +95,12 @@ class PhasedMap:
         jump: skewness of the final map, divided by that of maps from random phases.
         disagreement: mean difference between amplitudes after elimination and measured ones, relative to their mean.
         obeyed: lowest agreement of the phases with an operation of the group, after elimination without symmetry.
-        start: number of the start.
+        start: number of the start, among those of its kind.
         cycles: number of cycles of charge flipping.
         learned: whether something else than elimination has finished it; jump and disagreement are then those after a
             further elimination.
-        misfit: of the set of atoms that led to it, see `crystal_placement`; None if charge flipping did. A map of atoms
-            has no jump.
+        misfit: of the atoms that were placed, see `crystal_placement.Placed`; None if charge flipping led to the map. A
+            map of atoms has neither a jump nor cycles: both are 0.
     """
 
     found: spacegroup.FoundGroup
@@ -120,13 +120,14 @@ class PhasedMap:
 
         Its phases must obey a group with at least half of the operations of the Laue class. If it has all of them, it
         is enough that they are obeyed after the last elimination. A map without symmetry is promising only in the
-        class -1, if its skewness has jumped clearly, or if it is of atoms that explain the amplitudes.
+        class -1, if its skewness has jumped clearly, or if it is of atoms. Atoms must explain the amplitudes.
         """
         operations = len(self.found.operations)
         number = self.found.number_kept
+        if self.misfit is not None and self.misfit > EXPLAINED:
+            return False
         if number == 1:
-            clear = self.jump > CLEAR_JUMP if self.misfit is None else self.misfit < EXPLAINED
-            return operations == 2 and clear
+            return operations == 2 and (self.misfit is not None or self.jump > CLEAR_JUMP)
         if self.found.kept > OBEYED:
             return self.has_enough_symmetry
         return number == operations and self.found.kept > spacegroup.CHANCE and self.obeyed > OBEYED
@@ -307,15 +308,28 @@ def finish(crystal: Crystal, density: np.ndarray, slot: Slot, noise: float, shar
     rounds = COMPLETION_ROUNDS if larger else 1
     maps = []
     for group in (found, *larger):
-        mean, skewness, disagreement, obeyed = _complete(crystal, own, group.frame, rounds, sharpen)
+        mean, skewness, disagreement, obeyed = complete(crystal, own, group.frame, rounds, sharpen)
         if group is found or obeyed > OBEYED:
             jump, cycles, learned = skewness / noise, len(slot.skewness), sharpen is not eliminated
             maps.append(PhasedMap(group, mean, own, jump, disagreement, obeyed, slot.start, cycles, learned))
     return min(maps, key=lambda each: each.disagreement)
 
 
-def _complete(crystal, own, frame, rounds, sharpen):
-    """Averages over a group and sharpens, in turns; factors, skewness, disagreement, obeyed: see `PhasedMap`."""
+def complete(
+    crystal: Crystal, own: np.ndarray, frame: spacegroup.Frame, rounds: int = 1, sharpen: Sharpen = eliminated
+) -> tuple[np.ndarray, float, float, float]:
+    """Averages over a group and sharpens, in turns.
+
+    Args:
+        crystal: from `prepare_crystal`.
+        own: `(n,)` complex, E values with phases, of the reflections in P1.
+        frame: the group, and where its origin lies.
+        rounds: how often.
+        sharpen: low-density elimination, or what takes its place.
+
+    Returns:
+        Factors `(n,)`, skewness, disagreement and how well the group is obeyed: see `PhasedMap`.
+    """
     for _ in range(rounds):
         mean, shift, _ = spacegroup.averaged(crystal.expanded, own, frame.group, frame.origin)
         again = crystal.grid.place(crystal.expanded.hkl, np.conj(phased_reflections(crystal, mean) / shift))

@@ -1,4 +1,4 @@
-"""Places the atoms of a small light triclinic crystal, where charge flipping finds no phases: at 1.2 Å and above.
+"""Places the atoms of a small triclinic crystal of C, N, O and F, as charge flipping seldom finds phases at 1.2 Å.
 
 A set of equal atoms is rebuilt in part, again and again, as in `rebuilding`: some atoms are taken out at random, or one
 and its neighbours, and each is put where the difference map of the others is high; then all are refined. The amplitudes
@@ -25,20 +25,19 @@ from patterson_jax.crystal.structure import CrystalData
 from patterson_jax.precision import exact_products
 from patterson_jax.solving import spacegroup
 from patterson_jax.solving.crystal_elements import without_hydrogen
-from patterson_jax.solving.crystal_phasing import Crystal, PhasedMap, eliminated, phased_reflections
-from patterson_jax.solving.crystal_projection import has_light_elements_alone
+from patterson_jax.solving.crystal_phasing import Crystal, PhasedMap, complete, phased_reflections
 from patterson_jax.solving.least_squares import Equations, minimise, normal_equations, safe_length, with_falloff
 
 FINEST, COARSEST = 1.05, 1.5  # Å; finer data need no such search, coarser ones do not fix the atoms
-MOST_ATOMS = 32  # in the cell
-VOLUMES = {
+LEAST_ATOMS, MOST_ATOMS = 5, 32  # in the cell; fewer have a centre by chance
+VOLUMES = {  # Å³ in crystals (Hofmann, Acta Cryst. B58, 489, 2002), of the elements that have such bonds
     'H': 5.08,
     'D': 5.08,
     'C': 13.87,
     'N': 11.8,
     'O': 11.39,
-}  # Å³ in crystals (Hofmann, Acta Cryst. B58, 489, 2002)
-OTHER_VOLUME = 13.0  # Å³, of another light element
+    'F': 11.17,
+}
 VOLUME_WITH_HYDROGEN = 18.5  # Å³ for an atom, where the formula has no hydrogen
 LOOSELY_FILLED = 1.7  # units of a formula up to which one may fill the cell
 SAMPLING = 3  # grid points in the shortest wave along each axis
@@ -48,7 +47,8 @@ BETWEEN, BETWEEN_WIDTH = 1.92, 0.3  # Å; no two atoms are so far apart, give or
 BONDED, ALONE = 1.6, 1.75  # Å to the nearest atom, of one that is bonded and of one that is alone
 RESTRAINED = 0.3  # weight of the restraints of a set, where the misfit of no atoms is 1
 CANDIDATES = 32  # peaks of a difference map from which one is chosen
-CLASHING, MOST_CLASHING, BONDING = 0.35, 1.5, 0.25  # what restraints and a bond count, relative to the highest peak
+CLASHING, BONDING = 0.35, 0.25  # what restraints and a bond count for a peak, relative to the highest one
+MOST_CLASHING = 1.5  # what a restraint comes to at most then
 FIRST_ITERATIONS, ALL_ITERATIONS, ALONE_ITERATIONS = 10, 2, 2
 TAKEN_OUT = 0.6  # of the atoms, at most
 PATIENCE, MOST_TRIALS = 3, 8  # trials for each atom: without success, and in all
@@ -174,7 +174,10 @@ def point_amplitudes(positions: Array, waves: Array) -> tuple[Array, Array]:
 
 
 def distances_between(positions: Array, others: Array, edges: Array) -> tuple[Array, Array]:
-    """The shortest vectors, Å, from others `(m, 3)` to positions `(n, 3)`: `(n, m, 3)`, and their lengths `(n, m)`."""
+    """Vectors, Å, from the nearest images of others `(m, 3)` to positions `(n, 3)`: `(n, m, 3)`; lengths `(n, m)`.
+
+    Those below half of the least distance between opposite faces of the cell are the shortest.
+    """
     vectors = positions[:, None] - others[None]
     vectors = (vectors - jnp.rint(vectors)) @ edges.T
     return vectors, jnp.sqrt(jnp.sum(vectors**2, axis=-1) + 1e-8)
@@ -212,7 +215,7 @@ def loneliness(positions: Array, edges: Array) -> Array:
 def rebuild_part(key: Array, given: Placed, target: Target, shape: tuple[int, int, int]) -> Placed:
     """A set after some atoms were taken out, put where they are missed, and all refined.
 
-    They are chosen at random; or, in every second case, they are one and those nearest to it.
+    They are chosen at random; or, in half of the cases, they are one and those nearest to it.
     """
     sizing, choosing, middle, kind = jax.random.split(key, 4)
     number = len(given.positions)
@@ -305,27 +308,30 @@ def map_on_grid(factors: Array, places: tuple[Array, Array, Array], shape: tuple
     return jnp.fft.irfftn(half, s=shape)
 
 
-def is_small_and_triclinic(crystal: Crystal) -> bool:
-    """Whether atoms can be placed: at most 32 light ones in a triclinic cell, and data of 1.05 to 1.5 Å.
+def atoms_can_be_placed(crystal: Crystal) -> bool:
+    """Whether a crystal is triclinic, cut at 1.05 to 1.5 Å, and has 5 to 32 atoms of C, N, O and F in the cell.
 
     In P1, other crystals have as many reflections for each atom, but most of them are equivalent.
     """
-    d_min = 1 / float(crystal.expanded.inverse_spacings.max())
-    triclinic = len(crystal.data.rotations) == 2
-    if not (triclinic and FINEST <= d_min <= COARSEST and has_light_elements_alone(crystal.data)):
+    data, d_min = crystal.data, 1 / float(crystal.expanded.inverse_spacings.max())
+    if len(data.rotations) > 2 or not FINEST <= d_min <= COARSEST or not set(data.formula or {}) <= set(VOLUMES):
         return False
-    return 1 <= atoms_in_cell(crystal.data, crystal.expanded.cell.volume) <= MOST_ATOMS
+    return LEAST_ATOMS <= atoms_in_cell(data, crystal.expanded.cell.volume) <= MOST_ATOMS
 
 
 def atoms_in_cell(data: CrystalData, volume: float) -> int:
-    """The number of atoms without hydrogen in a primitive cell of some volume, Å³.
+    """The number of atoms without hydrogen in a primitive cell of some volume, Å³; 0 without a formula.
 
     It is a multiple, or a part, of the formula: the one that fills the cell as crystals of light atoms do.
     """
-    formula, others = data.formula or {}, without_hydrogen(data.formula)
+    formula = {symbol: count for symbol, count in (data.formula or {}).items() if count > 0}
+    others = without_hydrogen(formula)
     atoms = sum(others.values())
-    filled = sum(count * VOLUMES.get(symbol, OTHER_VOLUME) for symbol, count in formula.items())
-    units = volume / (filled if len(others) < len(formula) else atoms * VOLUME_WITH_HYDROGEN)
+    if not atoms:
+        return 0
+    hydrogen_is_given = len(others) < len(formula)
+    filled = sum(VOLUMES[symbol] * count for symbol, count in formula.items())
+    units = volume / (filled if hydrogen_is_given else atoms * VOLUME_WITH_HYDROGEN)
     if units < 1:
         return round(atoms / round(1 / units))
     return round(atoms * (round(units) if units > LOOSELY_FILLED else 1))
@@ -335,7 +341,7 @@ def placed_maps(crystal: Crystal, key: Array) -> Iterator[PhasedMap]:
     """Places atoms again and again, each time from other random places, and yields the maps with their phases.
 
     Args:
-        crystal: from `prepare_crystal`; `is_small_and_triclinic` holds for it.
+        crystal: from `prepare_crystal`; `atoms_can_be_placed`.
         key: fixes the starts; start i depends on the key and on i alone.
     """
     expanded = crystal.expanded
@@ -352,7 +358,6 @@ def map_of_atoms(crystal: Crystal, positions: np.ndarray, misfit: float, start: 
     waves = np.exp(2j * np.pi * (expanded.hkl @ positions.T))
     own = phased_reflections(crystal, waves.sum(axis=1))
     found = spacegroup.find_space_group(expanded, own, crystal.data.rotations)
-    mean, _, agreements = spacegroup.averaged(expanded, own, found.space_group, found.frame.origin)
-    _, _, disagreement = eliminated(crystal.grid.place(expanded.hkl, np.conj(own)), crystal)
-    obeyed = float(agreements.min())
-    return PhasedMap(found, mean, own, 0.0, float(disagreement), obeyed, start, cycles=0, learned=False, misfit=misfit)
+    mean, _, _ = spacegroup.averaged(expanded, own, found.space_group, found.frame.origin)
+    _, _, disagreement, obeyed = complete(crystal, own, found.frame)  # its phases are no better than the atoms'
+    return PhasedMap(found, mean, own, 0.0, disagreement, obeyed, start, cycles=0, learned=False, misfit=misfit)

@@ -6,7 +6,7 @@ not. It is interpreted in its space group and, if that is not certain, in others
 """
 
 import dataclasses
-import itertools
+import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -25,7 +25,7 @@ from patterson_jax.solving.crystal_phasing import (
     phased_by_atoms,
     prepare_crystal,
 )
-from patterson_jax.solving.crystal_placement import is_small_and_triclinic, placed_maps
+from patterson_jax.solving.crystal_placement import atoms_can_be_placed, placed_maps
 from patterson_jax.solving.crystal_projection import Projection, sharpeners
 from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases
 from patterson_jax.solving.crystal_verdict import Evidence, expected_r_factor
@@ -112,12 +112,16 @@ def solve_crystal(
 
 
 def _starts(crystal: Crystal, key: Array, max_starts: int, projection: Projection | None) -> Iterator[PhasedMap]:
-    """The maps of starts: of charge flipping, and where atoms can be placed in turn with those of placed atoms."""
-    flipped = phase(crystal, key, max_starts, sharpeners(crystal, projection))
-    if not is_small_and_triclinic(crystal):
-        return flipped
+    """The maps of starts of charge flipping; where atoms can be placed, each is followed by one of placed atoms."""
+    ways = sharpeners(crystal, projection)
+    if not atoms_can_be_placed(crystal):
+        yield from phase(crystal, key, max_starts, ways)
+        return
     placed = placed_maps(crystal, jax.random.fold_in(key, PLACEMENT_STREAM))
-    return itertools.islice(itertools.chain.from_iterable(zip(flipped, placed, strict=False)), max_starts)
+    for number, reached in enumerate(phase(crystal, key, math.ceil(max_starts / 2), ways), start=1):
+        yield reached
+        if 2 * number <= max_starts:
+            yield next(placed)
 
 
 def answer_of_maps(crystal: Crystal, maps: list[PhasedMap]) -> CrystalSolution:
