@@ -242,6 +242,7 @@ def test_a_light_crystal_without_a_centre_is_found_by_them(invented):
     solution = solve_crystal(invented.data, max_starts=6)
     assert solution.space_group.hm == 'P 1'
     assert is_right(solution, invented)
+    assert solution.finished_by == 'atoms that were placed'
     shuffled = np.random.default_rng(0).permutation(len(invented.data.hkl))
     intensities, sigmas = invented.data.intensities[shuffled], invented.data.sigmas[shuffled]
     permuted = dataclasses.replace(invented.data, intensities=intensities, sigmas=sigmas)

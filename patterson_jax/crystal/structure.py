@@ -116,7 +116,8 @@ class CrystalSolution:
         starts: number of starts tried.
         seconds: of all the work, without compilation.
         density: `(nu, nv, nw)`, roughly in electrons/Å³, the map from which atoms were taken; None without one.
-        learned: whether a learned projection finished the map from which atoms were taken, and not elimination.
+        finished_by: what finished the map from which atoms were taken, in words: elimination, a learned projection, or
+            atoms that were placed.
     """
 
     verdict: str
@@ -128,4 +129,4 @@ class CrystalSolution:
     starts: int
     seconds: float
     density: np.ndarray | None = None
-    learned: bool = False
+    finished_by: str = 'elimination'

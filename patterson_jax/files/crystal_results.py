@@ -323,6 +323,6 @@ def solution_content(data: CrystalData, solution: CrystalSolution) -> dict:
         'r_factor': None if solution.r_factor is None else round(solution.r_factor, 5),
         'resolution': round(solution.resolution, 4),
         'starts': solution.starts,
-        'map_finished_by': 'a learned projection' if solution.learned else 'elimination',
+        'map_finished_by': solution.finished_by,
         'seconds': round(solution.seconds, 3),
     }

@@ -133,6 +133,13 @@ class PhasedMap:
         return number == operations and self.found.kept > spacegroup.CHANCE and self.obeyed > OBEYED
 
     @property
+    def finished_by(self) -> str:
+        """What finished it, in words for a person."""
+        if self.misfit is not None:
+            return 'atoms that were placed'
+        return 'a learned projection' if self.learned else 'elimination'
+
+    @property
     def obeys_its_group_alone(self) -> bool:
         """Whether its phases obey the operations of its group, and no others of the Laue class beyond chance."""
         return self.obeyed > OBEYED and self.found.rejected <= spacegroup.CHANCE_AT_MOST

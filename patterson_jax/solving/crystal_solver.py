@@ -55,14 +55,14 @@ class Cluster:
         since: number of starts that had ended when the first map was found.
         answers: interpretations, in one group or more.
         agreeing: number of maps when they were interpreted last; 0 before that.
-        learned: `PhasedMap.learned` of the map that was interpreted last.
+        finished_by: what finished the map that was interpreted last.
     """
 
     maps: list[PhasedMap]
     since: int
     answers: list[Interpretation] = dataclasses.field(default_factory=list)
     agreeing: int = 0
-    learned: bool = False
+    finished_by: str = 'elimination'
 
     @property
     def best(self) -> PhasedMap:
@@ -191,7 +191,7 @@ def _interpret(crystal, cluster):
     obey its operations and no others. Atoms that have more symmetry than their group are interpreted again with it.
     """
     best, found = cluster.best, cluster.best.found
-    cluster.agreeing, cluster.learned = len(cluster.maps), best.learned
+    cluster.agreeing, cluster.finished_by = len(cluster.maps), best.finished_by
     evidence = _evidence(cluster, found.frame, best.obeyed)
     first = _interpretation(crystal, found.space_group, best.factors, evidence)
     cluster.answers = [first]
@@ -262,7 +262,7 @@ def _answer(crystal, clusters, ended, seconds):
         ended,
         seconds,
         best.density,
-        learned=cluster.learned,
+        finished_by=cluster.finished_by,
     )
 
 
