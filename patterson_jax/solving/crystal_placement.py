@@ -26,7 +26,14 @@ from patterson_jax.precision import exact_products
 from patterson_jax.solving import spacegroup
 from patterson_jax.solving.crystal_elements import without_hydrogen
 from patterson_jax.solving.crystal_phasing import Crystal, PhasedMap, complete, phased_reflections
-from patterson_jax.solving.least_squares import Equations, minimise, normal_equations, safe_length, with_falloff
+from patterson_jax.solving.least_squares import (
+    Equations,
+    minimise,
+    normal_equations,
+    refine_alone,
+    safe_length,
+    with_falloff,
+)
 
 FINEST, COARSEST = 1.05, 1.5  # Å; finer data need no such search, coarser ones do not fix the atoms
 LEAST_ATOMS, MOST_ATOMS = 5, 32  # in the cell; fewer have a centre by chance
@@ -247,24 +254,13 @@ def put_where_missed(
     places = half_places(waves, shape)
     present = jnp.ones(len(order), bool).at[order].set(jnp.arange(len(order)) >= size)
 
-    def wave(place):
-        phases = waves @ place
-        return scale * jnp.cos(phases), scale * jnp.sin(phases)
-
     def put(turn, state):
         positions, present, real, imaginary = state
         missed = jnp.where(weights > 0, observed / safe_length(real, imaginary) - 1, 0)
         density = map_on_grid(jax.lax.complex(missed * real, missed * imaginary), places, shape)
         place = best_candidate(density, positions, present, target.edges)
 
-        def equations_at(place):
-            cosine, sine = wave(place)
-            amplitudes = safe_length(real + cosine, imaginary + sine)
-            slopes = (((imaginary + sine) * cosine - (real + cosine) * sine) / amplitudes)[:, None] * waves
-            return normal_equations(amplitudes, slopes, observed, weights)
-
-        place, _ = minimise(equations_at, place, ALONE_ITERATIONS)
-        cosine, sine = wave(place)
+        place, cosine, sine = refine_alone(place, (real, imaginary), waves, scale, observed, weights, ALONE_ITERATIONS)
         atom = order[turn]
         return positions.at[atom].set(place % 1), present.at[atom].set(True), real + cosine, imaginary + sine
 

@@ -198,6 +198,45 @@ def normal_equations(amplitudes: Array, slopes: Array, observed: Array, weights:
     return Equations(jnp.sum(errors**2), slopes.T @ slopes, slopes.T @ errors, jnp.zeros(0, errors.dtype))
 
 
+def refine_alone(
+    place: Array,
+    others: tuple[Array, Array],
+    waves: Array,
+    form_factors: Array,
+    observed: Array,
+    weights: Array,
+    iterations: ArrayLike,
+) -> tuple[Array, Array, Array]:
+    """Refines one atom, the others as they are.
+
+    Args:
+        place: `(3,)`, where it is.
+        others: real and negative imaginary part of their structure factors, each `(count,)`.
+        waves: `(count, 3)`, phases of reflections for each unit along the axes.
+        form_factors: of the atom, `(count,)`.
+        observed: amplitudes, `(count,)`.
+        weights: square roots of the weights, `(count,)`.
+        iterations: steps tried.
+
+    Returns:
+        Where it is then, and both parts of its own structure factors.
+    """
+    real, imaginary = others
+
+    def wave(place):
+        phases = waves @ place
+        return form_factors * jnp.cos(phases), form_factors * jnp.sin(phases)
+
+    def equations_at(place):
+        cosine, sine = wave(place)
+        amplitudes = safe_length(real + cosine, imaginary + sine)
+        slopes = (((imaginary + sine) * cosine - (real + cosine) * sine) / amplitudes)[:, None] * waves
+        return normal_equations(amplitudes, slopes, observed, weights)
+
+    place, _ = minimise(equations_at, place, iterations)
+    return place, *wave(place)
+
+
 def _nothing(parameters, kept=0):
     """Normal equations of no reflections, with `kept` amplitudes."""
     size = len(parameters)

@@ -24,9 +24,8 @@ from patterson_jax.solving.least_squares import (
     REFINEMENT,
     Refined,
     first_resolution,
-    minimise,
     minimise_spheres,
-    normal_equations,
+    refine_alone,
     refinement_weights,
     safe_length,
     sphere_parts,
@@ -115,23 +114,14 @@ def put_where_missed(
     cosines, sines, real, imaginary = sphere_parts(positions, form_factors, waves, measured.num_atoms)
     out = jnp.zeros_like(positions[:, 0]).at[order].set(jnp.where(jnp.arange(len(positions)) < number, 1.0, 0.0))
 
-    def wave(place):
-        phases = waves @ place
-        return form_factors * jnp.cos(phases), form_factors * jnp.sin(phases)
-
     def put(turn, state):
         positions, real, imaginary = state
         missed = jnp.where(weights > 0, observed / safe_length(real, imaginary) - 1, 0)
         place = highest_point(jax.lax.complex(missed * real, -missed * imaginary), hkl, limit, problem)
 
-        def equations_at(place):
-            cosine, sine = wave(place)
-            amplitudes = safe_length(real + cosine, imaginary + sine)
-            slopes = (((imaginary + sine) * cosine - (real + cosine) * sine) / amplitudes)[:, None] * waves
-            return normal_equations(amplitudes, slopes, observed, weights)
-
-        place, _ = minimise(equations_at, place, ALONE_ITERATIONS)
-        cosine, sine = wave(place)
+        place, cosine, sine = refine_alone(
+            place, (real, imaginary), waves, form_factors, observed, weights, ALONE_ITERATIONS
+        )
         return positions.at[order[turn]].set(place), real + cosine, imaginary + sine
 
     left = real - form_factors * (cosines @ out), imaginary - form_factors * (sines @ out)
