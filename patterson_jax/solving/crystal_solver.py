@@ -29,7 +29,7 @@ from patterson_jax.solving.crystal_placement import atoms_can_be_placed, placed_
 from patterson_jax.solving.crystal_projection import Projection, sharpeners
 from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases
 from patterson_jax.solving.crystal_verdict import Evidence, expected_r_factor
-from patterson_jax.solving.spacegroup import averaged, find_space_group, half_frames
+from patterson_jax.solving.spacegroup import averaged, find_space_group, half_frames, larger_groups
 from patterson_jax.solving.verdict import VERDICTS
 
 MAX_STARTS = 48
@@ -41,6 +41,7 @@ ABSENT = 1e-6  # part of the largest structure factor below which a reflection c
 ENOUGH_TO_END = 8  # starts that have led to one map, and at least half of all: then the search ends
 WELL_OBEYED = 0.85  # no subgroup is tried if the phases agree with a certain group by more than this
 PLACEMENT_STREAM = 1_000_000  # of random numbers; those before it are of charge flipping
+CENTRE_REFUTED = 0.5  # there is no centre if R1 in P1 is below this part of that of the same atoms with a centre
 CLEARLY_BETTER = 0.8  # a model is clearly better if its R1 is below this part of the other R1
 
 _compiling = 0.0
@@ -183,7 +184,17 @@ def _add_to_cluster(crystal, clusters, reached, ended):
 
 
 def _interpret(crystal, cluster):
-    """Interprets the best map of a cluster in its group and, if that does not solve it, in others.
+    """Interprets the best map of a cluster in its group, in others that may be right, and in those of the atoms."""
+    best = cluster.best
+    cluster.agreeing, cluster.finished_by = len(cluster.maps), best.finished_by
+    answers = _answers_in_groups(crystal, cluster, _evidence(cluster, best.found.frame, best.obeyed))
+    if crystal.data.laue_class == '-1':
+        answers = [each for answer in answers for each in _with_and_without_centre(crystal, answer, cluster.agreeing)]
+    cluster.answers = answers
+
+
+def _answers_in_groups(crystal, cluster, evidence):
+    """Interprets a map in the group that was found and, if that does not solve it, in others.
 
     The others are groups that fit the phases nearly as well, or else subgroups, because a structure may come near to
     the symmetry of a larger group. A group with less symmetry has more parameters, so it must explain the data clearly
@@ -191,32 +202,50 @@ def _interpret(crystal, cluster):
     obey its operations and no others. Atoms that have more symmetry than their group are interpreted again with it.
     """
     best, found = cluster.best, cluster.best.found
-    cluster.agreeing, cluster.finished_by = len(cluster.maps), best.finished_by
-    evidence = _evidence(cluster, found.frame, best.obeyed)
     first = _interpretation(crystal, found.space_group, best.factors, evidence)
-    cluster.answers = [first]
     obeyed = found.space_group.certain and found.kept > WELL_OBEYED
     if first.verdict == 'solved' or obeyed or len(cluster.maps) < ENOUGH_AGREEING or first.r_factor is None:
-        return
+        return [first]
     operations = found.operations[: found.number_kept]
     frames = (found.alternatives or half_frames(crystal.expanded, best.own, operations))[:MOST_ALTERNATIVES]
     symbols = (found.space_group.hm, *(frame.group.hm for frame in frames))
+    answers = [first]
     for frame in frames:
         others = tuple(symbol for symbol in symbols if symbol != frame.group.hm)
         group = dataclasses.replace(frame.group, candidates=others)
         factors, _, _ = averaged(crystal.expanded, best.own, group, frame.origin)
         other = _interpretation(crystal, group, factors, _evidence(cluster, frame))
         if other.verdict == 'solved' or _r_factor(other) < CLEARLY_BETTER * _r_factor(first):
-            cluster.answers.append(other)
+            answers.append(other)
         if other.verdict == 'solved':
-            return
-    if len(cluster.answers) == 1 and best.obeys_its_group_alone:
-        cluster.answers = [first.with_findings(evidence, group_certain=True)]
-    cluster.answers += [
+            return answers
+    if len(answers) == 1 and best.obeys_its_group_alone:
+        answers = [first.with_findings(evidence, group_certain=True)]
+    return answers + [
         with_symmetry_of_its_atoms(crystal, other, evidence)
-        for other in cluster.answers
-        if other.findings.further_symmetry and other.r_factor < expected_r_factor(other.findings)
+        for other in answers
+        if other.space_group.number > 1 and other.findings.further_symmetry and _explains(other)
     ]
+
+
+def _with_and_without_centre(crystal, answer, agreeing):
+    """An answer in P1, certain if its atoms with a centre explain the data far worse; otherwise both of these.
+
+    Other answers, and those that do not explain the data, stay as they are.
+    In many small structures the phases agree with a false centre by more than chance, and phases with errors may agree
+    with a true one by little. So their agreement alone does not tell.
+    """
+    if answer.space_group.number != 1 or not _explains(answer):
+        return [answer]
+    centred = _with_centre(crystal, answer, agreeing)
+    refuted = bool(_r_factor(answer) < CENTRE_REFUTED * _r_factor(centred))
+    without = answer.with_findings(Evidence(agreeing), group_certain=refuted)
+    return [without] if refuted else [without, centred]
+
+
+def _explains(answer):
+    """Whether R1 is as low as that of a right model."""
+    return answer.r_factor is not None and answer.r_factor < expected_r_factor(answer.findings)
 
 
 def _evidence(cluster, frame, obeyed=0.0):
@@ -233,11 +262,28 @@ def with_symmetry_of_its_atoms(crystal: Crystal, answer: Interpretation, evidenc
         answer: its atoms have more symmetry than its group.
         evidence: how the answer was found.
     """
+    found, own = _group_of_its_atoms(crystal, answer)
+    return _interpretation_in_group(crystal, found, own, evidence)
+
+
+def _with_centre(crystal, answer, agreeing):
+    """Interprets an answer in P1 again in P-1, with the centre that the phases of its atoms obey best."""
+    found, own = _group_of_its_atoms(crystal, answer)
+    if found.number_kept == 1:
+        (found,) = larger_groups(found, crystal.expanded, own, barely=-1.0)
+    return _interpretation_in_group(crystal, found, own, Evidence(agreeing))
+
+
+def _group_of_its_atoms(crystal, answer):
+    """The space group that the phases of an answer's atoms show, and these phases, as E values `(n,)` complex."""
     own = phased_by_atoms(crystal, answer.atoms, answer.space_group)
-    found = find_space_group(crystal.expanded, own, crystal.data.rotations)
-    evidence = dataclasses.replace(evidence, operations=found.kept)
+    return find_space_group(crystal.expanded, own, crystal.data.rotations), own
+
+
+def _interpretation_in_group(crystal, found, own, evidence):
+    """Interprets phases `own` in the group that was found from them, and judges how well they obey it."""
     factors, _, _ = averaged(crystal.expanded, own, found.space_group, found.frame.origin)
-    return _interpretation(crystal, found.space_group, factors, evidence)
+    return _interpretation(crystal, found.space_group, factors, dataclasses.replace(evidence, operations=found.kept))
 
 
 def _interpretation(crystal, group, factors, evidence):

@@ -203,16 +203,19 @@ def find_space_group(expanded: Expanded, factors: np.ndarray, rotations: np.ndar
     return _found(operations, number, frames, certain=False)
 
 
-def larger_groups(found: FoundGroup, expanded: Expanded, factors: np.ndarray) -> list[FoundGroup]:
+def larger_groups(
+    found: FoundGroup, expanded: Expanded, factors: np.ndarray, barely: float = BARELY_OBEYED
+) -> list[FoundGroup]:
     """Groups with more operations than the one that was found, which the phases obey weakly, likeliest first.
 
     In a poor map of a centrosymmetric crystal the agreement of the inversion may be 0.4 only, and that of false
     operations 0.25. The widest gap is then above the inversion, so that `find_space_group` misses it. None of these
-    groups is certain. `found` is the result of `find_space_group`; the other arguments are as there.
+    groups is certain. `found` is the result of `find_space_group`, `barely` the agreement that is too low for any
+    operation of a larger group; the other arguments are as there.
     """
     operations, larger = found.operations, []
     for number, _ in closed_sets(operations):
-        if number > found.number_kept and operations[number - 1].agreement > BARELY_OBEYED:
+        if number > found.number_kept and operations[number - 1].agreement > barely:
             frame = place_group(expanded, factors, operations[:number])
             if frame is not None:
                 larger.append(_found(operations, number, [frame, found.frame], certain=False))
