@@ -17,11 +17,12 @@ from patterson_jax.solving.crystal_solver import (
     best_answer,
     ends_search,
     solve_crystal,
+    with_and_without_centre,
     with_symmetry_of_its_atoms,
 )
 from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases
 from patterson_jax.solving.crystal_verdict import Evidence
-from patterson_jax.solving.spacegroup import averaged, find_operations, half_frames
+from patterson_jax.solving.spacegroup import averaged, find_operations, half_frames, place_group
 
 CRYSTAL = ('P 1 21/c 1', (7.5, 7.7, 6.9, 90, 104, 90), 5)
 
@@ -111,6 +112,25 @@ def test_atoms_with_more_symmetry_than_their_group_get_it(half):
     mended = with_symmetry_of_its_atoms(crystal, answer, Evidence(agreeing=2))
     assert (mended.space_group.hm, mended.space_group.certain, len(mended.atoms)) == ('P 1 21/c 1', True, 5)
     assert not mended.findings.further_symmetry and mended.r_factor < 1.1 * answer.r_factor
+
+
+@pytest.mark.parametrize(('symbol', 'atoms'), [('P 1', 10), ('P -1', 5)])
+def test_p1_is_certain_only_if_no_centre_explains_the_data(symbol, atoms):
+    """From phases with errors, which agree with a centre by chance only, whether there is one or not."""
+    crystal = invent(symbol, (6.3, 7.3, 8.2, 85, 97, 103), atoms, 1.0, noise=0.03)
+    prepared = prepare_crystal(crystal.data)
+    hkl = prepared.expanded.in_given_cell(prepared.expanded.hkl)
+    errors = 0.7 * np.random.default_rng(0).standard_normal(len(hkl))
+    own = crystal.structure_factors(hkl) * np.exp(1j * errors)
+    operations = find_operations(prepared.expanded.hkl, own, crystal.data.rotations)
+    assert operations[1].agreement < 0.5
+    frame = place_group(prepared.expanded, own, operations[:1])
+    answer = interpret_phases(crystal.data, frame.group, hkl, own, Evidence())
+    assert len(answer.atoms) == 10
+    in_p1, *centred = with_and_without_centre(prepared, answer, agreeing=2)
+    assert in_p1.space_group.certain == (symbol == 'P 1')
+    assert [(each.space_group.hm, len(each.atoms)) for each in centred] == [('P -1', 5)] * (symbol == 'P -1')
+    assert all(each.r_factor < 1.1 * in_p1.r_factor for each in centred)
 
 
 @pytest.mark.parametrize(('name', 'value'), [('max_starts', 0), ('max_seconds', -1)])

@@ -189,7 +189,7 @@ def _interpret(crystal, cluster):
     cluster.agreeing, cluster.finished_by = len(cluster.maps), best.finished_by
     answers = _answers_in_groups(crystal, cluster, _evidence(cluster, best.found.frame, best.obeyed))
     if crystal.data.laue_class == '-1':
-        answers = [each for answer in answers for each in _with_and_without_centre(crystal, answer, cluster.agreeing)]
+        answers = [each for answer in answers for each in with_and_without_centre(crystal, answer, cluster.agreeing)]
     cluster.answers = answers
 
 
@@ -228,12 +228,17 @@ def _answers_in_groups(crystal, cluster, evidence):
     ]
 
 
-def _with_and_without_centre(crystal, answer, agreeing):
+def with_and_without_centre(crystal: Crystal, answer: Interpretation, agreeing: int) -> list[Interpretation]:
     """An answer in P1, certain if its atoms with a centre explain the data far worse; otherwise both of these.
 
-    Other answers, and those that do not explain the data, stay as they are.
-    In many small structures the phases agree with a false centre by more than chance, and phases with errors may agree
-    with a true one by little. So their agreement alone does not tell.
+    Other answers, and those that do not explain the data, stay as they are. In many small structures the phases agree
+    with a false centre by more than chance, and phases with errors may agree with a true one by little. So their
+    agreement alone does not tell.
+
+    Args:
+        crystal: from `prepare_crystal`, of the Laue class -1.
+        answer: one of its interpretations.
+        agreeing: number of starts that led to it.
     """
     if answer.space_group.number != 1 or not _explains(answer):
         return [answer]
