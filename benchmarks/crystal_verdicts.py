@@ -45,7 +45,7 @@ from patterson_jax.simulation.invented_crystals import (
     anisotropic_structure_factors,
     invent,
 )
-from patterson_jax.solving.crystal_maps import nearest_images
+from patterson_jax.solving.crystal_maps import allowed_reflections, nearest_images
 from patterson_jax.solving.crystal_projection import Projection, is_worth_it
 from patterson_jax.solving.crystal_solver import solve_crystal
 from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases, judge_atoms
@@ -252,9 +252,11 @@ def _other_group(kind, crystal):
     return SpaceGroup(0, f'{kind} of {crystal.space_group.hm}', symops, certain=True), factors
 
 
-def _with_permuted_intensities(data, generator):
-    """Permutes intensities and their σ within shells of 1/d."""
+def _with_permuted_intensities(data, generator, group=None):
+    """Permutes intensities and their σ within shells of 1/d: of all reflections, or of those that a group allows."""
     order = np.argsort(data.cell.inverse_spacings(data.hkl))
+    if group is not None:
+        order = order[allowed_reflections(data.hkl[order], group.symops)]
     shuffled = order.copy()
     for shell in np.array_split(np.arange(len(order)), 20):
         shuffled[shell] = order[generator.permutation(shell)]
@@ -307,7 +309,8 @@ def _agree(sites, true, heavy, full, crystal, share):
 def _whole_way(kind, crystal, seed, generator, search):
     """The answer to a crystal's intensities, in the form of one to its phases; its group, and whether that is right."""
     permuted = kind.endswith('permuted')
-    data = _with_permuted_intensities(crystal.data, generator) if permuted else crystal.data
+    absences_of = crystal.space_group if search.light else None  # they choose the groups in which atoms are placed
+    data = _with_permuted_intensities(crystal.data, generator, absences_of) if permuted else crystal.data
     projection = search.projection if search.light or is_worth_it(data) else None
     solution = solve_crystal(data, seed=seed, max_starts=search.starts, projection=projection)
     group = solution.space_group

@@ -114,23 +114,31 @@ def test_atoms_with_more_symmetry_than_their_group_get_it(half):
     assert not mended.findings.further_symmetry and mended.r_factor < 1.1 * answer.r_factor
 
 
-@pytest.mark.parametrize(('symbol', 'atoms'), [('P 1', 10), ('P -1', 5)])
-def test_p1_is_certain_only_if_no_centre_explains_the_data(symbol, atoms):
+@pytest.mark.parametrize(
+    ('symbol', 'atoms', 'found'),
+    [('P 1', 10, 'P 1'), ('P -1', 5, 'P 1'), ('P 1 21 1', 8, 'P 1 21 1'), ('P 1 21/c 1', 4, 'P 1 21 1')],
+)
+def test_a_group_without_a_centre_is_certain_only_if_no_centre_explains_the_data(symbol, atoms, found):
     """From phases with errors, which agree with a centre by chance only, whether there is one or not."""
-    crystal = invent(symbol, (6.3, 7.3, 8.2, 85, 97, 103), atoms, 1.0, noise=0.03)
+    cell = (6.3, 7.3, 8.2, 85, 97, 103) if found == 'P 1' else CRYSTAL[1]
+    crystal = invent(symbol, cell, atoms, 1.0, noise=0.03)
     prepared = prepare_crystal(crystal.data)
-    hkl = prepared.expanded.in_given_cell(prepared.expanded.hkl)
+    expanded, number = prepared.expanded, len(crystal.positions)
+    hkl = expanded.in_given_cell(expanded.hkl)
     errors = 0.7 * np.random.default_rng(0).standard_normal(len(hkl))
     own = crystal.structure_factors(hkl) * np.exp(1j * errors)
-    operations = find_operations(prepared.expanded.hkl, own, crystal.data.rotations)
-    assert operations[1].agreement < 0.5
-    frame = place_group(prepared.expanded, own, operations[:1])
-    answer = interpret_phases(crystal.data, frame.group, hkl, own, Evidence())
-    assert len(answer.atoms) == 10
-    in_p1, *centred = with_and_without_centre(prepared, answer, agreeing=2)
-    assert in_p1.space_group.certain == (symbol == 'P 1')
-    assert [(each.space_group.hm, len(each.atoms)) for each in centred] == [('P -1', 5)] * (symbol == 'P -1')
-    assert all(each.r_factor < 1.1 * in_p1.r_factor for each in centred)
+    primitive = np.rint(np.linalg.inv(expanded.basis) @ crystal.data.rotations @ expanded.basis).astype(int)
+    operations = find_operations(expanded.hkl, own, primitive)
+    assert [each.agreement < 0.5 for each in operations if np.array_equal(each.rotation, -np.eye(3))] == [True]
+    frame = place_group(expanded, own, [each for each in operations if np.linalg.det(each.rotation) > 0])
+    factors, _, _ = averaged(expanded, own, frame.group, frame.origin)
+    answer = interpret_phases(crystal.data, frame.group, hkl, factors, Evidence())
+    assert (answer.space_group.hm, len(answer.atoms)) == (found, number // len(frame.group.symops))
+    without, *centred = with_and_without_centre(prepared, answer, agreeing=2)
+    assert without.space_group.certain == (symbol == found)
+    whole = [] if symbol == found else [(symbol, atoms)]
+    assert [(each.space_group.hm, len(each.atoms)) for each in centred] == whole
+    assert all(each.r_factor < 1.1 * without.r_factor for each in centred)
 
 
 @pytest.mark.parametrize(('name', 'value'), [('max_starts', 0), ('max_seconds', -1)])

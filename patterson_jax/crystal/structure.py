@@ -78,6 +78,12 @@ class SpaceGroup:
             np.array([each.tran for each in operations]) / gemmi.Op.DEN,
         )
 
+    @property
+    def has_centre(self) -> bool:
+        """Whether there is an inversion centre."""
+        rotations, _ = self.operations
+        return bool(np.any(np.all(rotations == -np.eye(3, dtype=int), axis=(1, 2))))
+
 
 @dataclasses.dataclass(frozen=True)
 class Site:

@@ -6,6 +6,7 @@ import numpy as np
 
 from patterson_jax.crystal.structure import CrystalData, SpaceGroup
 from patterson_jax.solving import crystal_maps as maps
+from patterson_jax.solving.absences import absent_intensity
 from patterson_jax.solving.crystal_elements import follow_formula, missing_share
 from patterson_jax.solving.crystal_model import ALIKE, MOST_PEAKS, Refined, r1
 from patterson_jax.solving.crystal_molecule import bonds
@@ -50,7 +51,7 @@ def examine(found: Refined) -> Findings:
         odd_bonds=_odd_bonds(found),
         volume_per_atom=float(crystal.data.cell.volume / multiplicities.sum()),
         organic='C' in found.elements and bool(np.mean(light) > MOSTLY),
-        absent_intensity=_absent_intensity(crystal),
+        absent_intensity=absent_intensity(crystal.data, crystal.space_group.symops),
         further_symmetry=further_symmetry(found.positions, numbers, crystal.space_group, crystal.data),
         parity=parity,
         parity_r_factor=parity_r_factor,
@@ -105,17 +106,6 @@ def _odd_bonds(found):
         if max(light, default=0) > LONGEST_LIGHT:
             odd.add(f'a bond of {max(light):.2f} Å between light atoms')
     return tuple(sorted(odd))
-
-
-def _absent_intensity(crystal):
-    """Mean intensity of the reflections that the group forbids, less four standard errors, over that of all."""
-    data = crystal.data
-    absent = ~maps.allowed_reflections(data.hkl, crystal.space_group.symops)
-    if not absent.any():
-        return 0.0
-    mean = float(np.mean(np.maximum(data.intensities, 0)))
-    error = float(np.sqrt(np.sum(data.sigmas[absent] ** 2)) / absent.sum())
-    return float((np.mean(data.intensities[absent]) - 4 * error) / mean)
 
 
 def _worst_parity(hkl, observed, deviations, noise):

@@ -1,10 +1,14 @@
-"""Places the atoms of a small triclinic crystal of C, N, O and F, as charge flipping seldom finds phases at 1.2 Å.
+"""Places the atoms of a small crystal of C, N, O and F, where charge flipping seldom finds phases at 1.2 Å.
 
 A set of equal atoms is rebuilt in part, again and again, as in `rebuilding`: some atoms are taken out at random, or one
 and its neighbours, and each is put where the difference map of the others is high; then all are refined. The amplitudes
 alone would pile atoms up, so sets are restrained as molecules are: no two atoms are nearer than a bond, none are
 between the lengths of a bond and of an angle, and none is alone. What has the lower misfit, with what these restraints
 cost, is kept.
+
+In a group with axes or planes, a part that is right but lies at a wrong distance from them is a trap. So every now and
+then a part of the set is moved as a whole to where it fits the strongest reflections best, as a translation function
+does, and what is left is rebuilt around it. If some trials do not make that better than the set before, it is left.
 """
 
 import functools
@@ -21,9 +25,10 @@ from jax.typing import ArrayLike
 
 from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.crystal.grid import fast_size
-from patterson_jax.crystal.structure import CrystalData
+from patterson_jax.crystal.structure import CrystalData, SpaceGroup
 from patterson_jax.precision import exact_products
 from patterson_jax.solving import spacegroup
+from patterson_jax.solving.absences import groups_of_absences
 from patterson_jax.solving.crystal_elements import without_hydrogen
 from patterson_jax.solving.crystal_phasing import Crystal, PhasedMap, complete, phased_reflections
 from patterson_jax.solving.least_squares import (
@@ -36,7 +41,9 @@ from patterson_jax.solving.least_squares import (
 )
 
 FINEST, COARSEST = 1.05, 1.5  # Å; finer data need no such search, coarser ones do not fix the atoms
-LEAST_ATOMS, MOST_ATOMS = 5, 32  # in the cell; fewer have a centre by chance
+TRICLINIC = SpaceGroup(1, 'P 1', ('x,y,z',), certain=False)
+LEAST_ATOMS = 5  # in the asymmetric unit; fewer have a centre by chance
+MOST_ATOMS, MOST_BY_AXES = 32, 16  # in P1, and in the asymmetric unit of another group
 VOLUMES = {  # Å³ in crystals (Hofmann, Acta Cryst. B58, 489, 2002), of the elements that have such bonds
     'H': 5.08,
     'D': 5.08,
@@ -58,33 +65,51 @@ CLASHING, BONDING = 0.35, 0.25  # what restraints and a bond count for a peak, r
 MOST_CLASHING = 1.5  # what a restraint comes to at most then
 FIRST_ITERATIONS, ALL_ITERATIONS, ALONE_ITERATIONS = 10, 2, 2
 TAKEN_OUT = 0.6  # of the atoms, at most
-PATIENCE, MOST_TRIALS = 3, 8  # trials for each atom: without success, and in all
+IN_P1, IN_OTHER_GROUPS = (3, 8), (12, 30)  # trials for each atom: without success, and in all
+MOVED_ONCE_IN = 6  # trials; those between rebuild what was moved
+SHIFTS, STRONGEST = 256, 128  # that are tried for a part, and reflections on which they are tried
 CLEARLY_LOWER = 0.99  # a misfit below this part of the best is a success
+
+
+class Symmetry(NamedTuple):
+    """Where the images of an atom are: at R x + t.
+
+    Attributes:
+        rotations: `(images, 3, 3)`, fractional, the identity first.
+        translations: `(images, 3)`, fractional.
+        edges: `(3, 3)`, of the cell, Å, as columns.
+    """
+
+    rotations: Array
+    translations: Array
+    edges: Array
 
 
 class Target(NamedTuple):
     """The data that a set of atoms is to explain.
 
     Attributes:
-        waves: `(n, 3)`, 2π hkl, one of each Friedel pair; filled up to a multiple of `BUCKET`.
+        waves: `(images, n, 3)`, 2π hR of the unique reflections; filled up to a multiple of `BUCKET`.
+        offsets: `(images, n)`, 2π h·t.
         observed: `(n,)`, E values.
         weights: `(n,)`, square roots of their weights; 0 where there is no reflection.
         squared: `(n,)`, 1/d² in 1/Å².
-        edges: `(3, 3)`, of the cell, Å, as columns.
+        symmetry: of the group in which atoms are placed.
     """
 
     waves: Array
+    offsets: Array
     observed: Array
     weights: Array
     squared: Array
-    edges: Array
+    symmetry: Symmetry
 
 
 class Placed(NamedTuple):
     """A set of atoms.
 
     Attributes:
-        positions: `(atoms, 3)`, fractional.
+        positions: `(atoms, 3)`, fractional, one of each set of images.
         falloff: logarithm of the scale and B, `(2,)`: see `with_falloff`.
         misfit: weighted squared error of the amplitudes over their weighted square, and what the restraints cost.
     """
@@ -95,23 +120,43 @@ class Placed(NamedTuple):
 
 
 class _Trials(NamedTuple):
+    """The set that is rebuilt, the best so far, how many trials were made, and how many since that was found."""
+
+    current: Placed
     best: Placed
     number: Array
     idle: Array
 
 
-def prepare_target(hkl: np.ndarray, normalised: np.ndarray, cell: UnitCell) -> Target:
-    """The data of a crystal, from `(n, 3)` indices in P1, one of each Friedel pair, and their E values `(n,)`."""
+def prepare_target(
+    hkl: np.ndarray, normalised: np.ndarray, cell: UnitCell, rotations: np.ndarray, translations: np.ndarray
+) -> Target:
+    """The data of a crystal.
+
+    Args:
+        hkl: `(n, 3)`, unique reflections.
+        normalised: `(n,)`, their E values.
+        cell: of the indices.
+        rotations: `(images, 3, 3)`, of the group in this cell, the identity first.
+        translations: `(images, 3)`.
+    """
     missing = -len(hkl) % BUCKET
     weights = 1 / np.sqrt(normalised**2 + np.mean(normalised**2))
     squared = cell.inverse_spacings(hkl) ** 2
-    filled = (np.pad(each, (0, missing)) for each in (normalised, weights, squared))
-    waves = 2 * np.pi * np.pad(hkl, ((0, missing), (0, 0)))
-    return Target(*(jnp.asarray(each, jnp.float32) for each in (waves, *filled, cell.orthogonalization)))
+    observed, weights, squared = (np.pad(each, (0, missing)) for each in (normalised, weights, squared))
+    hkl = np.pad(hkl, ((0, missing), (0, 0)))
+    waves, offsets = 2 * np.pi * (hkl @ rotations), 2 * np.pi * (translations @ hkl.T)
+
+    def on_device(*arrays):
+        return (jnp.asarray(each, jnp.float32) for each in arrays)
+
+    symmetry = Symmetry(*on_device(rotations, translations, cell.orthogonalization))
+    waves, offsets, observed, weights, squared = on_device(waves, offsets, observed, weights, squared)
+    return Target(waves, offsets, observed, weights, squared, symmetry)
 
 
 def placement_grid(hkl: np.ndarray) -> tuple[int, int, int]:
-    """The shape of the grid of difference maps: even along each axis."""
+    """The shape of the grid of difference maps for reflections in P1: even along each axis."""
     first, second, third = (
         2 * fast_size(math.ceil(SAMPLING * reach / 2), real=True) for reach in np.abs(hkl).max(axis=0)
     )
@@ -126,24 +171,35 @@ def place_atoms(key: Array, target: Target, num_atoms: int, shape: tuple[int, in
     Args:
         key: of the random numbers.
         target: the data.
-        num_atoms: in the cell.
+        num_atoms: in the asymmetric unit.
         shape: of the grid of difference maps, from `placement_grid`.
     """
     placing, rebuilding = jax.random.split(key)
-    falloff = jnp.asarray([-0.5 * math.log(num_atoms), 0])
+    images = len(target.waves)
+    falloff = jnp.asarray([-0.5 * math.log(num_atoms * images), 0])
     random = jax.random.uniform(placing, (num_atoms, 3))
+    patience, most = (each * num_atoms for each in (IN_P1 if images == 1 else IN_OTHER_GROUPS))
 
     def goes_on(state):
-        return (state.number < MOST_TRIALS * num_atoms) & (state.idle < PATIENCE * num_atoms)
+        return (state.number < most) & (state.idle < patience)
 
     def trial(state):
-        rebuilt = rebuild_part(jax.random.fold_in(rebuilding, state.number), state.best, target, shape)
+        choosing = jax.random.fold_in(rebuilding, state.number)
+        moves = (state.number % MOVED_ONCE_IN == 0) & (images > 1)
+        given = either(moves, state.best, state.current)
+        rebuilt = rebuild_part(choosing, moves, given, target, shape)
+        current = either(moves | (rebuilt.misfit < given.misfit), rebuilt, given)
         better, clearly = (rebuilt.misfit < part * state.best.misfit for part in (1, CLEARLY_LOWER))
-        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), rebuilt, state.best)
-        return _Trials(best, state.number + 1, jnp.where(clearly, 0, state.idle + 1))
+        best = either(better, rebuilt, state.best)
+        return _Trials(current, best, state.number + 1, jnp.where(clearly, 0, state.idle + 1))
 
     start = refined(random, falloff, target, FIRST_ITERATIONS)
-    return jax.lax.while_loop(goes_on, trial, _Trials(start, jnp.int32(0), jnp.int32(0))).best
+    return jax.lax.while_loop(goes_on, trial, _Trials(start, start, jnp.int32(0), jnp.int32(0))).best
+
+
+def either(condition: Array, first: Placed, second: Placed) -> Placed:
+    """The first set where a condition holds, otherwise the second."""
+    return jax.tree.map(lambda one, other: jnp.where(condition, one, other), first, second)
 
 
 def refined(positions: Array, falloff: Array, target: Target, iterations: ArrayLike) -> Placed:
@@ -153,10 +209,10 @@ def refined(positions: Array, falloff: Array, target: Target, iterations: ArrayL
 
     def equations_at(parameters):
         positions, falloff = parameters[:-2].reshape(number, 3), parameters[-2:]
-        amplitudes, slopes = point_amplitudes(positions, target.waves)
+        amplitudes, slopes = point_amplitudes(positions, target)
         amplitudes, slopes = with_falloff(falloff, amplitudes, slopes.reshape(len(amplitudes), -1), target.squared)
         data = normal_equations(amplitudes, slopes, target.observed, target.weights)
-        restrained = restraint_equations(positions, target.edges)
+        restrained = restraint_equations(positions, target.symmetry)
         factor = RESTRAINED * norm / number
         return data._replace(
             misfit=data.misfit + factor * restrained.misfit,
@@ -166,28 +222,42 @@ def refined(positions: Array, falloff: Array, target: Target, iterations: ArrayL
 
     parameters, equations = minimise(equations_at, jnp.append(positions.ravel(), falloff), iterations)
     positions = parameters[:-2].reshape(number, 3) % 1
-    misfit = equations.misfit / norm + RESTRAINED * jnp.mean(loneliness(positions, target.edges))
+    misfit = equations.misfit / norm + RESTRAINED * jnp.mean(loneliness(positions, target.symmetry))
     return Placed(positions, parameters[-2:], misfit)
 
 
-def point_amplitudes(positions: Array, waves: Array) -> tuple[Array, Array]:
-    """|Σ exp(i wave·x)| of points `(atoms, 3)`, `(n,)`, and its derivatives `(n, atoms, 3)`."""
-    phases = waves @ positions.T
+def phases_of(positions: Array, target: Target) -> Array:
+    """Phases of the waves of all images of atoms `(atoms, 3)`: `(images, n, atoms)`."""
+    return target.waves @ positions.T + target.offsets[:, :, None]
+
+
+def point_amplitudes(positions: Array, target: Target) -> tuple[Array, Array]:
+    """Amplitudes of points `(atoms, 3)` and their images, `(n,)`, and their derivatives `(n, atoms, 3)`."""
+    phases = phases_of(positions, target)
     cosines, sines = jnp.cos(phases), jnp.sin(phases)
-    real, imaginary = jnp.sum(cosines, axis=1), jnp.sum(sines, axis=1)
+    real, imaginary = jnp.sum(cosines, axis=(0, 2)), jnp.sum(sines, axis=(0, 2))
     amplitudes = safe_length(real, imaginary)
-    turned = (imaginary / amplitudes)[:, None] * cosines - (real / amplitudes)[:, None] * sines
-    return amplitudes, turned[:, :, None] * waves[:, None, :]
+    turned = (imaginary / amplitudes)[None, :, None] * cosines - (real / amplitudes)[None, :, None] * sines
+    return amplitudes, jnp.sum(turned[:, :, :, None] * target.waves[:, :, None, :], axis=0)
 
 
-def distances_between(positions: Array, others: Array, edges: Array) -> tuple[Array, Array]:
-    """Vectors, Å, from the nearest images of others `(m, 3)` to positions `(n, 3)`: `(n, m, 3)`; lengths `(n, m)`.
+def distances_to_images(positions: Array, others: Array, symmetry: Symmetry) -> tuple[Array, Array]:
+    """Vectors, Å, to positions `(n, 3)` from all images of others `(m, 3)`: `(n, m, images, 3)`; lengths.
 
-    Those below half of the least distance between opposite faces of the cell are the shortest.
+    Each is from the nearest of the translated ones. Those below half of the least distance between opposite faces of
+    the cell are the shortest.
     """
-    vectors = positions[:, None] - others[None]
-    vectors = (vectors - jnp.rint(vectors)) @ edges.T
+    images = jnp.einsum('rij,mj->mri', symmetry.rotations, others) + symmetry.translations[None]
+    vectors = positions[:, None, None] - images[None]
+    vectors = (vectors - jnp.rint(vectors)) @ symmetry.edges.T
     return vectors, jnp.sqrt(jnp.sum(vectors**2, axis=-1) + 1e-8)
+
+
+def distances_between_atoms(positions: Array, symmetry: Symmetry) -> tuple[Array, Array]:
+    """The same between atoms `(n, 3)` and all images of them; the length from an atom to itself is infinite."""
+    vectors, lengths = distances_to_images(positions, positions, symmetry)
+    itself = jnp.eye(len(positions), dtype=bool)
+    return vectors, lengths.at[:, :, 0].set(jnp.where(itself, jnp.inf, lengths[:, :, 0]))
 
 
 def restraint(lengths: Array) -> tuple[Array, Array]:
@@ -199,39 +269,113 @@ def restraint(lengths: Array) -> tuple[Array, Array]:
     return near + between, slope
 
 
-def restraint_equations(positions: Array, edges: Array) -> Equations:
-    """Normal equations of the restraints between atoms `(atoms, 3)`: the sum of their squares over all pairs."""
+def restraint_equations(positions: Array, symmetry: Symmetry) -> Equations:
+    """Normal equations of half the sum of squared restraints, from each atom `(atoms, 3)` to all images of all."""
     number = len(positions)
-    vectors, lengths = distances_between(positions, positions, edges)
-    off, slope = restraint(jnp.where(jnp.eye(number, dtype=bool), jnp.inf, lengths))
-    slopes = (slope / lengths)[:, :, None] * vectors @ edges
-    blocks = slopes[:, :, :, None] * slopes[:, :, None, :]
-    own = jnp.eye(number)[:, :, None, None] * jnp.sum(blocks, axis=1)[:, None]
-    normal = jnp.swapaxes(own - blocks, 1, 2).reshape(3 * number, 3 * number)
-    gradient = jnp.sum(off[:, :, None] * slopes, axis=1).ravel()
-    return Equations(jnp.sum(off**2) / 2, normal, gradient, jnp.zeros(0, gradient.dtype))
+    vectors, lengths = distances_between_atoms(positions, symmetry)
+    off, slope = restraint(lengths)
+    slopes = (slope / lengths)[:, :, :, None] * vectors @ symmetry.edges
+    turned = -jnp.einsum('nmri,rij->nmrj', slopes, symmetry.rotations)  # by the atom whose image it is
+    own = jnp.einsum('nmri,nmrj->nij', slopes, slopes) + jnp.einsum('nmri,nmrj->mij', turned, turned)
+    between = jnp.einsum('nmri,nmrj->nimj', slopes, turned)
+    normal = between + between.transpose(2, 3, 0, 1)
+    normal = normal.at[jnp.arange(number), :, jnp.arange(number), :].add(own)
+    gradient = jnp.einsum('nmr,nmri->ni', off, slopes) + jnp.einsum('nmr,nmri->mi', off, turned)
+    size = 3 * number
+    return Equations(
+        jnp.sum(off**2) / 2, normal.reshape(size, size) / 2, gradient.ravel() / 2, jnp.zeros(0, gradient.dtype)
+    )
 
 
-def loneliness(positions: Array, edges: Array) -> Array:
+def loneliness(positions: Array, symmetry: Symmetry) -> Array:
     """Of each atom 0 if another one is as near as a bond, 1 if none is, `(atoms,)`."""
-    _, lengths = distances_between(positions, positions, edges)
-    nearest = jnp.min(jnp.where(jnp.eye(len(positions), dtype=bool), jnp.inf, lengths), axis=1)
-    return jnp.clip((nearest - BONDED) / (ALONE - BONDED), 0, 1)
+    _, lengths = distances_between_atoms(positions, symmetry)
+    return jnp.clip((jnp.min(lengths, axis=(1, 2)) - BONDED) / (ALONE - BONDED), 0, 1)
 
 
-def rebuild_part(key: Array, given: Placed, target: Target, shape: tuple[int, int, int]) -> Placed:
+def rebuild_part(key: Array, moves: Array, given: Placed, target: Target, shape: tuple[int, int, int]) -> Placed:
     """A set after some atoms were taken out, put where they are missed, and all refined.
 
-    They are chosen at random; or, in half of the cases, they are one and those nearest to it.
+    Args:
+        key: of the random numbers.
+        moves: whether the others are moved first, all together.
+        given: the set.
+        target: the data.
+        shape: of the grid of difference maps.
+    """
+    if len(target.waves) == 1:
+        positions, order, size = some_to_take_out(key, given.positions, target)
+    else:
+        choices = moved_part, some_to_take_out
+        positions, order, size = jax.lax.cond(moves, *choices, key, given.positions, target)
+    positions = put_where_missed(given._replace(positions=positions), order, size, target, shape)
+    return refined(positions, given.falloff, target, ALL_ITERATIONS)
+
+
+def some_to_take_out(key: Array, positions: Array, target: Target) -> tuple[Array, Array, Array]:
+    """Atoms at random; or, in half of the cases, one and those nearest to it.
+
+    Returns:
+        The positions as they are, `(atoms, 3)`; an order of the atoms; and how many of the first are to be taken out.
     """
     sizing, choosing, middle, kind = jax.random.split(key, 4)
-    number = len(given.positions)
+    number = len(positions)
     size = jax.random.randint(sizing, (), 1, max(1, int(TAKEN_OUT * number)) + 1)
-    _, lengths = distances_between(given.positions, given.positions, target.edges)
-    near = lengths[jax.random.randint(middle, (), 0, number)]
+    _, lengths = distances_to_images(positions, positions, target.symmetry)
+    near = jnp.min(lengths, axis=2)[jax.random.randint(middle, (), 0, number)]
     scores = jnp.where(jax.random.bernoulli(kind), near, jax.random.uniform(choosing, (number,)))
-    positions = put_where_missed(given, jnp.argsort(scores), size, target, shape)
-    return refined(positions, given.falloff, target, ALL_ITERATIONS)
+    return positions, jnp.argsort(scores), size
+
+
+def moved_part(key: Array, positions: Array, target: Target) -> tuple[Array, Array, Array]:
+    """Moves an atom and those nearest to it together; the others are to be taken out.
+
+    Each atom is taken at its image that is nearest. Of random shifts, and of none, the one is taken with which the
+    amplitudes of the moved atoms correlate best with the strongest E values; or, in half of the cases, the best of the
+    shifts.
+
+    Returns:
+        As `some_to_take_out`; the positions are those of the images, moved.
+    """
+    sizing, shifting, middle, kind = jax.random.split(key, 4)
+    number, symmetry = len(positions), target.symmetry
+    size = jax.random.randint(sizing, (), 0, number)
+    chosen = positions[jax.random.randint(middle, (), 0, number)]
+    _, lengths = distances_to_images(chosen[None], positions, symmetry)
+    nearest = jnp.argmin(lengths[0], axis=1)
+    gathered = jnp.einsum('nij,nj->ni', symmetry.rotations[nearest], positions) + symmetry.translations[nearest]
+    farthest_first = jnp.argsort(-jnp.min(lengths[0], axis=1))
+    moved = jnp.ones(number, bool).at[farthest_first].set(jnp.arange(number) >= size)
+    shifts = jax.random.uniform(shifting, (SHIFTS, 3)).at[0].set(0)
+    scores = fit_of_shifts(shifts, gathered, moved, target)
+    stays = jnp.where(jax.random.bernoulli(kind), -jnp.inf, scores[0])
+    shift = shifts[jnp.argmax(scores.at[0].set(stays))]
+    return gathered + shift[None], farthest_first, size
+
+
+def fit_of_shifts(shifts: Array, positions: Array, moved: Array, target: Target) -> Array:
+    """How well atoms that are moved together explain the strongest E values, for each shift `(shifts, 3)`.
+
+    Args:
+        shifts: in fractions of the edges.
+        positions: `(atoms, 3)`.
+        moved: `(atoms,)`, which atoms there are; the others are left out.
+        target: the data.
+
+    Returns:
+        Σ E A / √ΣA² over these reflections, of the amplitudes A of the moved atoms and their images, `(shifts,)`.
+    """
+    observed, strongest = jax.lax.top_k(target.observed, min(STRONGEST, len(target.observed)))
+    waves, phases = target.waves[:, strongest], phases_of(positions, target)[:, strongest]
+    parts = jnp.sum(unit_waves(phases) * jnp.where(moved, 1, 0)[None, None], axis=2)
+    turns = unit_waves(jnp.einsum('rni,si->srn', waves, shifts))
+    amplitudes = jnp.abs(jnp.sum(parts[None] * turns, axis=1)) * jnp.where(target.weights[strongest] > 0, 1, 0)[None]
+    return amplitudes @ observed / jnp.sqrt(jnp.sum(amplitudes**2, axis=1))
+
+
+def unit_waves(phases: Array) -> Array:
+    """exp(i phases)."""
+    return jax.lax.complex(jnp.cos(phases), jnp.sin(phases))
 
 
 def put_where_missed(
@@ -249,29 +393,33 @@ def put_where_missed(
         target: the data.
         shape: of the grid of difference maps.
     """
-    waves, observed, weights = target.waves, target.observed, target.weights
+    observed, weights = target.observed, target.weights
     scale = jnp.exp(given.falloff[0] - given.falloff[1] * target.squared)
-    places = half_places(waves, shape)
+    places, turns = half_places(target.waves, shape), unit_waves(-target.offsets)
     present = jnp.ones(len(order), bool).at[order].set(jnp.arange(len(order)) >= size)
 
     def put(turn, state):
         positions, present, real, imaginary = state
         missed = jnp.where(weights > 0, observed / safe_length(real, imaginary) - 1, 0)
-        density = map_on_grid(jax.lax.complex(missed * real, missed * imaginary), places, shape)
-        place = best_candidate(density, positions, present, target.edges)
-
-        place, cosine, sine = refine_alone(place, (real, imaginary), waves, scale, observed, weights, ALONE_ITERATIONS)
+        factors = jax.lax.complex(missed * real, missed * imaginary)
+        density = map_on_grid(factors[None] * turns, places, shape)
+        place = best_candidate(density, positions, present, target.symmetry)
+        others = real, imaginary
+        place, cosine, sine = refine_alone(
+            place, others, target.waves, scale, observed, weights, ALONE_ITERATIONS, target.offsets
+        )
         atom = order[turn]
         return positions.at[atom].set(place % 1), present.at[atom].set(True), real + cosine, imaginary + sine
 
-    phases = waves @ given.positions.T
-    there = jnp.where(present, 1.0, 0.0)
-    real, imaginary = scale * (jnp.cos(phases) @ there), scale * (jnp.sin(phases) @ there)
+    phases = phases_of(given.positions, target)
+    real, imaginary = (
+        scale * jnp.sum(jnp.where(present[None, None], wave(phases), 0), axis=(0, 2)) for wave in (jnp.cos, jnp.sin)
+    )
     return jax.lax.fori_loop(0, size, put, (given.positions, present, real, imaginary))[0]
 
 
-def best_candidate(density: Array, positions: Array, present: Array, edges: Array) -> Array:
-    """The place `(3,)` of a high peak that fits atoms `(atoms, 3)`, of which some are present.
+def best_candidate(density: Array, positions: Array, present: Array, symmetry: Symmetry) -> Array:
+    """The place `(3,)` of a high peak that fits atoms `(atoms, 3)`, of which some are present, and its own images.
 
     The highest point of each block of 2 × 2 × 2 counts as a peak.
     """
@@ -281,38 +429,47 @@ def best_candidate(density: Array, positions: Array, present: Array, edges: Arra
     corner = jnp.stack(jnp.unravel_index(chosen, (first, second, third)), axis=1)
     inside = jnp.stack(jnp.unravel_index(jnp.argmax(blocks, axis=1)[chosen], (2, 2, 2)), axis=1)
     places = (2 * corner + inside).astype(density.dtype) / jnp.asarray(density.shape, density.dtype)[None]
-    _, lengths = distances_between(places, positions, edges)
-    lengths = jnp.where(present[None], lengths, jnp.inf)
-    off, _ = restraint(lengths)
+    _, lengths = distances_to_images(places, positions, symmetry)
+    lengths = jnp.where(present[None, :, None], lengths, jnp.inf)
+    to_itself = jax.vmap(lambda place: distances_between_atoms(place[None], symmetry)[1][0, 0])(places)
+    off, _ = restraint(jnp.concatenate([lengths.reshape(len(places), -1), to_itself], axis=1))
     clashing = jnp.sum(jnp.minimum(off, MOST_CLASHING) ** 2, axis=1)
-    bonding = jnp.where(jnp.any(lengths < BONDED, axis=1), BONDING, 0)
+    bonding = jnp.where(jnp.any(lengths < BONDED, axis=(1, 2)), BONDING, 0)
     scores = heights / jnp.maximum(heights[0], 1e-9) - CLASHING * clashing + bonding
     return places[jnp.argmax(scores)]
 
 
 def half_places(waves: Array, shape: tuple[int, int, int]) -> tuple[Array, Array, Array]:
-    """Where reflections and their Friedel mates lie on the half grid of `shape`; outside of it where they do not."""
-    hkl = jnp.rint(waves / (2 * np.pi)).astype(jnp.int32)
+    """Where the waves and those of Friedel mates lie on the half grid of `shape`; outside of it where they do not."""
+    hkl = jnp.rint(waves.reshape(-1, 3) / (2 * np.pi)).astype(jnp.int32)
     h, k, l = jnp.concatenate([hkl, -hkl]).T
     return h % shape[0], k % shape[1], jnp.where(l < 0, shape[2], l)
 
 
 def map_on_grid(factors: Array, places: tuple[Array, Array, Array], shape: tuple[int, int, int]) -> Array:
-    """The map with structure factors `(n,)`, 0 where there is no reflection, on a grid of `shape`."""
+    """The map with structure factors `(images, n)`, 0 where there is no reflection, on a grid of `shape`."""
     half = jnp.zeros((shape[0], shape[1], shape[2] // 2 + 1), factors.dtype)
-    half = half.at[places].set(jnp.concatenate([factors.conj(), factors]), mode='drop')
+    half = half.at[places].set(jnp.concatenate([factors.conj().ravel(), factors.ravel()]), mode='drop')
     return jnp.fft.irfftn(half, s=shape)
 
 
-def atoms_can_be_placed(crystal: Crystal) -> bool:
-    """Whether a crystal is triclinic, cut at 1.05 to 1.5 Å, and has 5 to 32 atoms of C, N, O and F in the cell.
+def placement_groups(crystal: Crystal) -> list[SpaceGroup]:
+    """The groups without an inversion centre in which atoms are placed; none if they cannot be placed.
 
-    In P1, other crystals have as many reflections for each atom, but most of them are equivalent.
+    The crystal must be of C, N, O and F, cut at 1.05 to 1.5 Å, and have 5 to 32 atoms in P1, or 5 to 16 in the
+    asymmetric unit of another group. That must be primitive, and there must be absences that are explained by no
+    stricter group. Where only a group with a centre has them, charge flipping and the learned projection find phases.
     """
     data, d_min = crystal.data, 1 / float(crystal.expanded.inverse_spacings.max())
-    if len(data.rotations) > 2 or not FINEST <= d_min <= COARSEST or not set(data.formula or {}) <= set(VOLUMES):
-        return False
-    return LEAST_ATOMS <= atoms_in_cell(data, crystal.expanded.cell.volume) <= MOST_ATOMS
+    if not FINEST <= d_min <= COARSEST or not set(data.formula or {}) <= set(VOLUMES):
+        return []
+    operations = len(data.rotations) // 2
+    atoms = round(atoms_in_cell(data, crystal.expanded.cell.volume) / operations)
+    if operations == 1:
+        return [TRICLINIC] if LEAST_ATOMS <= atoms <= MOST_ATOMS else []
+    if data.centring != 'P' or not LEAST_ATOMS <= atoms <= MOST_BY_AXES:
+        return []
+    return [group for group in groups_of_absences(data) if not group.has_centre]
 
 
 def atoms_in_cell(data: CrystalData, volume: float) -> int:
@@ -333,19 +490,36 @@ def atoms_in_cell(data: CrystalData, volume: float) -> int:
     return round(atoms * (round(units) if units > LOOSELY_FILLED else 1))
 
 
-def placed_maps(crystal: Crystal, key: Array) -> Iterator[PhasedMap]:
+def placed_maps(crystal: Crystal, groups: list[SpaceGroup], key: Array) -> Iterator[PhasedMap]:
     """Places atoms again and again, each time from other random places, and yields the maps with their phases.
 
     Args:
-        crystal: from `prepare_crystal`; `atoms_can_be_placed`.
+        crystal: from `prepare_crystal`.
+        groups: from `placement_groups`, one or more; each start takes the next of them.
         key: fixes the starts; start i depends on the key and on i alone.
     """
     expanded = crystal.expanded
-    target = prepare_target(expanded.hkl, crystal.normalised, expanded.cell)
-    shape, number = placement_grid(expanded.hkl), atoms_in_cell(crystal.data, expanded.cell.volume)
+    targets = [target_of_crystal(crystal, group) for group in groups]
+    shape, in_cell = placement_grid(expanded.hkl), atoms_in_cell(crystal.data, expanded.cell.volume)
     for start in itertools.count():
+        target = targets[start % len(targets)]
+        number = round(in_cell / len(target.waves))
         placed = place_atoms(jax.random.fold_in(key, start), target, number, shape)
-        yield map_of_atoms(crystal, np.asarray(placed.positions), float(placed.misfit), start)
+        rotations, translations, _ = map(np.asarray, target.symmetry)
+        images = np.einsum('rij,nj->nri', rotations, np.asarray(placed.positions)) + translations
+        yield map_of_atoms(crystal, images.reshape(-1, 3), float(placed.misfit), start)
+
+
+def target_of_crystal(crystal: Crystal, group: SpaceGroup) -> Target:
+    """The unique reflections of a crystal, in the primitive cell, for a primitive group."""
+    expanded = crystal.expanded
+    rotations, translations = group.operations
+    inverse = np.linalg.inv(expanded.basis)
+    rotations, translations = inverse @ rotations @ expanded.basis, translations @ inverse.T
+    first = np.argsort([not np.allclose(each, np.eye(3)) for each in rotations], kind='stable')
+    rows = np.sort(np.unique(expanded.source, return_index=True)[1])
+    hkl, normalised = expanded.hkl[rows], crystal.normalised[rows]
+    return prepare_target(hkl, normalised, expanded.cell, np.rint(rotations[first]), translations[first])
 
 
 def map_of_atoms(crystal: Crystal, positions: np.ndarray, misfit: float, start: int) -> PhasedMap:

@@ -25,7 +25,7 @@ from patterson_jax.solving.crystal_phasing import (
     phased_by_atoms,
     prepare_crystal,
 )
-from patterson_jax.solving.crystal_placement import atoms_can_be_placed, placed_maps
+from patterson_jax.solving.crystal_placement import placed_maps, placement_groups
 from patterson_jax.solving.crystal_projection import Projection, sharpeners
 from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases
 from patterson_jax.solving.crystal_verdict import Evidence, expected_r_factor
@@ -115,10 +115,11 @@ def solve_crystal(
 def _starts(crystal: Crystal, key: Array, max_starts: int, projection: Projection | None) -> Iterator[PhasedMap]:
     """The maps of starts of charge flipping; where atoms can be placed, each is followed by one of placed atoms."""
     ways = sharpeners(crystal, projection)
-    if not atoms_can_be_placed(crystal):
+    groups = placement_groups(crystal)
+    if not groups:
         yield from phase(crystal, key, max_starts, ways)
         return
-    placed = placed_maps(crystal, jax.random.fold_in(key, PLACEMENT_STREAM))
+    placed = placed_maps(crystal, groups, jax.random.fold_in(key, PLACEMENT_STREAM))
     for number, reached in enumerate(phase(crystal, key, math.ceil(max_starts / 2), ways), start=1):
         yield reached
         if 2 * number <= max_starts:
@@ -188,7 +189,7 @@ def _interpret(crystal, cluster):
     best = cluster.best
     cluster.agreeing, cluster.finished_by = len(cluster.maps), best.finished_by
     answers = _answers_in_groups(crystal, cluster, _evidence(cluster, best.found.frame, best.obeyed))
-    if crystal.data.laue_class == '-1':
+    if crystal.data.laue_class == '-1' or best.misfit is not None:
         answers = [each for answer in answers for each in with_and_without_centre(crystal, answer, cluster.agreeing)]
     cluster.answers = answers
 
@@ -229,23 +230,25 @@ def _answers_in_groups(crystal, cluster, evidence):
 
 
 def with_and_without_centre(crystal: Crystal, answer: Interpretation, agreeing: int) -> list[Interpretation]:
-    """An answer in P1, certain if its atoms with a centre explain the data far worse; otherwise both of these.
+    """An answer without a centre, certain if its atoms with one explain the data far worse; otherwise both of these.
 
     Other answers, and those that do not explain the data, stay as they are. In many small structures the phases agree
     with a false centre by more than chance, and phases with errors may agree with a true one by little. So their
-    agreement alone does not tell.
+    agreement alone does not tell; and that of placed atoms with the group in which they were placed tells nothing.
 
     Args:
-        crystal: from `prepare_crystal`, of the Laue class -1.
+        crystal: from `prepare_crystal`.
         answer: one of its interpretations.
         agreeing: number of starts that led to it.
     """
-    if answer.space_group.number != 1 or not _explains(answer):
+    if answer.space_group.has_centre or not _explains(answer):
         return [answer]
-    centred = _with_centre(crystal, answer, agreeing)
-    refuted = bool(_r_factor(answer) < CENTRE_REFUTED * _r_factor(centred))
-    without = answer.with_findings(Evidence(agreeing), group_certain=refuted)
-    return [without] if refuted else [without, centred]
+    evidence = Evidence(agreeing)
+    centred = _with_centre(crystal, answer, evidence)
+    ratio = _r_factor(answer) / _r_factor(centred) if centred else np.inf
+    refuted = bool(0 < ratio < CENTRE_REFUTED)  # it is 0 if there are no atoms with a centre, which tells nothing
+    without = answer.with_findings(evidence, group_certain=refuted)
+    return [without] if refuted or not centred else [without, centred]
 
 
 def _explains(answer):
@@ -271,12 +274,15 @@ def with_symmetry_of_its_atoms(crystal: Crystal, answer: Interpretation, evidenc
     return _interpretation_in_group(crystal, found, own, evidence)
 
 
-def _with_centre(crystal, answer, agreeing):
-    """Interprets an answer in P1 again in P-1, with the centre that the phases of its atoms obey best."""
+def _with_centre(crystal, answer, evidence):
+    """Interprets an answer again in the group with all operations of the Laue class; None if there is no such group.
+
+    The centre is the one that the phases of its atoms obey best.
+    """
     found, own = _group_of_its_atoms(crystal, answer)
-    if found.number_kept == 1:
-        (found,) = larger_groups(found, crystal.expanded, own, barely=-1.0)
-    return _interpretation_in_group(crystal, found, own, Evidence(agreeing))
+    groups = [found, *larger_groups(found, crystal.expanded, own, barely=-1.0)]
+    whole = [group for group in groups if group.number_kept == len(found.operations)]
+    return _interpretation_in_group(crystal, whole[0], own, evidence) if whole else None
 
 
 def _group_of_its_atoms(crystal, answer):

@@ -36,6 +36,7 @@ class Interpretation:
         reasons: for the verdict, in words.
         density: over the given cell, roughly in electrons/Å³, with the phases of the model.
         findings: the grounds of the verdict; None without atoms.
+        remarks: those of the reasons that hold whatever the verdict is.
     """
 
     space_group: SpaceGroup
@@ -45,6 +46,7 @@ class Interpretation:
     reasons: tuple[str, ...]
     density: np.ndarray
     findings: Findings | None = None
+    remarks: tuple[str, ...] = ()
 
     def with_findings(self, evidence: Evidence, **changed: Any) -> 'Interpretation':
         """The same atoms with findings of which some are changed, judged again."""
@@ -52,6 +54,7 @@ class Interpretation:
         findings = dataclasses.replace(self.findings, **changed)
         verdict, reasons = judge_crystal(findings, evidence)
         group = dataclasses.replace(self.space_group, certain=findings.group_certain)
+        reasons = (*reasons, *self.remarks)
         return dataclasses.replace(self, space_group=group, findings=findings, verdict=verdict, reasons=reasons)
 
 
@@ -127,15 +130,18 @@ def _finished(model, evidence):
     found, sureness = with_best_elements(model)
     findings, crystal = examine(found), found.crystal
     verdict, reasons = judge_crystal(findings, evidence)
+    remarks: tuple[str, ...] = ()
     if crystal.data.formula and verdict != 'not solved':
         other = unforeseen_elements(found)
         if other.r_factor < UNFORESEEN * findings.r_factor:
             sureness = np.where(np.array(other.elements) == np.array(found.elements), sureness, 0.0)
             new, old = (', '.join(dict.fromkeys(each.elements)) for each in (other, found))
             words = f'but the elements are doubtful: with {new} in place of {old} R1 would be {other.r_factor:.3f}'
-            reasons = (*reasons, words)
-    atoms = _sites(found, sureness)
-    return Interpretation(crystal.space_group, atoms, findings.r_factor, verdict, reasons, found.density, findings)
+            remarks = (words,)
+    atoms, reasons = _sites(found, sureness), (*reasons, *remarks)
+    return Interpretation(
+        crystal.space_group, atoms, findings.r_factor, verdict, reasons, found.density, findings, remarks
+    )
 
 
 def _without_formula(model, evidence, found):
@@ -147,9 +153,8 @@ def _without_formula(model, evidence, found):
     other = _finished(model, evidence)
     if not other.findings.r_factor < MUCH_BETTER * found.findings.r_factor:
         return found
-    other = other.with_findings(evidence, follows_formula=False)
-    reason = 'the elements of the formula do not explain the data; these do'
-    return dataclasses.replace(other, reasons=(*other.reasons, reason))
+    remarks = (*other.remarks, 'the elements of the formula do not explain the data; these do')
+    return dataclasses.replace(other, remarks=remarks).with_findings(evidence, follows_formula=False)
 
 
 def _sites(found, sureness):

@@ -206,35 +206,39 @@ def refine_alone(
     observed: Array,
     weights: Array,
     iterations: ArrayLike,
+    offsets: ArrayLike = 0.0,
 ) -> tuple[Array, Array, Array]:
-    """Refines one atom, the others as they are.
+    """Refines one atom and its images, the others as they are.
 
     Args:
         place: `(3,)`, where it is.
         others: real and negative imaginary part of their structure factors, each `(count,)`.
-        waves: `(count, 3)`, phases of reflections for each unit along the axes.
+        waves: `(images, count, 3)`, phases of reflections for each unit along the axes.
         form_factors: of the atom, `(count,)`.
         observed: amplitudes, `(count,)`.
         weights: square roots of the weights, `(count,)`.
         iterations: steps tried.
+        offsets: phases of the images of an atom at the origin, `(images, count)`; 0 for the atom alone.
 
     Returns:
         Where it is then, and both parts of its own structure factors.
     """
     real, imaginary = others
 
-    def wave(place):
-        phases = waves @ place
-        return form_factors * jnp.cos(phases), form_factors * jnp.sin(phases)
+    def images(place):
+        phases = waves @ place + offsets
+        return form_factors[None] * jnp.cos(phases), form_factors[None] * jnp.sin(phases)
 
     def equations_at(place):
-        cosine, sine = wave(place)
-        amplitudes = safe_length(real + cosine, imaginary + sine)
-        slopes = (((imaginary + sine) * cosine - (real + cosine) * sine) / amplitudes)[:, None] * waves
-        return normal_equations(amplitudes, slopes, observed, weights)
+        cosines, sines = images(place)
+        total_real, total_imaginary = real + cosines.sum(axis=0), imaginary + sines.sum(axis=0)
+        amplitudes = safe_length(total_real, total_imaginary)
+        turned = (total_imaginary[None] * cosines - total_real[None] * sines) / amplitudes[None]
+        return normal_equations(amplitudes, jnp.sum(turned[:, :, None] * waves, axis=0), observed, weights)
 
     place, _ = minimise(equations_at, place, iterations)
-    return place, *wave(place)
+    cosines, sines = images(place)
+    return place, cosines.sum(axis=0), sines.sum(axis=0)
 
 
 def _nothing(parameters, kept=0):

@@ -120,7 +120,7 @@ def put_where_missed(
         place = highest_point(jax.lax.complex(missed * real, -missed * imaginary), hkl, limit, problem)
 
         place, cosine, sine = refine_alone(
-            place, (real, imaginary), waves, form_factors, observed, weights, ALONE_ITERATIONS
+            place, (real, imaginary), waves[None], form_factors, observed, weights, ALONE_ITERATIONS
         )
         return positions.at[order[turn]].set(place), real + cosine, imaginary + sine
 

@@ -1,0 +1,65 @@
+"""Which space groups the absent reflections leave, before there are phases."""
+
+import gemmi
+import numpy as np
+
+from patterson_jax.crystal.structure import CrystalData, SpaceGroup
+from patterson_jax.solving.crystal_maps import allowed_reflections
+from patterson_jax.solving.crystal_verdict import MOST_ABSENT
+
+ERRORS = 4  # standard errors of their mean by which absent reflections may be too strong
+
+
+def absent_intensity(data: CrystalData, symops: tuple[str, ...]) -> float:
+    """Mean intensity of the reflections that a group forbids, less four standard errors, over that of all."""
+    absent = ~allowed_reflections(data.hkl, symops)
+    if not absent.any():
+        return 0.0
+    mean = float(np.mean(np.maximum(data.intensities, 0)))
+    error = float(np.sqrt(np.sum(data.sigmas[absent] ** 2)) / absent.sum())
+    return float((np.mean(data.intensities[absent]) - ERRORS * error) / mean)
+
+
+def groups_of_absences(data: CrystalData) -> list[SpaceGroup]:
+    """The space groups whose absences are those of the data: of those that forbid no strong reflections, the strictest.
+
+    Several groups of the Laue class may have the same absences, with an inversion centre and without. If the data hold
+    no reflections that any of them forbids, nothing is known, and there are none. What is found is not certain: it is
+    a guess before there are phases.
+
+    Args:
+        data: of a primitive lattice; its Laue class is taken as it is.
+    """
+    laue = {rotation.tobytes() for rotation in np.asarray(data.rotations, int)}
+    found: dict[tuple[int, bytes], tuple[int, SpaceGroup]] = {}
+    for setting in gemmi.spacegroup_table():
+        if setting.centring_type() != 'P' or setting.ext == '1':
+            continue
+        group = SpaceGroup(setting.number, setting.xhm(), tuple(op.triplet() for op in setting.operations()), False)
+        rotations = group.operations[0].astype(int)
+        if {turn.tobytes() for each in rotations for turn in (each, -each)} != laue:
+            continue
+        forbidden = forbidden_by_each(data.hkl, group)
+        absent = forbidden.any(axis=0)
+        if absent.any() and all(_are_absent(data, each) for each in forbidden if each.any()):
+            found.setdefault((group.number, absent.tobytes()), (int(absent.sum()), group))
+    most = max((count for count, _ in found.values()), default=0)
+    return [group for count, group in found.values() if count == most]
+
+
+def forbidden_by_each(hkl: np.ndarray, group: SpaceGroup) -> np.ndarray:
+    """Which reflections `(n, 3)` each operation x' = R x + t of a group forbids, `(operations, n)`.
+
+    Those with hR = h and h·t not whole, because then F(h) = F(h) exp(2πi h·t).
+    """
+    rotations, translations = group.operations
+    kept = np.all(np.einsum('ni,rij->rnj', hkl, rotations) == hkl, axis=2)
+    phases = translations @ hkl.T
+    return kept & (np.abs(phases - np.rint(phases)) > 1e-3)
+
+
+def _are_absent(data, forbidden):
+    """Whether reflections are as weak as those that a space group forbids."""
+    mean = float(np.mean(np.maximum(data.intensities, 0)))
+    error = float(np.sqrt(np.sum(data.sigmas[forbidden] ** 2)) / forbidden.sum())
+    return np.mean(data.intensities[forbidden]) <= MOST_ABSENT * mean + ERRORS * error
