@@ -122,15 +122,19 @@ def measured_rows():
     words = 'made-up crystals of C, N and O, cut at 1.3 and 1.4 Å: right; `solved`, of these wrong'
     yield row(words, _counts(low[0]), _counts(low[2]))
     yield row('the same without the learned projection, 40 starts in place of 16', _counts(low[1]), _counts(low[2]))
-    triclinic = content('benchmarks/light_triclinic.json')['results']
-    numbers = {each['index'] for each in triclinic}
-    before, limit = (
-        [each for each in content(f'benchmarks/{name}.json')['results'] if each['index'] in numbers]
-        for name in ('light_crystals', 'light_truths')
-    )
-    words = 'made-up triclinic crystals of C, N and O, cut at 1.2 to 1.4 Å: right; `solved`, of these wrong'
-    yield row(words, _counts(triclinic), _counts(limit))
-    yield row('the same without placing atoms', _counts(before), _counts(limit))
+    for file, words in (
+        ('light_triclinic', 'made-up triclinic ones'),
+        ('light_axes', 'made-up ones in P2₁, Pc and P2₁2₁2₁'),
+    ):
+        placed = content(f'benchmarks/{file}.json')['results']
+        numbers = {each['index'] for each in placed}
+        before, limit = (
+            [each for each in content(f'benchmarks/{name}.json')['results'] if each['index'] in numbers]
+            for name in ('light_crystals', 'light_truths')
+        )
+        assert len(before) == len(limit) == len(placed)
+        yield row(f'{words}, cut at 1.2 to 1.4 Å: right; `solved`, of these wrong', _counts(placed), _counts(limit))
+        yield row('the same without placing atoms', _counts(before), _counts(limit))
     groups = content('benchmarks/space_groups.json')['groups']
     wrong = [each for each in groups if _is_solved(each) and not each['right']]
     words = 'made-up crystals, one in each space group: right; `solved` wrongly'
