@@ -4,15 +4,18 @@ import gemmi
 import numpy as np
 
 from patterson_jax.crystal.structure import CrystalData, SpaceGroup
-from patterson_jax.solving.crystal_maps import allowed_reflections
 from patterson_jax.solving.crystal_verdict import MOST_ABSENT
 
 ERRORS = 4  # standard errors of their mean by which absent reflections may be too strong
 
 
-def absent_intensity(data: CrystalData, symops: tuple[str, ...]) -> float:
-    """Mean intensity of the reflections that a group forbids, less four standard errors, over that of all."""
-    absent = ~allowed_reflections(data.hkl, symops)
+def absent_intensity(data: CrystalData, absent: np.ndarray) -> float:
+    """Mean intensity of reflections that should be absent, less four standard errors, over that of all; 0 without any.
+
+    Args:
+        data: the reflections.
+        absent: `(n,)` bool, which of them a group forbids.
+    """
     if not absent.any():
         return 0.0
     mean = float(np.mean(np.maximum(data.intensities, 0)))
@@ -41,7 +44,7 @@ def groups_of_absences(data: CrystalData) -> list[SpaceGroup]:
             continue
         forbidden = forbidden_by_each(data.hkl, group)
         absent = forbidden.any(axis=0)
-        if absent.any() and all(_are_absent(data, each) for each in forbidden if each.any()):
+        if absent.any() and all(absent_intensity(data, each) <= MOST_ABSENT for each in forbidden):
             found.setdefault((group.number, absent.tobytes()), (int(absent.sum()), group))
     most = max((count for count, _ in found.values()), default=0)
     return [group for count, group in found.values() if count == most]
@@ -56,10 +59,3 @@ def forbidden_by_each(hkl: np.ndarray, group: SpaceGroup) -> np.ndarray:
     kept = np.all(np.einsum('ni,rij->rnj', hkl, rotations) == hkl, axis=2)
     phases = translations @ hkl.T
     return kept & (np.abs(phases - np.rint(phases)) > 1e-3)
-
-
-def _are_absent(data, forbidden):
-    """Whether reflections are as weak as those that a space group forbids."""
-    mean = float(np.mean(np.maximum(data.intensities, 0)))
-    error = float(np.sqrt(np.sum(data.sigmas[forbidden] ** 2)) / forbidden.sum())
-    return np.mean(data.intensities[forbidden]) <= MOST_ABSENT * mean + ERRORS * error

@@ -39,6 +39,7 @@ def examine(found: Refined) -> Findings:
     ratio = found.reflections_per_parameter
     numbers = np.zeros_like(found.numbers) if poor_data(ratio, crystal.d_min) else found.numbers
     parity, parity_r_factor, parity_noise = _worst_parity(crystal.hkl[strong], observed, deviations, noise)
+    absent = ~maps.allowed_reflections(crystal.data.hkl, crystal.space_group.symops)
     return Findings(
         r_factor=found.r_factor,
         noise_r_factor=r1(noise, observed),
@@ -51,7 +52,7 @@ def examine(found: Refined) -> Findings:
         odd_bonds=_odd_bonds(found),
         volume_per_atom=float(crystal.data.cell.volume / multiplicities.sum()),
         organic='C' in found.elements and bool(np.mean(light) > MOSTLY),
-        absent_intensity=absent_intensity(crystal.data, crystal.space_group.symops),
+        absent_intensity=absent_intensity(crystal.data, absent),
         further_symmetry=further_symmetry(found.positions, numbers, crystal.space_group, crystal.data),
         parity=parity,
         parity_r_factor=parity_r_factor,

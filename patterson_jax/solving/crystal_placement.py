@@ -41,7 +41,7 @@ from patterson_jax.solving.least_squares import (
 )
 
 FINEST, COARSEST = 1.05, 1.5  # Å; finer data need no such search, coarser ones do not fix the atoms
-TRICLINIC = SpaceGroup(1, 'P 1', ('x,y,z',), certain=False)
+P1 = SpaceGroup(1, 'P 1', ('x,y,z',), certain=False)
 LEAST_ATOMS = 5  # in the asymmetric unit; fewer have a centre by chance
 MOST_ATOMS, MOST_BY_AXES = 32, 16  # in P1, and in the asymmetric unit of another group
 VOLUMES = {  # Å³ in crystals (Hofmann, Acta Cryst. B58, 489, 2002), of the elements that have such bonds
@@ -466,7 +466,7 @@ def placement_groups(crystal: Crystal) -> list[SpaceGroup]:
     operations = len(data.rotations) // 2
     atoms = round(atoms_in_cell(data, crystal.expanded.cell.volume) / operations)
     if operations == 1:
-        return [TRICLINIC] if LEAST_ATOMS <= atoms <= MOST_ATOMS else []
+        return [P1] if LEAST_ATOMS <= atoms <= MOST_ATOMS else []
     if data.centring != 'P' or not LEAST_ATOMS <= atoms <= MOST_BY_AXES:
         return []
     return [group for group in groups_of_absences(data) if not group.has_centre]
