@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -272,7 +274,9 @@ def test_what_makes_no_difference_makes_no_other_program(name, monkeypatch):
         if key not in made:
             given = jax.tree.unflatten(structure, shapes)
             made[key] = jax.eval_shape(functools.partial(function, **dict(choices)), *given)
-        return lambda *_: jax.tree.map(lambda each: np.zeros(each.shape, each.dtype), made[key])
+        program = Future()
+        program.set_result(lambda *_: jax.tree.map(lambda each: np.zeros(each.shape, each.dtype), made[key]))
+        return program
 
     monkeypatch.setattr(programs, '_program', noted)
     monkeypatch.setattr(attempt, 'EXPLAINED', 0.0)  # so that every set is rebuilt
@@ -423,14 +427,25 @@ def map_of(positions):
 
 def test_of_a_homometric_pair_both_sets_come_back_and_compilation_is_not_counted(monkeypatch):
     """By one start: that the other set is as good follows from the first one being of the form U + V."""
-    compiling, compile_, clock = [], programs._compile, time.perf_counter
+    compiling, clock = [], time.perf_counter
 
-    def compile_slowly(*given):
-        compiling.append(1000.0)
-        return compile_(*given)
+    class Slow:
+        """Compiles when it is waited for, and takes long."""
+
+        def __init__(self, compile_):
+            self.compile_, self.program = compile_, None
+
+        def done(self):
+            return self.program is not None
+
+        def result(self):
+            if not self.done():
+                compiling.append(1000.0)
+                self.program = self.compile_()
+            return self.program
 
     programs._program.cache_clear()
-    monkeypatch.setattr(programs, '_compile', compile_slowly)
+    monkeypatch.setattr(programs, '_compiler', SimpleNamespace(submit=Slow))
     monkeypatch.setattr(programs.time, 'perf_counter', lambda: clock() + sum(compiling))
     problem = Problem(num_atoms=9)
     pair = example_pair(problem)

@@ -22,7 +22,7 @@ from patterson_jax.solving.atom_sets import fill_places, same_atoms
 from patterson_jax.solving.least_squares import Finished, Refined, Stages, finish, refine
 from patterson_jax.solving.methods.method import Method, Prediction, Proposal, Request
 from patterson_jax.solving.orientations import averaged_over_orientations
-from patterson_jax.solving.programs import call
+from patterson_jax.solving.programs import begin, call
 from patterson_jax.solving.rebuilding import rebuild
 from patterson_jax.solving.reflections import Measured, Reflections, measure, reflections
 from patterson_jax.solving.separation import SeparationSettings
@@ -113,6 +113,7 @@ def run_attempt(
     densities = _predicted(network, problem, maps, orientations) if network and method.needs_network else None
     separation = separation if method.separates else SeparationSettings()
     choices = {'method': method, 'problem': solved, 'separation': separation}
+    begin(finish_all, jax.ShapeDtypeStruct((len(maps), solved.num_atoms, 3), np.float32), measured, problem=solved)
     positions, stages, prediction = call(propose_all, keys, turn, measured, densities, **choices)
     refined = [call(refine_all, each, measured, stages) for each in _sets(positions)]
     choice = call(choose_all, refined, positions, turn, independent=method.independent)

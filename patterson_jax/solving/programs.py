@@ -3,11 +3,13 @@
 import functools
 import time
 from collections.abc import Callable, Hashable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
 
-_compilations: list[float] = []  # seconds of each in this process
+_compilations: list[float] = []  # seconds that this process waited for each
+_compiler = ThreadPoolExecutor(2, 'compiler')  # one program that is needed now, one that will be
 
 
 def call(function: Callable, *arguments: Any, **choices: Hashable) -> Any:
@@ -18,23 +20,43 @@ def call(function: Callable, *arguments: Any, **choices: Hashable) -> Any:
         arguments: arrays, on the host or a device, in any structure.
         choices: further arguments, by name; the program depends on their values.
     """
-    leaves, structure = jax.tree.flatten(arguments)
-    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
-    return _program(function, structure, shapes, tuple(sorted(choices.items())))(*arguments)
+    program = _program(*_key(function, arguments, choices))
+    if not program.done():
+        _timed(program.result)
+    return program.result()(*arguments)
+
+
+def begin(function: Callable, *arguments: Any, **choices: Hashable) -> None:
+    """Begins to compile what `call` will need, beside whatever follows.
+
+    Args:
+        function: as in `call`.
+        arguments: what has the shapes and types of its arguments, such as `jax.ShapeDtypeStruct`.
+        choices: as in `call`.
+    """
+    _program(*_key(function, arguments, choices))
 
 
 def clock() -> float:
-    """A time in seconds that stands still while `call` compiles, so that a budget does not pay for it."""
+    """A time in seconds that stands still while `call` waits for a program, so that a budget does not pay for it."""
     return time.perf_counter() - sum(_compilations)
 
 
+def _key(function, arguments, choices):
+    leaves, structure = jax.tree.flatten(arguments)
+    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+    return function, structure, shapes, tuple(sorted(choices.items()))
+
+
 @functools.lru_cache(maxsize=64)
-def _program(function, structure, shapes, choices):
+def _program(function: Callable, structure: Any, shapes: tuple, choices: tuple) -> Future:
+    """A program, perhaps a future one. It is traced here, as JAX's settings may differ in another thread."""
+    traced = jax.jit(functools.partial(function, **dict(choices))).lower
+    return _compiler.submit(_timed(lambda: traced(*jax.tree.unflatten(structure, shapes))).compile)
+
+
+def _timed(function):
     began = time.perf_counter()
-    program = _compile(function, structure, shapes, choices)
+    done = function()
     _compilations.append(time.perf_counter() - began)
-    return program
-
-
-def _compile(function, structure, shapes, choices):
-    return jax.jit(functools.partial(function, **dict(choices))).lower(*jax.tree.unflatten(structure, shapes)).compile()
+    return done
