@@ -264,18 +264,21 @@ def test_methods_have_random_numbers_of_their_own():
     assert all(name == method.name for name, method in METHODS.items())
 
 
+@functools.cache
+def shapes_of(function, structure, shapes, choices):
+    """Of what a program gives; most programs are the same for all methods."""
+    return jax.eval_shape(functools.partial(function, **dict(choices)), *jax.tree.unflatten(structure, shapes))
+
+
 @pytest.mark.parametrize('name', METHODS)
 def test_what_makes_no_difference_makes_no_other_program(name, monkeypatch):
     """Nothing is compiled here: what would be is noted."""
-    made, method, problem = {}, METHODS[name], PROBLEM.changed(resolution=6.0)
+    made, method, problem = set(), METHODS[name], PROBLEM.changed(resolution=6.0)
 
     def noted(*key):
-        function, structure, shapes, choices = key
-        if key not in made:
-            given = jax.tree.unflatten(structure, shapes)
-            made[key] = jax.eval_shape(functools.partial(function, **dict(choices)), *given)
+        made.add(key)
         program = Future()
-        program.set_result(lambda *_: jax.tree.map(lambda each: np.zeros(each.shape, each.dtype), made[key]))
+        program.set_result(lambda *_: jax.tree.map(lambda each: np.zeros(each.shape, each.dtype), shapes_of(*key)))
         return program
 
     monkeypatch.setattr(programs, '_program', noted)
@@ -283,10 +286,10 @@ def test_what_makes_no_difference_makes_no_other_program(name, monkeypatch):
     network = Network(broadcast, np.zeros((16, 16, 16), np.float32)) if method.needs_network else None
 
     def added(problem=problem, separation=SEPARATION, number=0, places=None):
-        before = set(made)
+        before = made.copy()
         maps = np.zeros((1, 16, 16, 16), np.float32)
         attempt.run_attempt(method, number, problem, separation, network, keys(1), maps, places=places)
-        return {function.__name__ for function, *_ in made.keys() - before}
+        return {function.__name__ for function, *_ in made - before}
 
     first = added()
     predicts = {'predict_all'} if method.needs_network else set()
