@@ -89,7 +89,7 @@ def test_the_class_of_the_intensities_is_found_without_a_claim(symbol, cell, lau
     if cell is not CUBIC or symbol != 'P 1 2/m 1' or not merged:  # whose axis no merged set tells
         keys = set(map(bytes, np.ascontiguousarray(with_inversion(rotations), np.int64).reshape(-1, 9)))
         assert set(map(bytes, np.ascontiguousarray(data.rotations, np.int64).reshape(-1, 9))) == keys
-    assert data.merged_by_us == (not merged and laue != '-1')
+    assert prepared.chosen.agrees == (not merged and laue != '-1')
     assert prepared.chosen.completeness > 0.8
     assert prepared.d_min == pytest.approx(D_MIN, abs=0.01)
     if len(data.hkl) > 200:

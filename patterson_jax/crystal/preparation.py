@@ -198,7 +198,6 @@ def prepare(
         wavelength=wavelength,
         formula=formula,
         elements=elements,
-        merged_by_us=chosen.agrees,
         possible=_possible_rotations(classes, chosen),
         warnings=tuple(warnings),
     )

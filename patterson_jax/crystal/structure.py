@@ -29,7 +29,6 @@ class CrystalData:
         wavelength: Å, or None.
         formula: element → number of atoms in the cell or in any part of it; only the proportions count. None: unknown.
         elements: chemical symbols that may occur, where numbers are not known; empty: those of the formula, or any.
-        merged_by_us: whether the data had equivalents that could be compared.
         possible: `(k, 3, 3)` int, rotations of the lattice that the intensities may have. They include those of the
             Laue class. Atoms that obey another one show that the class is too low. None: there are no others.
         warnings: lines about faults of the data, for a person to read.
@@ -45,7 +44,6 @@ class CrystalData:
     wavelength: float | None = None
     formula: dict[str, float] | None = None
     elements: tuple[str, ...] = ()
-    merged_by_us: bool = False
     possible: np.ndarray | None = None
     warnings: tuple[str, ...] = ()
 

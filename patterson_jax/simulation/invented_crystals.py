@@ -119,7 +119,6 @@ def invent(recipe: Recipe, seed: int) -> InventedCrystal:
         np.unique(rotations, axis=0),
         recipe.group[0],
         formula={symbol: round(count, 2) for symbol, count in formula.items()},
-        merged_by_us=True,
     )
     return InventedCrystal(data, group, elements, positions, displacements, occupancies, truth)
 
