@@ -427,7 +427,7 @@ def best_candidate(density: Array, positions: Array, present: Array, symmetry: S
     blocks = density.reshape(first, 2, second, 2, third, 2).transpose(0, 2, 4, 1, 3, 5).reshape(-1, 8)
     heights, chosen = jax.lax.top_k(jnp.max(blocks, axis=1), min(CANDIDATES, len(blocks)))
     corner = jnp.stack(jnp.unravel_index(chosen, (first, second, third)), axis=1)
-    inside = jnp.stack(jnp.unravel_index(jnp.argmax(blocks, axis=1)[chosen], (2, 2, 2)), axis=1)
+    inside = jnp.stack(jnp.unravel_index(jnp.argmax(blocks[chosen], axis=1), (2, 2, 2)), axis=1)
     places = (2 * corner + inside).astype(density.dtype) / jnp.asarray(density.shape, density.dtype)[None]
     _, lengths = distances_to_images(places, positions, symmetry)
     lengths = jnp.where(present[None, :, None], lengths, jnp.inf)
@@ -435,7 +435,7 @@ def best_candidate(density: Array, positions: Array, present: Array, symmetry: S
     off, _ = restraint(jnp.concatenate([lengths.reshape(len(places), -1), to_itself], axis=1))
     clashing = jnp.sum(jnp.minimum(off, MOST_CLASHING) ** 2, axis=1)
     bonding = jnp.where(jnp.any(lengths < BONDED, axis=(1, 2)), BONDING, 0)
-    scores = heights / jnp.maximum(heights[0], 1e-9) - CLASHING * clashing + bonding
+    scores = heights / jnp.maximum(jnp.max(heights), 1e-9) - CLASHING * clashing + bonding
     return places[jnp.argmax(scores)]
 
 
