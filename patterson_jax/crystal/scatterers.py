@@ -16,6 +16,7 @@ import numpy as np
 from jax import Array
 
 from patterson_jax.crystal.structure import SpaceGroup
+from patterson_jax.crystal.waves import cosine_and_sine
 from patterson_jax.errors import InputError
 from patterson_jax.precision import exact_products
 
@@ -159,7 +160,7 @@ def atom_transforms(
         images = hkl @ operations.rotations[index]
         phases = images @ positions.T + (hkl @ operations.translations[index])[:, None]
         phases = 2 * math.pi * (phases - jnp.round(phases))
-        cosine, sine = jnp.cos(phases), jnp.sin(phases)
+        cosine, sine = cosine_and_sine(phases)
         if with_gradients:
             turns = 2 * math.pi * images[:, None]
             real_slope, imaginary_slope = (

@@ -26,6 +26,7 @@ from jax.typing import ArrayLike
 from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.crystal.grid import fast_size
 from patterson_jax.crystal.structure import CrystalData, SpaceGroup
+from patterson_jax.crystal.waves import cosine_and_sine
 from patterson_jax.precision import exact_products
 from patterson_jax.solving import spacegroup
 from patterson_jax.solving.absences import groups_of_absences
@@ -233,8 +234,7 @@ def phases_of(positions: Array, target: Target) -> Array:
 
 def point_amplitudes(positions: Array, target: Target) -> tuple[Array, Array]:
     """Amplitudes of points `(atoms, 3)` and their images, `(n,)`, and their derivatives `(n, atoms, 3)`."""
-    phases = phases_of(positions, target)
-    cosines, sines = jnp.cos(phases), jnp.sin(phases)
+    cosines, sines = cosine_and_sine(phases_of(positions, target))
     real, imaginary = jnp.sum(cosines, axis=(0, 2)), jnp.sum(sines, axis=(0, 2))
     amplitudes = safe_length(real, imaginary)
     turned = (imaginary / amplitudes)[None, :, None] * cosines - (real / amplitudes)[None, :, None] * sines
@@ -375,7 +375,7 @@ def fit_of_shifts(shifts: Array, positions: Array, moved: Array, target: Target)
 
 def unit_waves(phases: Array) -> Array:
     """exp(i phases)."""
-    return jax.lax.complex(jnp.cos(phases), jnp.sin(phases))
+    return jax.lax.complex(*cosine_and_sine(phases))
 
 
 def put_where_missed(
@@ -411,10 +411,8 @@ def put_where_missed(
         atom = order[turn]
         return positions.at[atom].set(place % 1), present.at[atom].set(True), real + cosine, imaginary + sine
 
-    phases = phases_of(given.positions, target)
-    real, imaginary = (
-        scale * jnp.sum(jnp.where(present[None, None], wave(phases), 0), axis=(0, 2)) for wave in (jnp.cos, jnp.sin)
-    )
+    waves = cosine_and_sine(phases_of(given.positions, target))
+    real, imaginary = (scale * jnp.sum(jnp.where(present[None, None], each, 0), axis=(0, 2)) for each in waves)
     return jax.lax.fori_loop(0, size, put, (given.positions, present, real, imaginary))[0]
 
 

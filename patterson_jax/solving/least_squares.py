@@ -19,6 +19,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from patterson_jax.crystal.waves import cosine_and_sine
 from patterson_jax.precision import exact_products
 from patterson_jax.simulation.patterson import atom_factors_and_slopes
 from patterson_jax.simulation.problem import Problem
@@ -226,8 +227,8 @@ def refine_alone(
     real, imaginary = others
 
     def images(place):
-        phases = waves @ place + offsets
-        return form_factors[None] * jnp.cos(phases), form_factors[None] * jnp.sin(phases)
+        cosines, sines = cosine_and_sine(waves @ place + offsets)
+        return form_factors[None] * cosines, form_factors[None] * sines
 
     def equations_at(place):
         cosines, sines = images(place)
@@ -291,7 +292,7 @@ def sphere_parts(
     """
     phases = jnp.sum(waves[:, None, :] * positions[None], axis=-1)
     taken = taken_places(positions, num_atoms)[None]
-    cosines, sines = jnp.where(taken, jnp.cos(phases), 0), jnp.where(taken, jnp.sin(phases), 0)
+    cosines, sines = (jnp.where(taken, each, 0) for each in cosine_and_sine(phases))
     return cosines, sines, form_factors * jnp.sum(cosines, axis=1), form_factors * jnp.sum(sines, axis=1)
 
 

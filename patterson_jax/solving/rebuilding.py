@@ -151,5 +151,6 @@ def highest_point(coefficients: Array, hkl: Array, limit: int, problem: Problem)
     axis = (axis - problem.grid_size / 2).astype(np.float32)
     near = np.abs(axis) <= 0.75 * problem.box_edge + problem.atom_radius
     density = jnp.where(near[:, None, None] & near[None, :, None] & near[None, None, :], density, -jnp.inf)
-    highest = jnp.stack(jnp.unravel_index(jnp.argmax(density), density.shape))
-    return jnp.asarray(axis)[highest]
+    rows = density.reshape(size * size, size)
+    row = jnp.argmax(jnp.max(rows, axis=1))  # XLA takes far longer to tell where all are highest than how high
+    return jnp.asarray(axis)[jnp.stack([row // size, row % size, jnp.argmax(rows[row])])]
