@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 import tempfile
-from pathlib import Path
 
 import jaxlib.version
 
@@ -37,6 +36,8 @@ os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'  # as patterson_jax/command_line.py has
 import jax
 import pytest
 
+from patterson_jax.solving.programs import unload_in_time
+
 if 'PYTEST_XDIST_WORKER' not in os.environ:
     atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -65,10 +66,7 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: names.index(item.path.stem) if item.path.stem in names else len(names))
 
 
-# A compiled program takes hundreds of memory mappings. Linux allows a process 65,530; beyond, LLVM crashes.
-MOST_MAPPINGS = 30_000
-
-
+MOST_MAPPINGS = 30_000  # of memory, after which programs are unloaded; one test alone may need thousands
 COMPILATIONS: list[str] = []  # since the last test
 
 
@@ -84,10 +82,8 @@ jax.monitoring.register_event_duration_secs_listener(note_compilation)
 def few_mappings():
     """Unloads what is compiled, before there is too much of it."""
     yield
-    mappings = Path('/proc/self/maps')
-    if COMPILATIONS and mappings.exists() and mappings.read_bytes().count(b'\n') > MOST_MAPPINGS:
-        jax.clear_caches()
-        gc.collect()  # else most of it stays, and all would be compiled anew after every test
+    if COMPILATIONS:
+        unload_in_time(MOST_MAPPINGS)
     COMPILATIONS.clear()
 
 

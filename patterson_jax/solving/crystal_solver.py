@@ -30,6 +30,7 @@ from patterson_jax.solving.crystal_placement import placed_maps, placement_group
 from patterson_jax.solving.crystal_projection import Projection, sharpeners
 from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases
 from patterson_jax.solving.crystal_verdict import Evidence, expected_r_factor
+from patterson_jax.solving.programs import unload_in_time
 from patterson_jax.solving.spacegroup import averaged, find_space_group, half_frames, larger_groups
 from patterson_jax.solving.verdict import VERDICTS
 
@@ -96,6 +97,7 @@ def solve_crystal(
     """
     require(max_starts >= 1, 'max_starts', max_starts, '1 or more')
     require(max_seconds >= 0, 'max_seconds', max_seconds, 'a number of seconds, or 0 for no limit')
+    unload_in_time()
     began, compiling = time.perf_counter(), _compiling
     crystal = prepare_crystal(data)
     maps: list[PhasedMap] = []

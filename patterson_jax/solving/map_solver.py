@@ -12,6 +12,7 @@ from patterson_jax.simulation.problem import Problem
 from patterson_jax.solving.attempt import Network
 from patterson_jax.solving.cases import Solution
 from patterson_jax.solving.input_maps import checked_patterson, cut_map, fit_problem, restore_origin_term
+from patterson_jax.solving.programs import unload_in_time
 from patterson_jax.solving.reflections import check_enough
 from patterson_jax.solving.separation import SeparationSettings
 from patterson_jax.solving.solver import Search, solve_maps
@@ -74,6 +75,7 @@ def solve_map(
     Raises:
         InputError: the map is no Patterson map, or the method cannot solve it; the message says what to correct.
     """
+    unload_in_time()
     patterson = checked_patterson(patterson)
     expected = problem if settings.num_atoms_known else dataclasses.replace(problem, num_atoms=1)
     fitted = fit_problem(patterson, expected, settings.resolution)

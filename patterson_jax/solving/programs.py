@@ -1,13 +1,16 @@
 """Programs: functions that are compiled when they are first needed, once for each set of choices and shapes."""
 
 import functools
+import gc
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
 
+MOST_MAPPINGS = 40_000  # of memory; Linux allows a process 65,530, and LLVM crashes where it gets no more
 _compilations: list[float] = []  # seconds that this process waited for each
 _compiler = ThreadPoolExecutor(2, 'compiler')  # one program that is needed now, one that will be
 
@@ -40,6 +43,24 @@ def begin(function: Callable, *arguments: Any, **choices: Hashable) -> None:
 def clock() -> float:
     """A time in seconds that stands still while `call` waits for a program, so that a budget does not pay for it."""
     return time.perf_counter() - sum(_compilations)
+
+
+def unload_in_time(most: int = MOST_MAPPINGS) -> bool:
+    """Unloads all compiled programs of this process, JAX's too, if it has more than `most` mappings of memory.
+
+    A program takes hundreds, and each new shape of data needs new ones: so a process that solves crystal after crystal
+    would crash after some hundreds. What is needed again is compiled again, or read from the persistent cache.
+
+    Returns:
+        Whether they were unloaded. On systems other than Linux they never are.
+    """
+    mappings = Path('/proc/self/maps')
+    if not mappings.exists() or mappings.read_bytes().count(b'\n') <= most:
+        return False
+    _program.cache_clear()
+    jax.clear_caches()
+    gc.collect()  # else most of them stay
+    return True
 
 
 def _key(function, arguments, choices):
