@@ -9,16 +9,19 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import waves
 from benchmarks.speed import convolutions, data
 from benchmarks.speed.__main__ import parse_arguments, read_settings
 from benchmarks.speed.experiments import base_sections
 from benchmarks.speed.in_pytorch import has_torch, torch_network
 from benchmarks.timing import measure
+from patterson_jax.crystal.waves import cosine_and_sine
 from patterson_jax.errors import InputError
 from patterson_jax.networks.paper import PattersonNet
 from patterson_jax.simulation.density import render
 from patterson_jax.simulation.patterson import patterson_map
 from patterson_jax.simulation.problem import Problem
+from patterson_jax.solving import least_squares
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -122,3 +125,15 @@ def test_every_part_of_a_spectral_convolution_is_timed():
     sizes = {'channels_in': 2, 'channels_out': 3, 'kernel': 3, 'size': 6, 'batch': 1}
     found = convolutions.parts_cell(sizes | {'repeats': 1, 'seconds': 0.01})
     assert set(found) < set(convolutions.PARTS_COLUMNS) and all(seconds > 0 for seconds in found.values())
+
+
+def test_both_ways_to_take_cosine_and_sine_are_measured_and_ours_are_back_afterwards():
+    used = []
+
+    def task():
+        used.append(least_squares.cosine_and_sine)
+        return waves.phases_alone()
+
+    pair = waves.measure_pair(task, repeats=1, seconds=0.1)
+    assert used == [cosine_and_sine, waves.by_xla] and least_squares.cosine_and_sine is cosine_and_sine
+    assert pair['ratio'] == pair['xla'] / pair['ours'] > 0
