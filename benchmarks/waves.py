@@ -3,7 +3,7 @@
     python -m benchmarks.waves        # about a minute; table on stdout, JSON beside this file
 
 All is measured in one process, each pair one after the other. A time is the best of several, device synchronised, after
-the first calls. For the second of a pair, the solver's modules have XLA's functions in place of ours.
+the first calls. For the second of a pair, least squares and the placing of atoms have XLA's functions in place of ours.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def by_xla(phases: Array) -> tuple[Array, Array]:
 
 @contextlib.contextmanager
 def with_xla() -> Iterator[None]:
-    """The solver's modules have XLA's functions."""
+    """Least squares and the placing of atoms have XLA's functions."""
     _use(by_xla)
     try:
         yield
@@ -54,7 +54,7 @@ def _use(functions):
     modules: Any = (least_squares, crystal_placement)
     for module in modules:
         module.cosine_and_sine = functions
-    crystal_placement.place_atoms.clear_cache()  # it keeps what it was compiled with
+    jax.clear_caches()  # traces of functions of a module keep what they were made with
 
 
 def tasks() -> dict[str, Callable[[], Callable[[], Any]]]:

@@ -1,6 +1,8 @@
 """Programs: compiled ahead of their use, and unloaded before there are too many."""
 
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -35,12 +37,25 @@ def test_choices_make_other_programs():
     assert [float(programs.call(twice, values, times=times)[0]) for times in (2, 3, 2)] == [2, 3, 2]
 
 
-def test_an_error_of_a_function_is_told_where_it_is_called():
+def test_an_error_is_told_where_the_function_is_called_and_is_not_kept(monkeypatch):
     def impossible(values):
         raise ValueError('no such thing')
 
     with pytest.raises(ValueError, match='no such thing'):
         programs.call(impossible, np.ones(2, np.float32))
+
+    def out_of_memory(compile_):
+        failed = Future()
+        failed.set_exception(MemoryError())
+        return failed
+
+    values = np.ones(6, np.float32)
+    with monkeypatch.context() as patch:
+        patch.setattr(programs, '_compiler', SimpleNamespace(submit=out_of_memory))
+        programs.begin(twice, values)
+        with pytest.raises(MemoryError):
+            programs.call(twice, values)
+    assert programs.call(twice, values)[0] == 2
 
 
 def test_programs_are_unloaded_when_there_are_many_and_not_before():

@@ -289,7 +289,9 @@ def test_what_makes_no_difference_makes_no_other_program(name, monkeypatch):
         before = made.copy()
         maps = np.zeros((1, 16, 16, 16), np.float32)
         attempt.run_attempt(method, number, problem, separation, network, keys(1), maps, places=places)
-        return {function.__name__ for function, *_ in made - before}
+        names = [function.__name__ for function, *_ in made - before]
+        assert len(names) == len(set(names))  # what is begun is what is called
+        return set(names)
 
     first = added()
     predicts = {'predict_all'} if method.needs_network else set()

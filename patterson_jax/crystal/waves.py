@@ -1,4 +1,4 @@
-"""Cosine and sine of phases, both at once: on a CPU in less than a tenth of the time that XLA needs for the two."""
+"""Cosine and sine of phases, both at once: on a CPU many times as fast as by XLA (docs/speed_cpu.md)."""
 
 import math
 
@@ -24,7 +24,7 @@ def cosine_and_sine(phases: Array) -> tuple[Array, Array]:
     """cos and sin of phases of any shape, in radians.
 
     In float32 they are right to 2e-7 where phases are below 1e4. There XLA's own functions are no better, as a phase
-    of 10 is rounded by 5e-7. Other types are left to XLA.
+    of 10 is rounded by 5e-7. Above 1e5 they lose digits, and far above they are wrong. Other types are left to XLA.
     """
     if phases.dtype != jnp.float32:
         return jnp.cos(phases), jnp.sin(phases)

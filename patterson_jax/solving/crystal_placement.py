@@ -433,7 +433,8 @@ def best_candidate(density: Array, positions: Array, present: Array, symmetry: S
     off, _ = restraint(jnp.concatenate([lengths.reshape(len(places), -1), to_itself], axis=1))
     clashing = jnp.sum(jnp.minimum(off, MOST_CLASHING) ** 2, axis=1)
     bonding = jnp.where(jnp.any(lengths < BONDED, axis=(1, 2)), BONDING, 0)
-    scores = heights / jnp.maximum(jnp.max(heights), 1e-9) - CLASHING * clashing + bonding
+    highest = jnp.max(heights)  # not heights[0]: XLA would sort the whole map
+    scores = heights / jnp.maximum(highest, 1e-9) - CLASHING * clashing + bonding
     return places[jnp.argmax(scores)]
 
 

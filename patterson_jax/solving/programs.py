@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 MOST_MAPPINGS = 40_000  # of memory; Linux allows a process 65,530, and LLVM crashes where it gets no more
-_compilations: list[float] = []  # seconds that this process waited for each
+_compilations: list[float] = []  # seconds that this process traced, and waited for programs
 _compiler = ThreadPoolExecutor(2, 'compiler')  # one program that is needed now, one that will be
 
 
@@ -24,9 +24,12 @@ def call(function: Callable, *arguments: Any, **choices: Hashable) -> Any:
         choices: further arguments, by name; the program depends on their values.
     """
     program = _program(*_key(function, arguments, choices))
-    if not program.done():
-        _timed(program.result)
-    return program.result()(*arguments)
+    try:
+        compiled = program.result() if program.done() else _timed(program.result)
+    except Exception:
+        _program.cache_clear()  # what failed may succeed the next time
+        raise
+    return compiled(*arguments)
 
 
 def begin(function: Callable, *arguments: Any, **choices: Hashable) -> None:
@@ -41,7 +44,10 @@ def begin(function: Callable, *arguments: Any, **choices: Hashable) -> None:
 
 
 def clock() -> float:
-    """A time in seconds that stands still while `call` waits for a program, so that a budget does not pay for it."""
+    """A time in seconds that stands still while a function is traced and `call` waits for its program.
+
+    So a budget does not pay for compilation; but what is compiled beside other work slows that.
+    """
     return time.perf_counter() - sum(_compilations)
 
 
@@ -78,6 +84,7 @@ def _program(function: Callable, structure: Any, shapes: tuple, choices: tuple) 
 
 def _timed(function):
     began = time.perf_counter()
-    done = function()
-    _compilations.append(time.perf_counter() - began)
-    return done
+    try:
+        return function()
+    finally:
+        _compilations.append(time.perf_counter() - began)
