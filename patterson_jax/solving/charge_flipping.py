@@ -22,7 +22,6 @@ import numpy as np
 from jax import Array
 
 from patterson_jax.crystal.grid import Grid, half_grid_frequencies
-from patterson_jax.crystal.waves import cosine_and_sine
 from patterson_jax.precision import exact_products
 
 WEAK_PART = 0.2  # of the reflections, the weakest
@@ -226,8 +225,7 @@ def shifting_wave(vector: Array, shape: tuple[int, int, int]) -> Array:
     """
     indices = np.meshgrid(*half_grid_frequencies(shape), indexing='ij', sparse=True)
     angle = sum(2 * np.pi * vector[axis] * along for axis, along in enumerate(indices))
-    cosine, sine = cosine_and_sine(angle)
-    return jax.lax.complex(cosine, -sine)
+    return jax.lax.complex(jnp.cos(angle), -jnp.sin(angle))
 
 
 def amplitude_disagreement(calculated: Array, measured: Array) -> Array:
