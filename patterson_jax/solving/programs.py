@@ -1,4 +1,4 @@
-"""Programs: functions that are compiled when they are first needed or before, once for each set of choices and shapes."""
+"""Programs: functions that are compiled when they are first needed or before, once for all choices and shapes alike."""
 
 import functools
 import gc
