@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from patterson_jax.solving import programs
+from patterson_jax.solving import crystal_solver, map_solver, programs
 
 
 def twice(values, times=2):
@@ -66,3 +66,18 @@ def test_programs_are_unloaded_when_there_are_many_and_not_before():
     assert unloaded == Path('/proc/self/maps').exists()
     assert doubled._cache_size() == (0 if unloaded else 1)
     assert doubled(jnp.ones(3))[0] == 2
+
+
+def test_every_solve_looks_whether_it_is_time(monkeypatch):
+    class TimeToUnload(Exception):
+        pass
+
+    def unload():
+        raise TimeToUnload
+
+    monkeypatch.setattr(crystal_solver, 'unload_in_time', unload)
+    monkeypatch.setattr(map_solver, 'unload_in_time', unload)
+    with pytest.raises(TimeToUnload):
+        crystal_solver.solve_crystal(None)
+    with pytest.raises(TimeToUnload):
+        map_solver.solve_map(None, None, None, None, seed=0)
