@@ -69,15 +69,15 @@ def test_programs_are_unloaded_when_there_are_many_and_not_before():
 
 
 def test_every_solve_looks_whether_it_is_time(monkeypatch):
-    class TimeToUnload(Exception):
+    class UnloadingError(Exception):
         pass
 
     def unload():
-        raise TimeToUnload
+        raise UnloadingError
 
     monkeypatch.setattr(crystal_solver, 'unload_in_time', unload)
     monkeypatch.setattr(map_solver, 'unload_in_time', unload)
-    with pytest.raises(TimeToUnload):
+    with pytest.raises(UnloadingError):
         crystal_solver.solve_crystal(None)
-    with pytest.raises(TimeToUnload):
+    with pytest.raises(UnloadingError):
         map_solver.solve_map(None, None, None, None, seed=0)
