@@ -31,12 +31,12 @@ def groups_of_absences(data: CrystalData) -> list[SpaceGroup]:
     a guess before there are phases.
 
     Args:
-        data: of a primitive lattice; its Laue class is taken as it is.
+        data: its Laue class and centring are taken as they are.
     """
     laue = {rotation.tobytes() for rotation in np.asarray(data.rotations, int)}
     found: dict[tuple[int, bytes], tuple[int, SpaceGroup]] = {}
     for setting in gemmi.spacegroup_table():
-        if setting.centring_type() != 'P' or setting.ext == '1':
+        if setting.centring_type() != data.centring or setting.ext in ('1', 'R'):
             continue
         group = SpaceGroup(setting.number, setting.xhm(), tuple(op.triplet() for op in setting.operations()), False)
         rotations = group.operations[0].astype(int)

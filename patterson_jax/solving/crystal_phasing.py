@@ -49,7 +49,6 @@ MOST_SHARPENED = 2  # times that a map is sharpened until its group is clear
 COMPLETION_ROUNDS = 3  # of averaging and elimination, where there are larger groups to choose from
 OBEYED = 0.5  # least agreement of the phases with the operations of its group, of a promising map
 CLEAR_JUMP = 4.0  # least ratio of its skewness to that of noise, of a promising map without symmetry
-EXPLAINED = 0.12  # highest misfit of placed atoms whose map is promising; false ones have 0.1 to 0.2
 SHORTEST_VECTOR, SAME_VECTOR = 1.1, 0.03  # Å, and in fractions of the edges
 MOST_VECTORS = 24
 SAME_MAP = 0.75  # two maps are the same if their phases agree by more than this
@@ -99,7 +98,7 @@ class PhasedMap:
         cycles: number of cycles of charge flipping.
         learned: whether something else than elimination has finished it; jump and disagreement are then those after a
             further elimination.
-        misfit: of the atoms that were placed, see `crystal_placement.Placed`; None if charge flipping led to the map. A
+        explained: whether the atoms that were placed explain the amplitudes; None if charge flipping led to the map. A
             map of atoms has neither a jump nor cycles: both are 0.
     """
 
@@ -112,7 +111,7 @@ class PhasedMap:
     start: int
     cycles: int
     learned: bool
-    misfit: float | None = None
+    explained: bool | None = None
 
     @property
     def promising(self) -> bool:
@@ -124,10 +123,10 @@ class PhasedMap:
         """
         operations = len(self.found.operations)
         number = self.found.number_kept
-        if self.misfit is not None and self.misfit > EXPLAINED:
+        if self.explained is False:
             return False
         if number == 1:
-            return operations == 2 and (self.misfit is not None or self.jump > CLEAR_JUMP)
+            return operations == 2 and (self.explained or self.jump > CLEAR_JUMP)
         if self.found.kept > OBEYED:
             return self.has_enough_symmetry
         return number == operations and self.found.kept > spacegroup.CHANCE and self.obeyed > OBEYED
@@ -135,7 +134,7 @@ class PhasedMap:
     @property
     def finished_by(self) -> str:
         """What finished it, in words for a person."""
-        if self.misfit is not None:
+        if self.explained is not None:
             return 'atoms that were placed'
         return 'a learned projection' if self.learned else 'elimination'
 

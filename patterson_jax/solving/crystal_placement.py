@@ -54,7 +54,7 @@ VOLUMES = {  # Å³ in crystals (Hofmann, Acta Cryst. B58, 489, 2002), of the el
     'F': 11.17,
 }
 VOLUME_WITH_HYDROGEN = 18.5  # Å³ for an atom, where the formula has no hydrogen
-LOOSELY_FILLED = 1.7  # units of a formula up to which one may fill the cell
+DENSELY_FILLED, LOOSELY_FILLED = 0.75, 1.7  # units of a formula for which there is room, where one fills the cell
 SAMPLING = 3  # grid points in the shortest wave along each axis
 BUCKET = 64  # reflections; their number is filled up to a multiple of it
 NO_BOND, BOND_WIDTH = 1.25, 0.25  # Å; nearer atoms repel each other, by 1 at the difference
@@ -69,6 +69,7 @@ TAKEN_OUT = 0.6  # of the atoms, at most
 IN_P1, IN_OTHER_GROUPS = (3, 8), (12, 30)  # trials for each atom: without success, and in all
 MOVED_ONCE_IN = 6  # trials; those between rebuild what was moved
 SHIFTS, STRONGEST = 256, 128  # that are tried for a part, and reflections on which they are tried
+EXPLAINED, EXPLAINED_WITH_CENTRE = 0.12, 0.2  # highest misfit of sets that may be right, by their group
 CLEARLY_LOWER = 0.99  # a misfit below this part of the best is a success
 
 
@@ -453,22 +454,30 @@ def map_on_grid(factors: Array, places: tuple[Array, Array, Array], shape: tuple
 
 
 def placement_groups(crystal: Crystal) -> list[SpaceGroup]:
-    """The groups without an inversion centre in which atoms are placed; none if they cannot be placed.
+    """The groups in which atoms are placed; none if they cannot be placed.
 
     The crystal must be of C, N, O and F, cut at 1.05 to 1.5 Å, and have 5 to 32 atoms in P1, or 5 to 16 in the
-    asymmetric unit of another group. That must be primitive, and there must be absences that are explained by no
-    stricter group. Where only a group with a centre has them, charge flipping and the learned projection find phases.
+    asymmetric unit of another group. There must be absences, beside those of the centring, that are explained by no
+    stricter group. Groups with an inversion centre and mirror planes are left out: atoms of molecules lie on those.
     """
     data, d_min = crystal.data, 1 / float(crystal.expanded.inverse_spacings.max())
     if not FINEST <= d_min <= COARSEST or not set(data.formula or {}) <= set(VOLUMES):
         return []
-    operations = len(data.rotations) // 2
-    atoms = round(atoms_in_cell(data, crystal.expanded.cell.volume) / operations)
-    if operations == 1:
+    atoms = atoms_in_cell(data, crystal.expanded.cell.volume)
+    if data.laue_class == '-1':
         return [P1] if LEAST_ATOMS <= atoms <= MOST_ATOMS else []
-    if data.centring != 'P' or not LEAST_ATOMS <= atoms <= MOST_BY_AXES:
-        return []
-    return [group for group in groups_of_absences(data) if not group.has_centre]
+    groups = [group for group in groups_of_absences(data) if not (group.has_centre and has_mirror(group))]
+    sizes = (atoms / len(np.unique(group.operations[0], axis=0)) for group in groups)
+    return [group for group, size in zip(groups, sizes, strict=True) if LEAST_ATOMS <= round(size) <= MOST_BY_AXES]
+
+
+def has_mirror(group: SpaceGroup) -> bool:
+    """Whether an operation of a group is a mirror plane, without a glide."""
+    for rotation, translation in zip(*group.operations, strict=True):
+        glide = (rotation + np.eye(3)) @ translation / 2
+        if np.linalg.det(rotation) < 0 and np.trace(rotation) == 1 and np.allclose(glide, np.rint(glide)):
+            return True
+    return False
 
 
 def atoms_in_cell(data: CrystalData, volume: float) -> int:
@@ -485,7 +494,7 @@ def atoms_in_cell(data: CrystalData, volume: float) -> int:
     filled = sum(VOLUMES[symbol] * count for symbol, count in formula.items())
     units = volume / (filled if hydrogen_is_given else atoms * VOLUME_WITH_HYDROGEN)
     if units < 1:
-        return round(atoms / round(1 / units))
+        return round(atoms / math.ceil(DENSELY_FILLED / units))
     return round(atoms * (round(units) if units > LOOSELY_FILLED else 1))
 
 
@@ -506,13 +515,16 @@ def placed_maps(crystal: Crystal, groups: list[SpaceGroup], key: Array) -> Itera
         placed = place_atoms(jax.random.fold_in(key, start), target, number, shape)
         rotations, translations, _ = map(np.asarray, target.symmetry)
         images = np.einsum('rij,nj->nri', rotations, np.asarray(placed.positions)) + translations
-        yield map_of_atoms(crystal, images.reshape(-1, 3), float(placed.misfit), start)
+        limit = EXPLAINED_WITH_CENTRE if groups[start % len(groups)].has_centre else EXPLAINED
+        yield map_of_atoms(crystal, images.reshape(-1, 3), bool(placed.misfit <= limit), start)
 
 
 def target_of_crystal(crystal: Crystal, group: SpaceGroup) -> Target:
-    """The unique reflections of a crystal, in the primitive cell, for a primitive group."""
+    """The unique reflections of a crystal, and the operations of a group, in the primitive cell."""
     expanded = crystal.expanded
     rotations, translations = group.operations
+    _, kept = np.unique(rotations, axis=0, return_index=True)  # the others are the same with the centring
+    rotations, translations = rotations[kept], translations[kept]
     inverse = np.linalg.inv(expanded.basis)
     rotations, translations = inverse @ rotations @ expanded.basis, translations @ inverse.T
     first = np.argsort([not np.allclose(each, np.eye(3)) for each in rotations], kind='stable')
@@ -521,12 +533,12 @@ def target_of_crystal(crystal: Crystal, group: SpaceGroup) -> Target:
     return prepare_target(hkl, normalised, expanded.cell, np.rint(rotations[first]), translations[first])
 
 
-def map_of_atoms(crystal: Crystal, positions: np.ndarray, misfit: float, start: int) -> PhasedMap:
-    """The map with the phases of equal atoms in P1, `(atoms, 3)`, and its space group."""
+def map_of_atoms(crystal: Crystal, positions: np.ndarray, explained: bool, start: int) -> PhasedMap:
+    """The map with the phases of equal atoms in P1, `(atoms, 3)`, and its space group; for the rest see `PhasedMap`."""
     expanded = crystal.expanded
     waves = np.exp(2j * np.pi * (expanded.hkl @ positions.T))
     own = phased_reflections(crystal, waves.sum(axis=1))
     found = spacegroup.find_space_group(expanded, own, crystal.data.rotations)
     mean, _, _ = spacegroup.averaged(expanded, own, found.space_group, found.frame.origin)
     _, _, disagreement, obeyed = complete(crystal, own, found.frame)  # its phases are no better than the atoms'
-    return PhasedMap(found, mean, own, 0.0, disagreement, obeyed, start, cycles=0, learned=False, misfit=misfit)
+    return PhasedMap(found, mean, own, 0.0, disagreement, obeyed, start, cycles=0, learned=False, explained=explained)

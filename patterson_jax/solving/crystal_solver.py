@@ -192,7 +192,7 @@ def _interpret(crystal, cluster):
     best = cluster.best
     cluster.agreeing, cluster.finished_by = len(cluster.maps), best.finished_by
     answers = _answers_in_groups(crystal, cluster, _evidence(cluster, best.found.frame, best.obeyed))
-    if crystal.data.laue_class == '-1' or best.misfit is not None:
+    if crystal.data.laue_class == '-1' or best.explained is not None:
         answers = [each for answer in answers for each in with_and_without_centre(crystal, answer, cluster.agreeing)]
     cluster.answers = answers
 
