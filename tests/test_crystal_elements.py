@@ -38,6 +38,13 @@ def test_only_proportions_of_a_formula_count():
     assert contents({'Cs': 1.0, 'Sn': 0.9, 'Cl': 3.0}, 5, 170) == {'Cs': 1.0, 'Sn': 0.9, 'Cl': 3.0}
 
 
+def test_a_formula_that_fits_the_volume_counts_where_only_heavy_atoms_have_sites():
+    formula = {'W': 12, 'O': 38}
+    assert contents(formula, 12, 50 * 24.0) == formula
+    assert assign_elements(np.full(6, 7.0), np.full(6, 2), known(formula, 50 * 24.0)) == ('W',) * 6
+    assert contents(formula, 12, 50 * 60.0) != formula
+
+
 def test_special_positions_take_their_share():
     found = np.array([power('Cu'), power('O'), power('C'), power('O'), power('C')])
     elements = assign_elements(found, np.array([2, 4, 4, 4, 4]), known({'Cu': 2, 'C': 8, 'O': 8, 'H': 20}, 300.0))

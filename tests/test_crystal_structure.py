@@ -1,14 +1,16 @@
 import dataclasses
+import itertools
 
 import gemmi
 import numpy as np
 import pytest
 
 from benchmarks import hard_crystals
+from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.crystal.preparation import prepare
 from patterson_jax.crystal.reflections import Measurements
-from patterson_jax.crystal.structure import SpaceGroup
-from patterson_jax.simulation.invented_crystals import Recipe, invent
+from patterson_jax.crystal.structure import CrystalData, SpaceGroup
+from patterson_jax.simulation.invented_crystals import Recipe, anisotropic_structure_factors, invent
 from patterson_jax.solving.crystal_maps import nearest_images
 from patterson_jax.solving.crystal_molecule import bonds
 from patterson_jax.solving.crystal_structure import interpret_phases, judge_atoms
@@ -81,6 +83,35 @@ def test_a_metal_stays_on_its_inversion_centre(complex_on_a_centre):
     assert (metal.element, metal.multiplicity, metal.occupancy) == ('Cu', 1, 1.0)
     np.testing.assert_allclose(2 * np.array(metal.fract), np.rint(2 * np.array(metal.fract)), atol=1e-6)
     assert metal.confidence > 0.9
+
+
+def test_light_atoms_are_found_beside_many_heavy_ones():
+    """Hexatungstate, W₆O₁₉²⁻: at first the map shows tungsten alone."""
+    group = SpaceGroup(2, 'P -1', ('x,y,z', '-x,-y,-z'), certain=True)
+    cell = UnitCell(10.1, 10.9, 11.7, 84, 97, 103)
+    axes = np.concatenate([np.eye(3), -np.eye(3)])
+    between = np.array([one + other for one, other in itertools.combinations(axes, 2) if one @ other == 0])
+    turn = np.linalg.qr(np.random.default_rng(0).standard_normal((3, 3)))[0]
+    places = np.concatenate([2.3 * axes, np.zeros((1, 3)), 4.0 * axes, 1.85 * between]) @ turn
+    positions = places @ np.linalg.inv(cell.orthogonalization).T + [0.27, 0.24, 0.29]
+    elements = ('W',) * 6 + ('O',) * 19
+    atoms = elements, positions, np.tile(0.015 * np.eye(3), (25, 1, 1)), np.ones(25)
+    hkl = np.array([each for each in itertools.product(range(-14, 15), repeat=3) if each > (0, 0, 0)], np.int32)
+    hkl = hkl[cell.inverse_spacings(hkl) < 1 / 0.8]
+    factors = anisotropic_structure_factors(hkl, cell, group, *atoms)
+    intensities = np.abs(factors) ** 2
+    sigmas = 0.02 * intensities + 0.002 * intensities.mean()
+    measured = intensities + sigmas * np.random.default_rng(1).standard_normal(len(hkl))
+    rotations = np.stack([np.eye(3, dtype=int), -np.eye(3, dtype=int)])
+    data = CrystalData(cell, hkl, measured, sigmas, '-1', rotations, 'P', 0.71073, {'W': 12.0, 'O': 38.0}, ())
+    phased = np.sqrt(np.maximum(measured, 0)) * np.exp(1j * np.angle(factors))
+    result = interpret_phases(data, group, hkl, phased, Evidence(agreeing=2))
+    found = np.array([atom.fract for atom in result.atoms])
+    for element, position in zip(elements, positions, strict=True):
+        distances, _ = nearest_images(position, found, cell, group.operations)
+        assert distances.min() < 0.1
+        assert result.atoms[int(np.argmin(distances))].element == element
+    assert len(found) == len(elements)
 
 
 def test_elements_that_cannot_explain_the_densities_are_doubted(organic):

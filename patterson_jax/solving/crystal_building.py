@@ -6,6 +6,7 @@ dropped; peaks of the difference map are added. Atoms stay exactly on special po
 """
 
 import itertools
+import math
 
 import numpy as np
 
@@ -13,7 +14,8 @@ from patterson_jax.solving import crystal_maps as maps
 from patterson_jax.solving.crystal_elements import assign_elements, lightest_power, missing_share, powers_of
 from patterson_jax.solving.crystal_model import FIRST_U, GIVEN_UP_R, MOST_PEAKS, CrystalInGroup, Model, Refined, refined
 
-ROUNDS = 6
+ROUNDS, MOST_ROUNDS = 6, 10  # of revision, and while many atoms are missing
+MANY = 0.03  # share of the formula's atoms
 SPACE_OF_AN_ATOM = 11.0  # Å³, the least volume of an atom other than hydrogen
 LEAST_PEAK = 2.5  # standard deviations of the map above its mean, of a first atom
 SAME_ATOM = 0.6  # Å; a nearer image of a site is the site itself
@@ -38,15 +40,20 @@ def first_model(crystal: CrystalInGroup, density: np.ndarray) -> Model:
 
 
 def built(model: Model) -> Model:
-    """A model after rounds of revision; it has no atoms if none holds."""
-    rejected = np.zeros((0, 3))
-    for turn in range(ROUNDS):
+    """A model after rounds of revision; it has no atoms if none holds.
+
+    While many atoms are missing, dropped ones are tried again: beside heavy atoms they may have seemed too weak.
+    """
+    rejected = nowhere = np.zeros((0, 3))
+    for turn in range(MOST_ROUNDS):
         if not model.elements:
             break
-        model, dropped, changed, r_factor = _revised(model, rejected, last=turn == ROUNDS - 1)
+        many_missing = _missing(model.crystal, model.positions) > MANY
+        last = turn + 1 >= (MOST_ROUNDS if many_missing else ROUNDS)
+        model, dropped, changed, r_factor = _revised(model, nowhere if many_missing else rejected, last)
         if turn:
             rejected = np.concatenate([rejected, dropped])
-        if not changed or (turn and r_factor > GIVEN_UP_R):
+        if last or not changed or (turn and r_factor > GIVEN_UP_R):
             break
     return model
 
@@ -91,12 +98,17 @@ def _new_sites(
     heights = np.maximum(maps.values_at(reached.density, positions), 1e-6)
     light = powers <= np.quantile(powers, 0.5)
     per_power = float(np.median(heights[light] / powers[light]))
-    wanting = missing_share(float(crystal.multiplicities(positions).sum()), crystal.data) > 0
-    level = (NEW_PEAK_IF_WANTING if wanting else NEW_PEAK) * lightest_power(crystal.data) * per_power
+    missing = _missing(crystal, positions)
+    level = (NEW_PEAK_IF_WANTING if missing > 0 else NEW_PEAK) * lightest_power(crystal.data) * per_power
     peaks = maps.sharp_peaks(reached.difference, *crystal.symmetry, least=level, number=MOST_PEAKS)
     sites, new_heights = _distinct(crystal, peaks.positions, peaks.heights, np.concatenate([positions, rejected]))
-    most = max(len(positions) // 3, 3)
+    most = max(len(positions) // 3, math.ceil(len(positions) * missing / (1 - missing) / 2), 3)
     return sites[:most], new_heights[:most] / per_power
+
+
+def _missing(crystal: CrystalInGroup, positions: np.ndarray) -> float:
+    """Share of the formula's atoms for which there is no site yet."""
+    return missing_share(float(crystal.multiplicities(positions).sum()), crystal.data)
 
 
 def _distinct(

@@ -76,13 +76,17 @@ def anchors(data: CrystalData) -> tuple[str, ...]:
 
 
 def contents(counts: dict[str, float], sites: float, volume: float) -> dict[str, float]:
-    """Atoms of each element in the cell: the formula if it fits the number of sites, else its nearest multiple."""
+    """Atoms of each element in the cell: the formula if it fits the sites or the volume, else its nearest multiple.
+
+    Beside heavy atoms the light ones may have no site yet, so it may have more atoms than there are sites.
+    """
     whole = [round(each) for each in counts.values()]
     exact = all(abs(each - count) < 0.02 for each, count in zip(whole, counts.values(), strict=True))
     smallest = 1 / math.gcd(*whole) if exact else 1.0
     total = sum(counts.values())
     wanted = float(np.clip(sites, volume / MOST_SPACE, volume / LEAST_SPACE))
-    multiple = 1.0 if abs(np.log(total / wanted)) < AS_GIVEN else max(round(wanted / total / smallest), 1) * smallest
+    fits = abs(np.log(total / wanted)) < AS_GIVEN or wanted < total <= volume / LEAST_SPACE
+    multiple = 1.0 if fits else max(round(wanted / total / smallest), 1) * smallest
     return {symbol: count * multiple for symbol, count in counts.items()}
 
 
