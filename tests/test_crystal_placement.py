@@ -13,7 +13,7 @@ from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.simulation.invented_crystals import Recipe, invent
 from patterson_jax.solving import crystal_placement as placement
 from patterson_jax.solving import crystal_solver
-from patterson_jax.solving.absences import forbidden_by_each, groups_of_absences
+from patterson_jax.solving.absences import forbidden_by_each, groups_of_absences, kept_by_each, missing_reflections
 from patterson_jax.solving.crystal_maps import allowed_reflections
 from patterson_jax.solving.crystal_phasing import SAME_MAP, agreement, prepare_crystal
 from patterson_jax.solving.crystal_solver import solve_crystal
@@ -362,8 +362,25 @@ def test_the_true_group_is_among_those_of_the_absences(name):
         intensities[row] = 30 * data.intensities.mean()
         strong = dataclasses.replace(data, intensities=intensities)
         assert symbol not in [group.hm for group in groups_of_absences(strong)]
-    columns = {each: getattr(data, each)[~absent] for each in ('hkl', 'intensities', 'sigmas')}
-    assert symbol not in [group.hm for group in groups_of_absences(dataclasses.replace(data, **columns))]
+    assert symbol in [group.hm for group in groups_of_absences(without(data, absent))]  # as many files are
+    turns = [not np.array_equal(each, np.eye(3)) for each in invented.space_group.operations[0]]
+    special = kept_by_each(data.hkl, invented.space_group)[turns].any(axis=0)
+    assert symbol not in [group.hm for group in groups_of_absences(without(data, special))]
+
+
+def without(data, left_out):
+    columns = {each: getattr(data, each)[~left_out] for each in ('hkl', 'intensities', 'sigmas')}
+    return dataclasses.replace(data, **columns)
+
+
+def test_missing_reflections_are_those_that_are_left_out():
+    data = in_group('P21').data
+    some = np.arange(len(data.hkl)) % 7 == 3
+    before, after = (missing_reflections(each) for each in (data, without(data, some)))
+    assert len(after) == len(before) + some.sum()
+    images = np.concatenate([data.hkl[some] @ rotation for rotation in data.rotations])
+    added = {*map(tuple, after.tolist())} - {*map(tuple, before.tolist())}
+    assert added <= {*map(tuple, images.tolist())}
 
 
 def test_starts_from_different_places_lead_to_the_true_map(crystal, invented, maps):
