@@ -111,7 +111,7 @@ def solve_crystal(
         sigmas: `(n,)`, their standard uncertainties; reflections without a positive one are left out.
         cell: a, b, c in Å and α, β, γ in degrees.
         wavelength: in Å; f′ of the form factors depends on it. None: f′ is left out.
-        formula: for example 'C10H10F2N4'; only the proportions count. None: any elements.
+        formula: for example 'C10H10F2N4'; any part of the cell will do, the whole cell is best. None: any elements.
         laue: symbol of the Laue class, for example '2/m'. None: it is found from the data.
         network: that finishes maps: 'auto' (the one that comes with the code, at 1.25 to 1.5 Å),
             'none', or the name or directory of a learned projection.

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+import gemmi
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from benchmarks.crystal_verdicts import is_right
 from patterson_jax.crystal.cell import UnitCell
+from patterson_jax.crystal.structure import SpaceGroup
 from patterson_jax.simulation.invented_crystals import Recipe, invent
 from patterson_jax.solving import crystal_placement as placement
 from patterson_jax.solving import crystal_solver
@@ -253,7 +255,11 @@ def test_a_group_is_the_same_in_the_primitive_cell(name):
     )
     crystal = prepare_crystal(data)
     assert not np.allclose(np.abs(crystal.expanded.basis), np.eye(3))
-    group = placement.placement_groups(crystal)[0]
+    for group in placement.placement_groups(crystal):
+        check_in_primitive_cell(data, crystal, group)
+
+
+def check_in_primitive_cell(data, crystal, group):
     target = placement.target_of_crystal(crystal, group)
     positions = random_atoms()
     amplitudes, _ = placement.point_amplitudes(positions, target)
@@ -390,6 +396,36 @@ def test_starts_from_different_places_lead_to_the_true_map(crystal, invented, ma
     assert not dataclasses.replace(explained[0], explained=False).promising
     assert agreement(crystal, *explained[:2]) > SAME_MAP
     assert min(correlation_with_truth(crystal, invented, each.own) for each in explained) > 0.8
+
+
+def test_a_centre_that_was_put_in_is_certain_only_if_the_absences_tell_it():
+    """Phases of placed atoms obey C2/c, but Cc has the same absences; only P2₁/c has its own."""
+    for name, certain in (('C2/c', False), ('P21/c', True)):
+        invented = in_group(name)
+        crystal = prepare_crystal(invented.data)
+        [group] = [each for each in placement.placement_groups(crystal) if each.has_centre]
+        assert group.certain == certain
+        operations = zip(*invented.space_group.operations, strict=True)
+        heavier = [element != 'H' for element in invented.elements]
+        given = [invented.positions[heavier] @ rotation.T + translation for rotation, translation in operations]
+        positions = np.concatenate(given) @ np.linalg.inv(crystal.expanded.basis).T
+        found = placement.map_of_atoms(crystal, positions, group, True, 0)
+        assert found.found.space_group.hm == invented.space_group.hm
+        assert found.found.space_group.certain == found.obeys_its_group_alone == certain
+
+
+def test_mirror_planes_are_told_from_glide_planes():
+    for name, mirror in (('P 1 21/m 1', True), ('C 1 2/m 1', True), ('C 1 2/c 1', False), ('P n m a', True)):
+        operations = tuple(each.triplet() for each in gemmi.SpaceGroup(name).operations())
+        assert placement.has_mirror(SpaceGroup(1, name, operations, False)) == mirror
+
+
+@pytest.mark.parametrize('packing', [0.9, 1.0, 1.1])
+@pytest.mark.parametrize('points', [1, 2, 3, 4])
+def test_a_primitive_cell_has_its_part_of_the_formula_of_the_whole(crystal, points, packing):
+    data = dataclasses.replace(crystal.data, formula={'C': 12.0 * points, 'H': 12.0 * points})
+    filled = 12 * (placement.VOLUMES['C'] + placement.VOLUMES['H'])
+    assert placement.atoms_in_cell(data, packing * filled) == 12
 
 
 def test_a_start_depends_on_the_key_and_its_number_alone(crystal, maps):

@@ -161,7 +161,7 @@ def prepare(
         measurements: not merged, or merged in any class.
         cell: of their indices.
         wavelength: Å, or None.
-        formula: element → number; only the proportions count.
+        formula: element → number, in the cell or in any part of it.
         elements: chemical symbols that may occur, where numbers are not known; empty: any.
         laue: symbol of the class to take whatever the data show, or None.
         claimed: `(m, 3, 3)`, rotations of the group that the file claims; None: it claims none.

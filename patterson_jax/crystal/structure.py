@@ -27,7 +27,7 @@ class CrystalData:
         rotations: `(m, 3, 3)` int, the operations of the Laue class in this cell, with the inversion.
         centring: P, A, B, C, I, F or R (obverse).
         wavelength: Å, or None.
-        formula: element → number of atoms in the cell or in any part of it; only the proportions count. None: unknown.
+        formula: element → number of atoms in the cell, or in any part of it. None: unknown.
         elements: chemical symbols that may occur, where numbers are not known; empty: those of the formula, or any.
         possible: `(k, 3, 3)` int, rotations of the lattice that the intensities may have. They include those of the
             Laue class. Atoms that obey another one show that the class is too low. None: there are no others.

@@ -30,18 +30,18 @@ def groups_of_absences(data: CrystalData) -> list[SpaceGroup]:
     """The space groups whose absences are those of the data: of those that forbid no strong reflections, the strictest.
 
     Several groups of the Laue class may have the same absences, with an inversion centre and without. Many files leave
-    absent reflections out. So those that an operation forbids may be missing too, if there are others on their axis or
-    plane. Where nothing tells, there are no groups. What is found is not certain: it is a guess before there are
-    phases.
+    absent reflections out. So those that an operation forbids may be missing too, if most others on their axis or plane
+    were measured; the strictest groups of the measured absences alone are among the answer as well. Where nothing
+    tells, there are no groups. What is found is not certain: it is a guess before there are phases.
 
     Args:
         data: its Laue class and centring are taken as they are.
     """
     laue = {rotation.tobytes() for rotation in np.asarray(data.rotations, int)}
     hkl, number = np.concatenate([data.hkl, missing_reflections(data)]), len(data.hkl)
-    found: dict[tuple[int, bytes], tuple[int, SpaceGroup]] = {}
+    found: dict[tuple[int, bytes], tuple[int, int, SpaceGroup]] = {}
     for setting in gemmi.spacegroup_table():
-        if setting.centring_type() != data.centring or setting.ext in ('1', 'R'):
+        if setting.centring_type() != data.centring or setting.ext == '1':
             continue
         group = SpaceGroup(setting.number, setting.xhm(), tuple(op.triplet() for op in setting.operations()), False)
         rotations = group.operations[0].astype(int)
@@ -49,11 +49,13 @@ def groups_of_absences(data: CrystalData) -> list[SpaceGroup]:
             continue
         forbidden, kept = forbidden_by_each(hkl, group), kept_by_each(hkl, group)
         left_out = np.array([_are_left_out(each, on, number) for each, on in zip(forbidden, kept, strict=True)])
-        absent = forbidden.any(axis=0) & (np.arange(len(hkl)) < number) | forbidden[left_out].any(axis=0)
+        measured = forbidden[:, :number].any(axis=0)
+        absent = np.append(measured, np.zeros(len(hkl) - number, bool)) | forbidden[left_out].any(axis=0)
         if absent.any() and all(absent_intensity(data, each[:number]) <= MOST_ABSENT for each in forbidden):
-            found.setdefault((group.number, absent.tobytes()), (int(absent.sum()), group))
-    most = max((count for count, _ in found.values()), default=0)
-    return [group for count, group in found.values() if count == most]
+            found.setdefault((group.number, absent.tobytes()), (int(absent.sum()), int(measured.sum()), group))
+    most = max((count for count, _, _ in found.values()), default=0)
+    most_measured = max((count for _, count, _ in found.values()), default=0)
+    return [group for count, seen, group in found.values() if count == most or seen == most_measured > 0]
 
 
 def forbidden_by_each(hkl: np.ndarray, group: SpaceGroup) -> np.ndarray:

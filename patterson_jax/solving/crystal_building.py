@@ -11,7 +11,14 @@ import math
 import numpy as np
 
 from patterson_jax.solving import crystal_maps as maps
-from patterson_jax.solving.crystal_elements import assign_elements, lightest_power, missing_share, powers_of
+from patterson_jax.solving.crystal_elements import (
+    assign_elements,
+    has_contrast,
+    lightest_power,
+    missing_share,
+    powers_of,
+    without_hydrogen,
+)
 from patterson_jax.solving.crystal_model import FIRST_U, GIVEN_UP_R, MOST_PEAKS, CrystalInGroup, Model, Refined, refined
 
 ROUNDS, MOST_ROUNDS = 6, 10  # of revision, and while many atoms are missing
@@ -42,13 +49,14 @@ def first_model(crystal: CrystalInGroup, density: np.ndarray) -> Model:
 def built(model: Model) -> Model:
     """A model after rounds of revision; it has no atoms if none holds.
 
-    While many atoms are missing, dropped ones are tried again: beside heavy atoms they may have seemed too weak.
+    While many atoms are missing beside heavy ones, dropped ones are tried again, as they may have seemed too weak.
     """
     rejected = nowhere = np.zeros((0, 3))
     for turn in range(MOST_ROUNDS):
         if not model.elements:
             break
-        many_missing = _missing(model.crystal, model.positions) > MANY
+        hidden = has_contrast(without_hydrogen(model.crystal.data.formula))
+        many_missing = hidden and _missing(model.crystal, model.positions) > MANY
         last = turn + 1 >= (MOST_ROUNDS if many_missing else ROUNDS)
         model, dropped, changed, r_factor = _revised(model, nowhere if many_missing else rejected, last)
         if turn:

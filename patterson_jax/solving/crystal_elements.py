@@ -4,8 +4,8 @@ The *power* of a site is its form factor at sin θ/λ = 0.3 Å⁻¹, in electron
 element, it makes up for the ratio of the form factors there, not for the ratio of the atomic numbers.
 
 With a formula the counts decide: sites in the order of their powers take elements in the order of atomic numbers. This
-needs no scale. Only the proportions of the formula are used; the number of formula units in the cell follows from the
-number of sites. Without a formula, or if the sites do not fit it, each site takes the nearest of the elements that may
+needs no scale. The number of formula units in the cell follows from the number of sites, or, beside heavy atoms, from
+the room in the cell. Without a formula, or if the sites do not fit it, each site takes the nearest of the elements that may
 occur. The scale is then such that the lightest sites are carbon or another *anchor*.
 """
 
@@ -28,7 +28,8 @@ ANCHORS = ('C', 'N', 'O', 'F')
 UNLIKELY = {'He', 'Ne', 'Ar', 'Kr', 'Xe', 'Rn', 'H', 'D', 'Li', 'Be', 'Tc', 'Pm', 'Po', 'At', 'Fr', 'Ra', 'Ac', 'Pa'}
 # Where nothing is known, any others up to uranium may occur.
 LIKELY = tuple(each for each in (gemmi.Element(number).name for number in range(1, 93)) if each not in UNLIKELY)
-LEAST_SPACE, MOST_SPACE = 8.0, 40.0  # Å³ for an atom other than hydrogen
+LEAST_SPACE, ROOM, MOST_SPACE = 8.0, 10.0, 40.0  # Å³ for an atom other than hydrogen: the least, usual and most
+CONTRAST = 4.0  # ratio of the powers of elements above which light ones are hard to see
 MISCOUNTED = 0.5  # atoms by which the number from a formula may be wrong
 AS_GIVEN = 0.3  # |ln(atoms in the formula / sites)| up to which the formula counts as the contents of the cell
 PROPORTIONAL = 0.15  # part of its atoms, two at least, by which the number of an element may be wrong
@@ -75,17 +76,24 @@ def anchors(data: CrystalData) -> tuple[str, ...]:
     return tuple(each for each in ANCHORS if each in possible) or possible[:2]
 
 
-def contents(counts: dict[str, float], sites: float, volume: float) -> dict[str, float]:
-    """Atoms of each element in the cell: the formula if it fits the sites or the volume, else its nearest multiple.
+def has_contrast(elements: Iterable[str]) -> bool:
+    """Whether there are heavy elements beside light ones, without hydrogen, so that those may be hard to see."""
+    powers = powers_of(elements)
+    return bool(len(powers) and powers.max() > CONTRAST * powers.min())
 
-    Beside heavy atoms the light ones may have no site yet, so it may have more atoms than there are sites.
+
+def contents(counts: dict[str, float], sites: float, volume: float) -> dict[str, float]:
+    """Atoms of each element in the cell: the formula if it fits the number of sites, else its nearest multiple.
+
+    Beside heavy atoms the light ones may have no site yet. There a formula with more atoms than sites is taken as it
+    is, if the cell has room for them.
     """
     whole = [round(each) for each in counts.values()]
     exact = all(abs(each - count) < 0.02 for each, count in zip(whole, counts.values(), strict=True))
     smallest = 1 / math.gcd(*whole) if exact else 1.0
     total = sum(counts.values())
     wanted = float(np.clip(sites, volume / MOST_SPACE, volume / LEAST_SPACE))
-    fits = abs(np.log(total / wanted)) < AS_GIVEN or wanted < total <= volume / LEAST_SPACE
+    fits = abs(np.log(total / wanted)) < AS_GIVEN or (has_contrast(counts) and wanted < total <= volume / ROOM)
     multiple = 1.0 if fits else max(round(wanted / total / smallest), 1) * smallest
     return {symbol: count * multiple for symbol, count in counts.items()}
 

@@ -11,6 +11,7 @@ then a part of the set is moved as a whole to where it fits the strongest reflec
 does, and what is left is rebuilt around it. If some trials do not make that better than the set before, it is left.
 """
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -457,8 +458,9 @@ def placement_groups(crystal: Crystal) -> list[SpaceGroup]:
     """The groups in which atoms are placed; none if they cannot be placed.
 
     The crystal must be of C, N, O and F, cut at 1.05 to 1.5 Å, and have 5 to 32 atoms in P1, or 5 to 16 in the
-    asymmetric unit of another group. There must be absences, beside those of the centring, that are explained by no
-    stricter group. Groups with an inversion centre and mirror planes are left out: atoms of molecules lie on those.
+    asymmetric unit of another group. This must have the absences of the data, beside those of the centring: see
+    `groups_of_absences`. Groups with an inversion centre and mirror planes are left out: atoms of molecules lie on
+    those. That a group has a centre is certain if all groups with these absences have one.
     """
     data, d_min = crystal.data, 1 / float(crystal.expanded.inverse_spacings.max())
     if not FINEST <= d_min <= COARSEST or not set(data.formula or {}) <= set(VOLUMES):
@@ -466,9 +468,16 @@ def placement_groups(crystal: Crystal) -> list[SpaceGroup]:
     atoms = atoms_in_cell(data, crystal.expanded.cell.volume)
     if data.laue_class == '-1':
         return [P1] if LEAST_ATOMS <= atoms <= MOST_ATOMS else []
-    groups = [group for group in groups_of_absences(data) if not (group.has_centre and has_mirror(group))]
-    sizes = (atoms / len(np.unique(group.operations[0], axis=0)) for group in groups)
-    return [group for group, size in zip(groups, sizes, strict=True) if LEAST_ATOMS <= round(size) <= MOST_BY_AXES]
+    if atoms > MOST_BY_AXES * len(data.rotations):
+        return []
+    candidates = groups_of_absences(data)
+    only_with_centre = all(group.has_centre for group in candidates)
+    groups = []
+    for group in candidates:
+        size = round(atoms / len(np.unique(group.operations[0], axis=0)))
+        if LEAST_ATOMS <= size <= MOST_BY_AXES and not (group.has_centre and has_mirror(group)):
+            groups.append(dataclasses.replace(group, certain=only_with_centre))
+    return groups
 
 
 def has_mirror(group: SpaceGroup) -> bool:
@@ -494,7 +503,7 @@ def atoms_in_cell(data: CrystalData, volume: float) -> int:
     filled = sum(VOLUMES[symbol] * count for symbol, count in formula.items())
     units = volume / (filled if hydrogen_is_given else atoms * VOLUME_WITH_HYDROGEN)
     if units < 1:
-        return round(atoms / math.ceil(DENSELY_FILLED / units))
+        return round(atoms / (math.ceil(DENSELY_FILLED / units) if units > 0.5 else round(1 / units)))
     return round(atoms * (round(units) if units > LOOSELY_FILLED else 1))
 
 
@@ -515,8 +524,9 @@ def placed_maps(crystal: Crystal, groups: list[SpaceGroup], key: Array) -> Itera
         placed = place_atoms(jax.random.fold_in(key, start), target, number, shape)
         rotations, translations, _ = map(np.asarray, target.symmetry)
         images = np.einsum('rij,nj->nri', rotations, np.asarray(placed.positions)) + translations
-        limit = EXPLAINED_WITH_CENTRE if groups[start % len(groups)].has_centre else EXPLAINED
-        yield map_of_atoms(crystal, images.reshape(-1, 3), bool(placed.misfit <= limit), start)
+        group = groups[start % len(groups)]
+        explained = bool(placed.misfit <= (EXPLAINED_WITH_CENTRE if group.has_centre else EXPLAINED))
+        yield map_of_atoms(crystal, images.reshape(-1, 3), group, explained, start)
 
 
 def target_of_crystal(crystal: Crystal, group: SpaceGroup) -> Target:
@@ -533,12 +543,25 @@ def target_of_crystal(crystal: Crystal, group: SpaceGroup) -> Target:
     return prepare_target(hkl, normalised, expanded.cell, np.rint(rotations[first]), translations[first])
 
 
-def map_of_atoms(crystal: Crystal, positions: np.ndarray, explained: bool, start: int) -> PhasedMap:
-    """The map with the phases of equal atoms in P1, `(atoms, 3)`, and its space group; for the rest see `PhasedMap`."""
+def map_of_atoms(
+    crystal: Crystal, positions: np.ndarray, placed_in: SpaceGroup, explained: bool, start: int
+) -> PhasedMap:
+    """The map with the phases of equal atoms in P1, `(atoms, 3)`, and its space group.
+
+    Args:
+        crystal: from `prepare_crystal`.
+        positions: of all images.
+        placed_in: the group of the atoms. If that has a centre which is not certain, no group with one is: that the
+            phases obey it tells nothing.
+        explained: see `PhasedMap`.
+        start: likewise.
+    """
     expanded = crystal.expanded
     waves = np.exp(2j * np.pi * (expanded.hkl @ positions.T))
     own = phased_reflections(crystal, waves.sum(axis=1))
     found = spacegroup.find_space_group(expanded, own, crystal.data.rotations)
     mean, _, _ = spacegroup.averaged(expanded, own, found.space_group, found.frame.origin)
     _, _, disagreement, obeyed = complete(crystal, own, found.frame)  # its phases are no better than the atoms'
+    if placed_in.has_centre and not placed_in.certain:
+        found, obeyed = found._replace(space_group=dataclasses.replace(found.space_group, certain=False)), 0.0
     return PhasedMap(found, mean, own, 0.0, disagreement, obeyed, start, cycles=0, learned=False, explained=explained)
