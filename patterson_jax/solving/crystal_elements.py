@@ -5,8 +5,8 @@ element, it makes up for the ratio of the form factors there, not for the ratio 
 
 With a formula the counts decide: sites in the order of their powers take elements in the order of atomic numbers. This
 needs no scale. The number of formula units in the cell follows from the number of sites, or, beside heavy atoms, from
-the room in the cell. Without a formula, or if the sites do not fit it, each site takes the nearest of the elements that may
-occur. The scale is then such that the lightest sites are carbon or another *anchor*.
+the room in the cell. Without a formula, or if the sites do not fit it, each site takes the nearest of the elements
+that may occur. The scale is then such that the lightest sites are carbon or another *anchor*.
 """
 
 import functools
