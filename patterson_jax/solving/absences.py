@@ -3,7 +3,7 @@
 import gemmi
 import numpy as np
 
-from patterson_jax.crystal.reflections import sphere
+from patterson_jax.crystal.reflections import equivalent_keys, sphere
 from patterson_jax.crystal.structure import CrystalData, SpaceGroup
 from patterson_jax.crystal.symmetry import CENTRINGS, absent_by_centring
 from patterson_jax.solving.crystal_verdict import MOST_ABSENT
@@ -76,13 +76,8 @@ def missing_reflections(data: CrystalData) -> np.ndarray:
     """Reflections to the resolution of the data that these lack, `(m, 3)`: one of each set of equivalents."""
     possible = sphere(data.cell, float(1 / data.cell.inverse_spacings(data.hkl).max()))
     possible = possible[~absent_by_centring(possible, CENTRINGS[data.centring])]
-    base = 2 * int(np.abs(possible).max()) + 1
-
-    def names(hkl):
-        return np.max(np.einsum('ni,rij->nrj', hkl, data.rotations) @ [base**2, base, 1], axis=1)
-
-    every, first = np.unique(names(possible), return_index=True)
-    return possible[first[~np.isin(every, names(data.hkl))]]
+    keys, first = np.unique(equivalent_keys(possible, data.rotations), return_index=True)
+    return possible[first[~np.isin(keys, equivalent_keys(data.hkl, data.rotations))]]
 
 
 def _are_left_out(forbidden, kept, number):

@@ -2,8 +2,8 @@
 
 Starts go on until a map is called solved, the budget is spent, or so many starts have led to one map that no other is
 to be expected. A promising map is interpreted as soon as a second start leads to it, or after some starts that did
-not. It is interpreted in its space group and, if that is not certain, in others. Atoms in P1, and placed atoms, are
-interpreted with an inversion centre too, to see whether there is one.
+not. It is interpreted in its space group and, if that is not certain, in others. Atoms in P1, and atoms placed in a
+group without a centre, are interpreted with an inversion centre too, to see whether there is one.
 """
 
 import dataclasses
