@@ -445,21 +445,27 @@ def run(
     kinds: tuple[str, ...] = CASES,
     search: Search = USUAL,
     first: int = 0,
+    only: tuple[str, ...] = (),
 ) -> list[dict]:
     """Cases of some kinds in turn from one number up to another; tells each, and writes after each.
+
+    `only` leaves out all other kinds, and changes no case.
 
     Those that the file has are not measured again; if there is a file, it goes on where that ends.
     """
     known = output and output.exists()
     done = json.loads(output.read_text(encoding='utf-8')) if known else {'cases': first, 'results': []}
-    asked = search.described | {'stream': stream, 'kinds': sorted(set(kinds))}
+    wanted = set(only or kinds)
+    require(wanted <= set(kinds), 'kinds', sorted(wanted), f'some of {", ".join(dict.fromkeys(kinds))}')
+    asked = search.described | {'stream': stream, 'kinds': sorted(wanted)}
     if known:
         done.setdefault('groups', sorted(GROUPS))
     for name, value in asked.items():
         require(done.get(name, value) == value, name, value, f'that of {output}, {done.get(name)}')
     results = done['results']
     for index in range(done['cases'], number):
-        case = measure(kinds[index % len(kinds)], index, stream, few=kinds is not CASES, search=search)
+        kind = kinds[index % len(kinds)]
+        case = measure(kind, index, stream, few=kinds is not CASES, search=search) if kind in wanted else None
         if case:
             print(json.dumps(case, default=str), file=sys.stderr, flush=True)
             results.append({key: _rounded(case.get(key)) for key in KEPT})
@@ -496,6 +502,7 @@ def main() -> None:
     parser.add_argument('--network', default=NETWORK, help="finishes maps too; 'none': elimination alone")
     parser.add_argument('--starts', type=int, default=STARTS, help='most starts of a whole way')
     parser.add_argument('--groups', nargs='+', choices=tuple(GROUPS), default=tuple(GROUPS), help='of the crystals')
+    parser.add_argument('--kinds', nargs='+', default=(), help="only some, for example 'whole way, 1.3 Å'")
     parser.add_argument('--output', type=Path, help='JSON to write, or to go on with')
     parser.add_argument('--against', type=Path, help='JSON of another search, which is compared with this one')
     options = parser.parse_args()
@@ -512,7 +519,8 @@ def main() -> None:
         projection = None if network == 'none' else load_projection(network)
         light = kinds in (LIGHT_WAYS, LIGHT_CONTROLS, LIGHT_TRUTHS)
         search = Search(options.starts, projection, light, network, tuple(options.groups))
-        cases = run(options.stream, options.cases, options.output, kinds, search, options.first)
+        only = tuple(options.kinds)
+        cases = run(options.stream, options.cases, options.output, kinds, search, options.first, only)
         print(table(cases, kinds))
         if options.against:
             print(f'\n{compare(cases, json.loads(options.against.read_text(encoding="utf-8"))["results"])}')

@@ -29,7 +29,7 @@ from benchmarks.space_groups import APART, ELEMENTS, SPACE, measured_crystal, ra
 from patterson_jax.compilation_cache import enable_compilation_cache
 from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.errors import exit_on_errors, require
-from patterson_jax.solving.crystal_maps import settle, stabiliser_order
+from patterson_jax.solving.crystal_maps import settle, stabiliser
 from patterson_jax.writing import markdown_table, write_json
 
 ATOMS = 48  # in the primitive cell, about
@@ -100,7 +100,7 @@ def _special_places(setting, cell, generator):
     most = cell.volume / SPACE
     for _ in range(TRIALS):
         place, _ = settle(generator.random(3), cell, operations, REACH)
-        if stabiliser_order(place, cell, operations) == 1:
+        if len(stabiliser(place, cell, operations)) == 1:
             continue
         orbit = np.unique(np.round((operations[0] @ place + operations[1]) % 1 % (1 - 1e-6), 5), axis=0)
         everything = np.concatenate([images, orbit])

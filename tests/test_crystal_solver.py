@@ -8,8 +8,10 @@ import pytest
 from invented import invent
 from test_crystal_verdict import GOOD
 
-from benchmarks import gaussian_atoms
+from benchmarks import gaussian_atoms, hard_crystals
 from patterson_jax.errors import InputError
+from patterson_jax.solving import crystal_findings, crystal_groups
+from patterson_jax.solving.crystal_groups import with_and_without_centre, with_symmetry_of_its_atoms
 from patterson_jax.solving.crystal_phasing import prepare_crystal
 from patterson_jax.solving.crystal_solver import (
     ENOUGH_TO_END,
@@ -17,8 +19,6 @@ from patterson_jax.solving.crystal_solver import (
     best_answer,
     ends_search,
     solve_crystal,
-    with_and_without_centre,
-    with_symmetry_of_its_atoms,
 )
 from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases
 from patterson_jax.solving.crystal_verdict import Evidence
@@ -49,6 +49,19 @@ def test_an_invented_crystal_is_solved_in_its_group():
         distances = np.linalg.norm(differences @ invented.data.cell.orthogonalization.T, axis=-1)
         farthest.append(distances.min(axis=0).max())
     assert min(farthest) < 0.03
+
+
+def test_a_structure_that_nearly_has_a_centre_is_not_called_solved_with_it(monkeypatch):
+    """Atoms of one half of the cell are up to 0.1 Å along each axis from the centre's images of the others."""
+    monkeypatch.setattr(hard_crystals, 'NEARLY', 0.1)
+    monkeypatch.setattr(crystal_findings, '_odd_bonds', lambda found: ())  # the atoms are no molecules
+    known = hard_crystals.invent('pseudo-inversion', 'P 1', 0)
+    solution = solve_crystal(known.data, max_starts=4)
+    assert solution.space_group.hm == 'P 1'
+    assert solution.r_factor < 0.03
+    monkeypatch.setattr(crystal_groups, 'subgroups_without_centre', lambda group: [])
+    misled = solve_crystal(known.data, max_starts=4)
+    assert (misled.verdict, misled.space_group.hm) == ('solved', 'P -1')
 
 
 def test_intensities_without_a_structure_are_not_called_solved():

@@ -5,13 +5,15 @@ import gemmi
 import numpy as np
 import pytest
 
-from benchmarks import hard_crystals
+from benchmarks import crystal_verdicts, hard_crystals
 from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.crystal.preparation import prepare
 from patterson_jax.crystal.reflections import Measurements
 from patterson_jax.crystal.structure import CrystalData, SpaceGroup
 from patterson_jax.simulation.invented_crystals import Recipe, anisotropic_structure_factors, invent
+from patterson_jax.solving import crystal_model
 from patterson_jax.solving.crystal_maps import nearest_images
+from patterson_jax.solving.crystal_model import Model, anisotropic, in_group, refined
 from patterson_jax.solving.crystal_molecule import bonds
 from patterson_jax.solving.crystal_structure import interpret_phases, judge_atoms
 from patterson_jax.solving.crystal_verdict import Evidence
@@ -234,3 +236,34 @@ def test_symbols_without_numbers_are_enough(complex_on_a_centre):
     result = interpret_phases(data, crystal.space_group, data.hkl, phased(crystal, 0.05, data), Evidence())
     assert found_all(crystal, result)
     assert {atom.element for atom in result.atoms} <= set(data.elements)
+
+
+def test_anisotropic_displacements_are_those_of_the_crystal(complex_on_a_centre):
+    known = complex_on_a_centre
+    atoms = np.array([element != 'H' for element in known.elements])
+    elements = tuple(itertools.compress(known.elements, atoms))
+    crystal = in_group(known.data, known.space_group)
+    found = anisotropic(refined(Model(crystal, known.positions[atoms], np.full(len(elements), 0.03), elements), 10), 12)
+    true = known.displacements[atoms]
+    np.testing.assert_allclose(found.tensors[0], true[0], atol=1e-3)  # of copper
+    np.testing.assert_allclose(found.tensors, true, atol=0.01)  # hydrogen is not among the atoms
+    assert np.abs(true[0] - np.trace(true[0]) / 3 * np.eye(3)).max() > 0.008
+
+
+def test_what_only_anisotropic_displacements_explain_is_solved(monkeypatch):
+    known = invent(crystal_verdicts.random_recipe(np.random.default_rng([1, 1]), 1), seed=1)
+    factors = phased(known)
+    result = interpret_phases(known.data, known.space_group, known.data.hkl, factors, Evidence())
+    assert crystal_verdicts.is_right(result, known)
+    assert result.verdict == 'solved'
+    assert 'with anisotropic displacements' in result.reasons[0]
+    assert result.findings.anisotropic.r_factor < result.r_factor / 2
+    sites = np.array([atom.fract for atom in result.atoms])
+    elements = tuple(atom.element for atom in result.atoms)
+    for missing in (0, -1):  # the heaviest atom, and one of the lightest
+        left = np.delete(sites, missing, axis=0), tuple(np.delete(elements, missing))
+        assert judge_atoms(known.data, known.space_group, *left, Evidence()).verdict != 'solved'
+    monkeypatch.setattr(crystal_model, 'LEAST_FOR_ANISOTROPY', np.inf)
+    isotropic = interpret_phases(known.data, known.space_group, known.data.hkl, factors, Evidence())
+    assert isotropic.verdict == 'uncertain'
+    assert isotropic.findings.anisotropic is None

@@ -2,7 +2,16 @@ import dataclasses
 
 import pytest
 
-from patterson_jax.solving.crystal_verdict import Evidence, Findings, expected_r_factor, judge_crystal
+from patterson_jax.solving.crystal_verdict import (
+    ANISOTROPIC,
+    Evidence,
+    Findings,
+    Residues,
+    expected_r_factor,
+    explains,
+    is_for_anisotropy,
+    judge_crystal,
+)
 
 GOOD = Findings(
     r_factor=0.09,
@@ -46,7 +55,7 @@ def test_nothing_against_it_is_solved():
         ('highest_u', 0.2, 'U = 0.200'),
         ('closest', 0.9, '0.90 Å apart'),
         ('odd_bonds', ('C without a bond',), 'C without a bond'),
-        ('volume_per_atom', 30.0, '30.0 Å³'),
+        ('volume_per_atom', 33.0, '33.0 Å³'),
         ('absent_intensity', 0.3, 'forbids have 30%'),
         ('further_symmetry', True, 'symmetry that the space group lacks'),
         ('weak_intensity', 0.6, 'no other start'),
@@ -87,3 +96,41 @@ def test_noise_and_light_atoms_raise_the_expected_r_factor():
     noisy = dataclasses.replace(GOOD, noise_r_factor=0.1)
     heavy = dataclasses.replace(GOOD, light_share=0.1)
     assert expected_r_factor(heavy) < expected_r_factor(GOOD) < expected_r_factor(noisy)
+
+
+def test_what_anisotropic_displacements_explain_is_no_doubt():
+    rough = dataclasses.replace(GOOD, r_factor=0.2, highest_peak=0.3, deepest_hole=0.3)
+    assert is_for_anisotropy(rough, Evidence())
+    assert not is_for_anisotropy(GOOD, Evidence())
+    freer = Residues(r_factor=0.07, highest_peak=0.1, deepest_hole=0.05, lowest_u=0.01, highest_u=0.2)
+    found = dataclasses.replace(rough, anisotropic=freer)
+    verdict, reasons = judge_crystal(found, Evidence())
+    limit = expected_r_factor(GOOD, ANISOTROPIC)
+    assert verdict == 'solved'
+    assert reasons[0] == (
+        f'R1 is 0.200, and 0.070 with anisotropic displacements, where up to {limit:.3f} is to be expected'
+    )
+    assert '10%' in reasons[1]
+    assert explains(found)
+    assert not explains(rough)
+
+
+@pytest.mark.parametrize(
+    ('field', 'value'),
+    [('r_factor', 0.15), ('highest_peak', 0.2), ('deepest_hole', 0.2), ('lowest_u', -0.001), ('highest_u', 0.5)],
+)
+def test_anisotropic_displacements_must_leave_nothing_and_be_sensible(field, value):
+    freer = Residues(r_factor=0.07, highest_peak=0.1, deepest_hole=0.05, lowest_u=0.01, highest_u=0.2)
+    found = dataclasses.replace(GOOD, r_factor=0.2, anisotropic=dataclasses.replace(freer, **{field: value}))
+    verdict, reasons = judge_crystal(found, Evidence())
+    assert (verdict, len(reasons)) == ('uncertain', 1)
+    assert 'R1 is 0.200' in reasons[0]
+
+
+@pytest.mark.parametrize(('field', 'value'), [('highest_u', 0.2), ('closest', 0.9), ('missing_share', 0.2)])
+def test_anisotropic_displacements_make_up_for_nothing_else(field, value):
+    rough = dataclasses.replace(GOOD, r_factor=0.2, **{field: value})
+    assert not is_for_anisotropy(rough, Evidence())
+    freer = Residues(r_factor=0.07, highest_peak=0.1, deepest_hole=0.05, lowest_u=0.01, highest_u=0.2)
+    verdict, reasons = judge_crystal(dataclasses.replace(rough, anisotropic=freer), Evidence())
+    assert (verdict, len(reasons)) == ('uncertain', 1)

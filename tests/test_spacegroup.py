@@ -4,6 +4,7 @@ import pytest
 from invented import invent
 
 from patterson_jax.crystal.expansion import expand
+from patterson_jax.crystal.structure import SpaceGroup
 from patterson_jax.solving.spacegroup import (
     averaged,
     derivation,
@@ -12,6 +13,7 @@ from patterson_jax.solving.spacegroup import (
     find_space_group,
     halves,
     larger_groups,
+    subgroups_without_centre,
     turned_factors,
 )
 
@@ -169,6 +171,22 @@ def test_halves_are_all_subgroups_of_index_two(symbol, number):
         assert len(part) == len(operations) / 2
         members = {tuple(each.rotation.ravel()) for each in part}
         assert {tuple((a.rotation @ b.rotation).ravel()) for a in part for b in part} == members
+
+
+@pytest.mark.parametrize(
+    ('symbol', 'number'), [('P -1', 1), ('P 1 21/c 1', 2), ('C 1 2/c 1', 2), ('P n m a', 4), ('F m -3 m', 2)]
+)
+def test_subgroups_without_a_centre_are_groups_and_give_the_whole_with_it(symbol, number):
+    symops = {each.wrap().triplet() for each in gemmi.SpaceGroup(symbol).operations()}
+    whole = SpaceGroup(gemmi.SpaceGroup(symbol).number, symbol, tuple(symops), certain=True)
+    inversion = next(op for op in map(gemmi.Op, symops) if op.rot == gemmi.Op('-x,-y,-z').rot)
+    found = subgroups_without_centre(whole)
+    assert len({each.symops for each in found}) == len(found) == number
+    for group in found:
+        assert not group.has_centre
+        operations = [gemmi.Op(each) for each in group.symops]
+        assert {(one * other).wrap().triplet() for one in operations for other in operations} == set(group.symops)
+        assert set(group.symops) | {(op * inversion).wrap().triplet() for op in operations} == symops
 
 
 def test_generators_give_back_the_group():

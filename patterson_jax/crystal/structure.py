@@ -79,8 +79,14 @@ class SpaceGroup:
     @property
     def has_centre(self) -> bool:
         """Whether there is an inversion centre."""
-        rotations, _ = self.operations
-        return bool(np.any(np.all(rotations == -np.eye(3, dtype=int), axis=(1, 2))))
+        return self.centre is not None
+
+    @property
+    def centre(self) -> tuple[float, float, float] | None:
+        """The translation t of an inversion x' = −x + t; None if there is no inversion centre."""
+        rotations, translations = self.operations
+        inversions = np.flatnonzero(np.all(rotations == -np.eye(3, dtype=int), axis=(1, 2)))
+        return tuple(translations[inversions[0]].tolist()) if len(inversions) else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Examines a refined model of a crystal: the grounds of its verdict."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -10,7 +11,7 @@ from patterson_jax.solving.absences import absent_intensity
 from patterson_jax.solving.crystal_elements import follow_formula, missing_share
 from patterson_jax.solving.crystal_model import ALIKE, MOST_PEAKS, Refined, r1
 from patterson_jax.solving.crystal_molecule import bonds
-from patterson_jax.solving.crystal_verdict import Findings, poor_data
+from patterson_jax.solving.crystal_verdict import Findings, Residues, poor_data
 
 LAST_LIGHT = 10  # the atomic number of neon
 MOSTLY = 0.6  # part of light atoms above which a crystal with carbon is organic
@@ -33,7 +34,6 @@ def examine(found: Refined) -> Findings:
     strong = crystal.strong
     observed, deviations = crystal.amplitudes[strong], found.deviations
     noise = np.sqrt(2 / np.pi) * crystal.sigmas[strong] / (2 * observed)  # the mean deviation if the model were right
-    peak, hole = _residues(found)
     near = maps.contacts(found.positions, *crystal.symmetry, reach=SHORT)
     shares, light = multiplicities * found.numbers**2, found.numbers <= LAST_LIGHT
     ratio = found.reflections_per_parameter
@@ -41,13 +41,9 @@ def examine(found: Refined) -> Findings:
     parity, parity_r_factor, parity_noise = _worst_parity(crystal.hkl[strong], observed, deviations, noise)
     absent = ~maps.allowed_reflections(crystal.data.hkl, crystal.space_group.symops)
     return Findings(
-        r_factor=found.r_factor,
+        **dataclasses.asdict(residues(found)),
         noise_r_factor=r1(noise, observed),
         light_share=float(shares[light].sum() / shares.sum()),
-        highest_peak=peak,
-        deepest_hole=hole,
-        lowest_u=float(found.u_iso.min()),
-        highest_u=float(found.u_iso.max()),
         closest=min((distance for _, _, distance, _ in near), default=np.inf),
         odd_bonds=_odd_bonds(found),
         volume_per_atom=float(crystal.data.cell.volume / multiplicities.sum()),
@@ -66,7 +62,13 @@ def examine(found: Refined) -> Findings:
     )
 
 
-def _residues(found: Refined) -> list[float]:
+def residues(found: Refined) -> Residues:
+    """What a refined model leaves unexplained: R1, the difference map, U that atoms do not have."""
+    peak, hole = _extremes(found)
+    return Residues(found.r_factor, peak, hole, float(found.principal_u.min()), float(found.principal_u.max()))
+
+
+def _extremes(found: Refined) -> list[float]:
     """The highest peak and the deepest hole of the difference map, relative to the height of the lightest atoms.
 
     Near a heavier atom they are relative to the height of that atom, because residues of its anisotropy are

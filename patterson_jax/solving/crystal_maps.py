@@ -232,10 +232,10 @@ def settle(position: np.ndarray, cell: UnitCell, operations: Seitz, tolerance: f
         rotations, translations = rotations[near], translations[near]
 
 
-def stabiliser_order(position: np.ndarray, cell: UnitCell, operations: Seitz) -> int:
-    """Number of operations that keep a site in place, within 0.01 Å."""
+def stabiliser(position: np.ndarray, cell: UnitCell, operations: Seitz) -> np.ndarray:
+    """Rotations `(m, 3, 3)` of the operations that keep a site in place, within 0.01 Å."""
     rotations, translations = operations
-    return int((shortest(rotations @ position + translations - position, cell) < 1e-2).sum())
+    return rotations[shortest(rotations @ position + translations - position, cell) < 1e-2]
 
 
 def allowed_reflections(hkl: np.ndarray, symops: tuple[str, ...]) -> np.ndarray:

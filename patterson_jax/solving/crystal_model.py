@@ -9,6 +9,7 @@ from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.crystal.scatterers import AsymmetricUnit, form_factors, group_operations
 from patterson_jax.crystal.structure import CrystalData, SpaceGroup
 from patterson_jax.solving import crystal_maps as maps
+from patterson_jax.solving.crystal_anisotropy import refine_anisotropic
 from patterson_jax.solving.crystal_elements import atomic_number, powers_of
 from patterson_jax.solving.crystal_refinement import Fit, observations, refine, up_to
 
@@ -18,6 +19,7 @@ STRONG = 4.0  # F/σ(F) above which reflections count in R1
 OCCUPANCY_CYCLES = 4  # to tell scattering powers
 MOST_PEAKS = 200  # in the cell, of a difference map
 ALIKE = 2  # difference of atomic numbers up to which elements can be confused
+LEAST_FOR_ANISOTROPY = 5.0  # reflections for each parameter of atoms with anisotropic displacements
 GIVEN_UP_R = 0.45  # above this R1 no more rounds are made, of revision or of elements
 
 
@@ -73,7 +75,7 @@ class CrystalInGroup:
 
     def stabilisers(self, positions: np.ndarray) -> np.ndarray:
         """Numbers `(m,)` of operations that keep positions `(m, 3)` in place."""
-        return np.array([maps.stabiliser_order(each, *self.symmetry) for each in positions], int)
+        return np.array([len(maps.stabiliser(each, *self.symmetry)) for each in positions], int)
 
     def multiplicities(self, positions: np.ndarray) -> np.ndarray:
         """Numbers `(m,)` of sites in the cell, of positions `(m, 3)`."""
@@ -139,6 +141,11 @@ class Refined(Model):
         """The scattering power of each site, `(n,)`, if occupancies were refined (see `crystal_elements`)."""
         return np.asarray(self.fit.unit.occupancies) * powers_of(self.elements)
 
+    @property
+    def principal_u(self) -> np.ndarray:
+        """U of each atom, `(n, 1)`, or along its three axes, `(n, 3)`, Å²."""
+        return self.u_iso[:, None]
+
     @functools.cached_property
     def with_occupancies(self) -> 'Refined':
         """The same after some cycles in which occupancies are refined in place of the scale."""
@@ -178,6 +185,22 @@ class Refined(Model):
         return r1(self.deviations, self.crystal.amplitudes[self.crystal.strong])
 
 
+@dataclasses.dataclass(frozen=True)
+class Anisotropic(Refined):
+    """A model after refinement with anisotropic displacements.
+
+    Attributes:
+        tensors: `(n, 3, 3)`, U along rectangular axes, Å².
+    """
+
+    tensors: np.ndarray = dataclasses.field(kw_only=True)
+
+    @property
+    def principal_u(self) -> np.ndarray:
+        """U of each atom along its three axes, `(n, 3)`, Å²."""
+        return np.linalg.eigvalsh(self.tensors)
+
+
 def in_group(data: CrystalData, space_group: SpaceGroup) -> CrystalInGroup:
     """Takes the reflections that a group allows, in order of 1/d, and scales their intensities to a mean of 1."""
     allowed = maps.allowed_reflections(data.hkl, space_group.symops)
@@ -200,19 +223,62 @@ def refined(model: Model, cycles: int, occupancies: bool = False, most: int | No
     """
     crystal = model.crystal
     positions, projectors = crystal.settled(model.positions)
-    orders = crystal.stabilisers(positions)
-    palette, rows = np.unique(model.elements, return_inverse=True)
-    unit = AsymmetricUnit(positions, model.u_iso, 1 / orders, rows)
-    table = form_factors(palette.tolist(), crystal.spacings, crystal.data.wavelength)
-    reflections = observations(crystal.hkl, crystal.spacings, table, crystal.intensities, crystal.sigmas)
+    unit, reflections = _asymmetric_unit(model, positions), _observations(model)
     reflections = reflections if most is None else up_to(reflections, most)
     operations = group_operations(crystal.space_group)
     fit = refine(unit, model.scale, projectors, operations, reflections, cycles, occupancies)
-    fit = fit._replace(unit=fit.unit._replace(occupancies=fit.unit.occupancies * orders))
+    fit = fit._replace(unit=fit.unit._replace(occupancies=fit.unit.occupancies / unit.occupancies))
     positions, u_iso = np.asarray(fit.unit.positions, float), np.asarray(fit.unit.u_iso)
     return Refined(crystal, positions, u_iso, model.elements, float(fit.scale), fit=fit)
+
+
+def enough_for_anisotropy(model: Model) -> bool:
+    """Whether there are reflections enough for six components of U of each atom."""
+    return len(model.crystal.hkl) >= LEAST_FOR_ANISOTROPY * (9 * len(model.positions) + 1)
+
+
+def _asymmetric_unit(model, positions):
+    """The atoms of a model at positions on which they have been settled; their elements are rows of the table."""
+    _, rows = np.unique(model.elements, return_inverse=True)
+    return AsymmetricUnit(positions, model.u_iso, 1 / model.crystal.stabilisers(positions), rows)
+
+
+def _observations(model):
+    """The reflections of a crystal, with the form factors of a model's elements."""
+    crystal, palette = model.crystal, np.unique(model.elements)
+    table = form_factors(palette.tolist(), crystal.spacings, crystal.data.wavelength)
+    return observations(crystal.hkl, crystal.spacings, table, crystal.intensities, crystal.sigmas)
+
+
+def anisotropic(model: Refined, cycles: int) -> Anisotropic:
+    """Refines a model further, with anisotropic displacements.
+
+    Args:
+        model: to start from.
+        cycles: the highest number of cycles.
+    """
+    crystal, edges = model.crystal, model.crystal.data.cell.orthogonalization
+    rotations = [maps.stabiliser(each, *crystal.symmetry) for each in model.positions]
+    fractions = np.linalg.inv(edges)
+    tensors = model.u_iso[:, None, None] * (fractions @ fractions.T)
+    unit, reflections = _asymmetric_unit(model, model.positions), _observations(model)
+    operations = group_operations(crystal.space_group)
+    fit = refine_anisotropic(unit, tensors, model.scale, rotations, operations, reflections, cycles)
+    tensors = edges @ np.asarray(fit.tensors, float) @ edges.T
+    u_iso, positions = np.trace(tensors, axis1=1, axis2=2) / 3, np.asarray(fit.positions, float)
+    same = model.fit._replace(structure_factors=fit.structure_factors)
+    return Anisotropic(crystal, positions, u_iso, model.elements, float(fit.scale), fit=same, tensors=tensors)
 
 
 def r1(deviations: np.ndarray, observed: np.ndarray) -> float:
     """R1 from |Fo − k|Fc|| and |Fo|; 1 without reflections."""
     return float(deviations.sum() / observed.sum()) if len(observed) else 1.0
+
+
+def corrected(r_factor: float, reflections_per_parameter: float) -> float:
+    """R1 corrected for the number of parameters, so that models of different size can be compared.
+
+    With n reflections and p parameters the mean square of the residuals is that of the errors times (n − p) / n.
+    """
+    ratio = reflections_per_parameter
+    return float(r_factor * np.sqrt(ratio / (ratio - 1))) if ratio > 1 else np.inf

@@ -9,11 +9,13 @@ program serves many crystals, in any space group.
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from patterson_jax.crystal.scatterers import (
     AsymmetricUnit,
@@ -92,10 +94,10 @@ def observations(
     size = bucket(len(hkl), REFLECTION_BUCKET)
 
     def chunks(values, fill=0.0):
-        values = _padded(values, size, fill)
+        values = padded(values, size, fill)
         return values.reshape(-1, CHUNK, *values.shape[1:])
 
-    table = _padded(table, bucket(len(table), ELEMENT_BUCKET))
+    table = padded(table, bucket(len(table), ELEMENT_BUCKET))
     return Observations(
         chunks(hkl),
         chunks(spacings),
@@ -106,8 +108,8 @@ def observations(
     )
 
 
-def _padded(values, size, fill=0.0):
-    """Values in float32, their first axis filled up to a size."""
+def padded(values: np.ndarray, size: int, fill: float = 0.0) -> np.ndarray:
+    """Values in float32, their first axis filled up to a size with `fill`."""
     values = np.asarray(values, np.float32)
     return np.pad(values, [(0, size - len(values)), *[(0, 0)] * (values.ndim - 1)], constant_values=fill)
 
@@ -142,15 +144,15 @@ def refine(
     """
     number = len(unit.positions)
     size = bucket(number, ATOM_BUCKET)
-    padded = jax.tree.map(lambda each: _padded(each, size), unit)
-    padded = padded._replace(elements=padded.elements.astype(np.int32))
+    atoms = jax.tree.map(lambda each: padded(each, size), unit)
+    atoms = atoms._replace(elements=atoms.elements.astype(np.int32))
     real = np.arange(size) < number
     kept = np.concatenate([np.repeat(real, 3), real, real, [True]])
     free = np.repeat([True, occupancies, not occupancies], [4 * size, size, 1]) & kept
-    projectors, free = _padded(projectors, size), free.astype(np.float32)
-    fit = jax.device_get(_refine(padded, float(scale), projectors, free, operations, reflections, cycles))
-    atoms = AsymmetricUnit(*(each[:number] for each in fit.unit))
-    return fit._replace(unit=atoms, normal=fit.normal[np.ix_(kept, kept)])
+    projectors, free = padded(projectors, size), free.astype(np.float32)
+    fit = jax.device_get(_refine(atoms, float(scale), projectors, free, operations, reflections, cycles))
+    found = AsymmetricUnit(*(each[:number] for each in fit.unit))
+    return fit._replace(unit=found, normal=fit.normal[np.ix_(kept, kept)])
 
 
 @jax.jit
@@ -164,6 +166,41 @@ def _refine(unit, scale, projectors, free, operations, reflections, cycles):
     expected = (jnp.maximum(reflections.intensities, 0) + 2 * (scale * jnp.abs(start)) ** 2) / 3
     weights = jnp.where(used, 1 / (reflections.sigmas**2 + (MODEL_ERROR * expected) ** 2), 0)
 
+    def allowed(shifts):
+        moves = jnp.sum(projectors * shifts[: 3 * size].reshape(size, 1, 3), axis=2)
+        return free * jnp.concatenate([moves.ravel(), shifts[3 * size :]])
+
+    def clipped(parameters):
+        return parameters.at[3 * size : 4 * size].set(jnp.clip(parameters[3 * size : 4 * size], LEAST_U, MOST_U))
+
+    def equations(parameters):
+        return _normal_equations(parameters, unit, free, operations, reflections, weights)
+
+    parameters = clipped(jnp.concatenate([unit.positions.ravel(), unit.u_iso, unit.occupancies, scale[None]]))
+    parameters, sums = minimised(parameters, free, equations, allowed, clipped, cycles)
+    unit, scale = _unpack(parameters, unit)
+    return Fit(unit, scale, _calculate(unit, operations, reflections), sums[0], sums[2])
+
+
+def minimised(
+    parameters: Array,
+    free: Array,
+    equations: Callable[[Array], tuple[Array, Array, Array]],
+    allowed: Callable[[Array], Array],
+    clipped: Callable[[Array], Array],
+    cycles: Numbers,
+) -> tuple[Array, tuple[Array, Array, Array]]:
+    """Parameters at a minimum of the misfit, and their equations, by the method of Levenberg and Marquardt.
+
+    Args:
+        parameters: `(n,)`, to begin with.
+        free: `(n,)`, 0 for those that are fixed; else 1.
+        equations: gives for parameters the normal matrix `(n, n)`, the gradient `(n,)` and the misfit.
+        allowed: makes of shifts `(n,)` those that symmetry allows.
+        clipped: makes of parameters those within their limits.
+        cycles: the highest number of them.
+    """
+
     def step(state):
         parameters, sums, damping, cycle, _ = state
         normal, gradient, misfit = sums
@@ -171,24 +208,17 @@ def _refine(unit, scale, projectors, free, operations, reflections, cycles):
         widths = jnp.where(free * widths > 0, widths, 1)
         scaled = normal / widths[:, None] / widths[None] + jnp.diag(damping + jnp.where(free > 0, 0.0, 1.0))
         shifts = jnp.linalg.solve(scaled, gradient / widths) / widths
-        moves = jnp.sum(projectors * shifts[: 3 * size].reshape(size, 1, 3), axis=2)
-        trial = parameters + free * jnp.concatenate([moves.ravel(), shifts[3 * size :]])
-        trial = trial.at[3 * size : 4 * size].set(jnp.clip(trial[3 * size : 4 * size], LEAST_U, MOST_U))
-        new = _normal_equations(trial, unit, free, operations, reflections, weights)
+        trial = clipped(parameters + allowed(shifts))
+        new = equations(trial)
         better = new[2] < misfit
         state = jax.tree.map(lambda new, old: jnp.where(better, new, old), (trial, new), (parameters, sums))
         damping = jnp.where(better, jnp.maximum(EASED * damping, LEAST_DAMPING), TIGHTENED * damping)
         converged = better & (misfit - new[2] < CONVERGED * misfit) | (damping > MOST_DAMPING)
         return *state, damping, cycle + 1, converged
 
-    parameters = jnp.concatenate(
-        [unit.positions.ravel(), jnp.clip(unit.u_iso, LEAST_U, MOST_U), unit.occupancies, scale[None]]
-    )
-    sums = _normal_equations(parameters, unit, free, operations, reflections, weights)
-    state = (parameters, sums, jnp.float32(FIRST_DAMPING), jnp.int32(0), jnp.bool_(False))
+    state = (parameters, equations(parameters), jnp.float32(FIRST_DAMPING), jnp.int32(0), jnp.bool_(False))
     parameters, sums, *_ = jax.lax.while_loop(lambda state: (state[3] < cycles) & ~state[4], step, state)
-    unit, scale = _unpack(parameters, unit)
-    return Fit(unit, scale, _calculate(unit, operations, reflections), sums[0], sums[2])
+    return parameters, sums
 
 
 def _unpack(parameters, unit):

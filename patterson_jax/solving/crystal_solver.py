@@ -2,8 +2,7 @@
 
 Starts go on until a map is called solved, the budget is spent, or so many starts have led to one map that no other is
 to be expected. A promising map is interpreted as soon as a second start leads to it, or after some starts that did
-not. It is interpreted in its space group and, if that is not certain, in others. Atoms in P1, and atoms placed in a
-group without a centre, are interpreted with an inversion centre too, to see whether there is one.
+not.
 """
 
 import dataclasses
@@ -17,34 +16,20 @@ from jax import Array
 
 from patterson_jax.crystal.structure import CrystalData, CrystalSolution
 from patterson_jax.errors import require
-from patterson_jax.solving.crystal_phasing import (
-    SAME_MAP,
-    Crystal,
-    PhasedMap,
-    agreement,
-    phase,
-    phased_by_atoms,
-    prepare_crystal,
-)
+from patterson_jax.solving.crystal_groups import CLEARLY_BETTER, corrected_r_factor, interpreted
+from patterson_jax.solving.crystal_phasing import SAME_MAP, Crystal, PhasedMap, agreement, phase, prepare_crystal
 from patterson_jax.solving.crystal_placement import placed_maps, placement_groups
 from patterson_jax.solving.crystal_projection import Projection, sharpeners
-from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases
-from patterson_jax.solving.crystal_verdict import Evidence, expected_r_factor
+from patterson_jax.solving.crystal_structure import Interpretation
 from patterson_jax.solving.programs import unload_in_time
-from patterson_jax.solving.spacegroup import averaged, find_space_group, half_frames, larger_groups
 from patterson_jax.solving.verdict import VERDICTS
 
 MAX_STARTS = 48
 ENOUGH_AGREEING = 2  # starts that have led to one map: then it is interpreted
 MOST_WAITING = 6  # starts for which a promising map waits for one that agrees
 MOST_INTERPRETED = 4  # at the end, of maps that are not promising or to which one start alone has led
-MOST_ALTERNATIVES = 2  # groups that are tried beside the one that was found
-ABSENT = 1e-6  # part of the largest structure factor below which a reflection counts as absent
 ENOUGH_TO_END = 8  # starts that have led to one map, and at least half of all: then the search ends
-WELL_OBEYED = 0.85  # no subgroup is tried if the phases agree with a certain group by more than this
 PLACEMENT_STREAM = 1_000_000  # of random numbers; those before it are of charge flipping
-CENTRE_REFUTED = 0.5  # there is no centre if R1 in P1 is below this part of that of the same atoms with a centre
-CLEARLY_BETTER = 0.8  # a model is clearly better if its R1 is below this part of the other R1
 
 _compiling = 0.0
 
@@ -188,125 +173,9 @@ def _add_to_cluster(crystal, clusters, reached, ended):
 
 
 def _interpret(crystal, cluster):
-    """Interprets the best map of a cluster in its group, in others that may be right, and in those of the atoms."""
-    best = cluster.best
-    cluster.agreeing, cluster.finished_by = len(cluster.maps), best.finished_by
-    answers = _answers_in_groups(crystal, cluster, _evidence(cluster, best.found.frame, best.obeyed))
-    if crystal.data.laue_class == '-1' or best.explained is not None:
-        answers = [each for answer in answers for each in with_and_without_centre(crystal, answer, cluster.agreeing)]
-    cluster.answers = answers
-
-
-def _answers_in_groups(crystal, cluster, evidence):
-    """Interprets a map in the group that was found and, if that does not solve it, in others.
-
-    The others are groups that fit the phases nearly as well, or else subgroups, because a structure may come near to
-    the symmetry of a larger group. A group with less symmetry has more parameters, so it must explain the data clearly
-    better. If none does, the first group is called certain, provided that several starts led to it and that the phases
-    obey its operations and no others. Atoms that have more symmetry than their group are interpreted again with it.
-    """
-    best, found = cluster.best, cluster.best.found
-    first = _interpretation(crystal, found.space_group, best.factors, evidence)
-    obeyed = found.space_group.certain and found.kept > WELL_OBEYED
-    if first.verdict == 'solved' or obeyed or len(cluster.maps) < ENOUGH_AGREEING or first.r_factor is None:
-        return [first]
-    operations = found.operations[: found.number_kept]
-    frames = (found.alternatives or half_frames(crystal.expanded, best.own, operations))[:MOST_ALTERNATIVES]
-    symbols = (found.space_group.hm, *(frame.group.hm for frame in frames))
-    answers = [first]
-    for frame in frames:
-        others = tuple(symbol for symbol in symbols if symbol != frame.group.hm)
-        group = dataclasses.replace(frame.group, candidates=others)
-        factors, _, _ = averaged(crystal.expanded, best.own, group, frame.origin)
-        other = _interpretation(crystal, group, factors, _evidence(cluster, frame))
-        if other.verdict == 'solved' or _r_factor(other) < CLEARLY_BETTER * _r_factor(first):
-            answers.append(other)
-        if other.verdict == 'solved':
-            return answers
-    if len(answers) == 1 and best.obeys_its_group_alone:
-        answers = [first.with_findings(evidence, group_certain=True)]
-    return answers + [
-        with_symmetry_of_its_atoms(crystal, other, evidence)
-        for other in answers
-        if other.space_group.number > 1 and other.findings.further_symmetry and _explains(other)
-    ]
-
-
-def with_and_without_centre(crystal: Crystal, answer: Interpretation, agreeing: int) -> list[Interpretation]:
-    """An answer without a centre, certain if its atoms with one explain the data far worse; otherwise both of these.
-
-    Other answers, and those that do not explain the data, stay as they are. In many small structures the phases agree
-    with a false centre by more than chance, and phases with errors may agree with a true one by little. So their
-    agreement alone does not tell; and that of placed atoms with the group in which they were placed tells nothing.
-
-    Args:
-        crystal: from `prepare_crystal`.
-        answer: one of its interpretations.
-        agreeing: number of starts that led to it.
-    """
-    if answer.space_group.has_centre or not _explains(answer):
-        return [answer]
-    evidence = Evidence(agreeing)
-    centred = _with_centre(crystal, answer, evidence)
-    ratio = _r_factor(answer) / _r_factor(centred) if centred else np.inf
-    refuted = bool(0 < ratio < CENTRE_REFUTED)  # it is 0 if there are no atoms with a centre, which tells nothing
-    without = answer.with_findings(evidence, group_certain=refuted)
-    return [without] if refuted or not centred else [without, centred]
-
-
-def _explains(answer):
-    """Whether R1 is as low as that of a right model."""
-    return answer.r_factor is not None and answer.r_factor < expected_r_factor(answer.findings)
-
-
-def _evidence(cluster, frame, obeyed=0.0):
-    """How the phases of a cluster were found, and how well they obey a group: as in its frame, or as `obeyed` says."""
-    lowest = max(float(frame.agreements.min()), obeyed)
-    return Evidence(len(cluster.maps), lowest if len(frame.agreements) > 1 else None)
-
-
-def with_symmetry_of_its_atoms(crystal: Crystal, answer: Interpretation, evidence: Evidence) -> Interpretation:
-    """Interprets an answer again, in the group that the phases of its atoms show.
-
-    Args:
-        crystal: from `prepare_crystal`.
-        answer: its atoms have more symmetry than its group.
-        evidence: how the answer was found.
-    """
-    found, own = _group_of_its_atoms(crystal, answer)
-    return _interpretation_in_group(crystal, found, own, evidence)
-
-
-def _with_centre(crystal, answer, evidence):
-    """Interprets an answer again in the group with all operations of the Laue class; None if there is no such group.
-
-    The centre is the one that the phases of its atoms obey best.
-    """
-    found, own = _group_of_its_atoms(crystal, answer)
-    groups = [found, *larger_groups(found, crystal.expanded, own, barely=-1.0)]
-    whole = [group for group in groups if group.number_kept == len(found.operations)]
-    return _interpretation_in_group(crystal, whole[0], own, evidence) if whole else None
-
-
-def _group_of_its_atoms(crystal, answer):
-    """The space group that the phases of an answer's atoms show, and these phases, as E values `(n,)` complex."""
-    own = phased_by_atoms(crystal, answer.atoms, answer.space_group)
-    return find_space_group(crystal.expanded, own, crystal.data.rotations), own
-
-
-def _interpretation_in_group(crystal, found, own, evidence):
-    """Interprets phases `own` in the group that was found from them, and judges how well they obey it."""
-    factors, _, _ = averaged(crystal.expanded, own, found.space_group, found.frame.origin)
-    return _interpretation(crystal, found.space_group, factors, dataclasses.replace(evidence, operations=found.kept))
-
-
-def _interpretation(crystal, group, factors, evidence):
-    """Atoms from E values with phases, `(n,)` complex, of all reflections in P1: from one of each row of the data."""
-    _, rows = np.unique(crystal.expanded.source, return_index=True)
-    rows = rows[np.abs(factors[rows]) > ABSENT * np.abs(factors).max()]
-    hkl = crystal.expanded.in_given_cell(crystal.expanded.hkl[rows])
-    phased = crystal.amplitudes[rows] * np.exp(1j * np.angle(factors[rows]))
-    return interpret_phases(crystal.data, group, hkl, phased, evidence)
+    """Interprets the best map of a cluster."""
+    cluster.agreeing, cluster.finished_by = len(cluster.maps), cluster.best.finished_by
+    cluster.answers = interpreted(crystal, cluster.best, cluster.agreeing)
 
 
 def _answer(crystal, clusters, ended, seconds):
@@ -335,20 +204,9 @@ def best_answer(answers: list[tuple[Cluster, Interpretation]]) -> tuple[Cluster,
     """
     verdict = min(VERDICTS.index(answer.verdict) for _, answer in answers)
     answers = [each for each in answers if VERDICTS.index(each[1].verdict) == verdict]
-    least = min(_r_factor(answer) for _, answer in answers)
-    good = [each for each in answers if not _r_factor(each[1]) > least / CLEARLY_BETTER]
-    return min(good, key=lambda each: (-len(each[0].maps), len(each[1].reasons), _r_factor(each[1])))
-
-
-def _r_factor(answer):
-    """R1 corrected for the number of parameters, so that models of different size can be compared.
-
-    With n reflections and p parameters the mean square of the residuals is that of the errors times (n − p) / n.
-    """
-    if answer.findings is None or answer.findings.reflections_per_parameter <= 1:
-        return np.inf
-    ratio = answer.findings.reflections_per_parameter
-    return answer.findings.r_factor * np.sqrt(ratio / (ratio - 1))
+    least = min(corrected_r_factor(answer) for _, answer in answers)
+    good = [each for each in answers if not corrected_r_factor(each[1]) > least / CLEARLY_BETTER]
+    return min(good, key=lambda each: (-len(each[0].maps), len(each[1].reasons), corrected_r_factor(each[1])))
 
 
 def _note(clusters):

@@ -14,13 +14,29 @@ from patterson_jax.crystal.structure import CrystalData, Site, SpaceGroup
 from patterson_jax.solving import crystal_maps as maps
 from patterson_jax.solving.crystal_building import SAME_ATOM, built, first_model
 from patterson_jax.solving.crystal_element_search import unforeseen_elements, with_best_elements
-from patterson_jax.solving.crystal_findings import examine
-from patterson_jax.solving.crystal_model import FIRST_U, Model, in_group
+from patterson_jax.solving.crystal_findings import examine, residues
+from patterson_jax.solving.crystal_model import (
+    FIRST_U,
+    Model,
+    anisotropic,
+    corrected,
+    enough_for_anisotropy,
+    in_group,
+    refined,
+)
 from patterson_jax.solving.crystal_molecule import assemble
-from patterson_jax.solving.crystal_verdict import MOST_WEAK, Evidence, Findings, expected_r_factor, judge_crystal
+from patterson_jax.solving.crystal_verdict import (
+    MOST_WEAK,
+    Evidence,
+    Findings,
+    explains,
+    is_for_anisotropy,
+    judge_crystal,
+)
 
 LEAST_DATA = 2.0  # reflections for each parameter; a model with fewer explains any data
 MUCH_BETTER = 0.75  # other elements than the formula's are preferred if their R1 is below this part of R1
+ANISOTROPIC_CYCLES, MAP_CYCLES = 12, 12  # of refinement
 UNFORESEEN = 0.93  # ratio of R1 below which elements outside of the formula make its elements doubtful
 
 
@@ -95,8 +111,7 @@ def interpret_phases(
             'so many atoms explain any data'
         )
     found = _finished(model, evidence)
-    unexplained = found.findings.r_factor > expected_r_factor(found.findings)
-    if data.formula and unexplained and found.findings.weak_intensity < MOST_WEAK:
+    if data.formula and not explains(found.findings) and found.findings.weak_intensity < MOST_WEAK:
         return _without_formula(model, evidence, found)
     return found
 
@@ -118,6 +133,36 @@ def judge_atoms(
     return _finished(Model(crystal, settled, np.full(len(settled), FIRST_U), elements), evidence)
 
 
+def r_factor_from_map(
+    data: CrystalData, space_group: SpaceGroup, atoms: list[Site], hkl: np.ndarray, structure_factors: np.ndarray
+) -> float:
+    """R1 of atoms that are refined from the nearest maxima of a map, corrected for the number of parameters.
+
+    Args:
+        data: of the crystal.
+        space_group: of the crystal.
+        atoms: some may be equivalent, and then count once.
+        hkl: `(n, 3)` int, reflections with phases, as for `interpret_phases`.
+        structure_factors: `(n,)` complex.
+    """
+    crystal = in_group(data, space_group)
+    density, sites = crystal.map(_phased(crystal, hkl, structure_factors)), np.array([atom.fract for atom in atoms])
+    peaks = maps.sharp_peaks(density, *crystal.symmetry, least=density.std(), number=8 * len(sites))
+    kept = maps.apart(sites, np.zeros((0, 3)), *crystal.symmetry, least=SAME_ATOM)
+    places, _ = crystal.settled(np.array([_nearest_peak(sites[index], peaks.positions, crystal) for index in kept]))
+    u_iso, elements = np.array([atoms[index].u_iso for index in kept]), tuple(atoms[index].element for index in kept)
+    found = refined(Model(crystal, places, u_iso, elements), MAP_CYCLES)
+    return corrected(found.r_factor, found.reflections_per_parameter)
+
+
+def _nearest_peak(site, peaks, crystal):
+    """The image of the nearest peak of a map, or the site itself where none is within `SAME_ATOM`."""
+    if not len(peaks):
+        return site
+    distances, images = maps.nearest_images(site, peaks, *crystal.symmetry)
+    return images[np.argmin(distances)] if distances.min() < SAME_ATOM else site
+
+
 def _phased(crystal, hkl, structure_factors):
     """The crystal's amplitudes with the phases of structure factors of equivalents; 0 where there is no equivalent."""
     operations = crystal.space_group.operations
@@ -129,6 +174,9 @@ def _finished(model, evidence):
     """The last refinement, the verdict and the atoms."""
     found, sureness = with_best_elements(model)
     findings, crystal = examine(found), found.crystal
+    if is_for_anisotropy(findings, evidence) and enough_for_anisotropy(found):
+        freer = residues(anisotropic(found, ANISOTROPIC_CYCLES))
+        findings = dataclasses.replace(findings, anisotropic=freer)
     verdict, reasons = judge_crystal(findings, evidence)
     remarks: tuple[str, ...] = ()
     if crystal.data.formula and verdict != 'not solved':

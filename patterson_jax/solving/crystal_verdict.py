@@ -12,13 +12,12 @@ stream `calibration`), and were tested on others.
 
 import dataclasses
 import math
+from typing import NamedTuple
 
-HEAVY_R, LIGHT_R = 0.095, 0.07  # R1 of a right model without noise: of heavy atoms, and added if all are light
 HOPELESS_R = 0.35  # R1 above which a model does not explain the data
-LARGEST_PEAK, DEEPEST_HOLE = 0.16, 0.16  # of the difference map, relative to the lightest atom
-U_RANGE = (0.005, 0.15)  # Å²
+U_RANGE, ANISOTROPIC_U_RANGE = (0.003, 0.15), (0.0, 0.4)  # Å²; of all directions
 SHORTEST_CONTACT = 1.1  # Å
-ORGANIC_VOLUME, ANY_VOLUME = (12.0, 25.0), (7.0, 45.0)  # Å³ for each atom, hydrogen not counted
+ORGANIC_VOLUME, ANY_VOLUME = (12.0, 30.0), (7.0, 45.0)  # Å³ for each atom, hydrogen not counted
 MOST_ABSENT = 0.02  # mean intensity of reflections that the group forbids, relative to that of all
 MOST_WEAK = 0.45  # mean intensity of reflections that are weak in the model, relative to the mean
 MOST_MISSING = 0.1  # share of the formula's atoms
@@ -26,6 +25,23 @@ AMPLE_DATA, FINE = 10.0, 1.1  # reflections for each parameter; d_min in Å
 LEAST_DATA = 5.0  # reflections for each parameter, fewer than which no chemistry makes up for
 ENOUGH_AGREEING = 2  # starts with the same result
 LEAST_AGREEMENT = 0.5  # of the phases with an operation of the group
+
+
+class Limits(NamedTuple):
+    """To what a right model leaves unexplained.
+
+    Attributes:
+        heavy_r: R1 without noise, of heavy atoms.
+        light_r: is added to that if all atoms are light.
+        residue: of peaks and holes of the difference map, relative to the lightest atom.
+    """
+
+    heavy_r: float
+    light_r: float
+    residue: float
+
+
+ISOTROPIC, ANISOTROPIC = Limits(0.095, 0.07, 0.16), Limits(0.06, 0.07, 0.16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,18 +58,32 @@ class Evidence:
 
 
 @dataclasses.dataclass(frozen=True)
-class Findings:
-    """The properties of a refined model on which the verdict is based.
+class Residues:
+    """What a refined model leaves unexplained.
 
     Attributes:
         r_factor: R1 over reflections with F > 4σ(F).
-        noise_r_factor: the R1 that the σ alone would cause.
-        light_share: share of elements up to neon in ΣZ².
         highest_peak: of the difference map, relative to the height of the lightest atoms or, near a heavier atom, of
             that atom; a peak counts half where hydrogen could be.
         deepest_hole: likewise.
-        lowest_u: Å².
-        highest_u: Å².
+        lowest_u: Å², along any direction.
+        highest_u: Å², likewise.
+    """
+
+    r_factor: float
+    highest_peak: float
+    deepest_hole: float
+    lowest_u: float
+    highest_u: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings(Residues):
+    """The properties of a refined isotropic model on which the verdict is based, beside what it leaves unexplained.
+
+    Attributes:
+        noise_r_factor: the R1 that the σ alone would cause.
+        light_share: share of elements up to neon in ΣZ².
         closest: the shortest distance of two atoms up to 1.6 Å, Å.
         odd_bonds: of C, N and O, in words.
         volume_per_atom: Å³, hydrogen not counted.
@@ -71,15 +101,12 @@ class Findings:
         d_min: Å.
         follows_formula: whether the atoms have the proportions of the formula; None without a formula.
         missing_share: share of the formula's atoms that are missing.
+        anisotropic: what the same atoms leave unexplained with anisotropic displacements; None where that was not asked
+            or data are too few.
     """
 
-    r_factor: float
     noise_r_factor: float
     light_share: float
-    highest_peak: float
-    deepest_hole: float
-    lowest_u: float
-    highest_u: float
     closest: float
     odd_bonds: tuple[str, ...]
     volume_per_atom: float
@@ -95,11 +122,19 @@ class Findings:
     d_min: float
     follows_formula: bool | None
     missing_share: float
+    anisotropic: Residues | None = None
 
 
-def expected_r_factor(findings: Findings) -> float:
-    """The highest expected R1 of a right isotropic model without hydrogen, for this crystal's elements and σ."""
-    return math.hypot(findings.noise_r_factor, HEAVY_R + LIGHT_R * findings.light_share)
+def expected_r_factor(findings: Findings, limits: Limits = ISOTROPIC) -> float:
+    """The highest expected R1 of a right model without hydrogen, for this crystal's elements and σ."""
+    return math.hypot(findings.noise_r_factor, limits.heavy_r + limits.light_r * findings.light_share)
+
+
+def explains(findings: Findings) -> bool:
+    """Whether R1 is as low as that of a right model, with isotropic displacements or with anisotropic ones."""
+    with_these = findings.anisotropic
+    anisotropic = with_these is not None and with_these.r_factor < expected_r_factor(findings, ANISOTROPIC)
+    return anisotropic or findings.r_factor < expected_r_factor(findings)
 
 
 def poor_data(reflections_per_parameter: float, d_min: float) -> bool:
@@ -108,15 +143,23 @@ def poor_data(reflections_per_parameter: float, d_min: float) -> bool:
 
 
 def judge_crystal(findings: Findings, evidence: Evidence) -> tuple[str, tuple[str, ...]]:
-    """The verdict on a model, and its reasons in words: the evidence against the model, or else for it."""
-    limit = expected_r_factor(findings)
+    """The verdict on a model, and its reasons in words: the evidence against the model, or else for it.
+
+    What the atoms leave unexplained is no evidence against them if it goes with sensible anisotropic displacements.
+    """
     if not findings.r_factor <= HOPELESS_R:
         return 'not solved', (f'R1 is {findings.r_factor:.3f}: the model does not explain the data',)
-    doubts = [words for doubtful, words in _doubts(findings, evidence, limit) if doubtful]
+    unexplained, anisotropic = _unexplained(findings, findings, ISOTROPIC), findings.anisotropic
+    explained = anisotropic is not None and _is_sensible(findings, anisotropic)
+    doubts = (*([] if explained else unexplained), *_other_doubts(findings, evidence))
     if doubts:
-        return 'uncertain', tuple(doubts)
-    support = [f'R1 is {findings.r_factor:.3f}, where up to {limit:.3f} is to be expected']
-    support.append(f'no difference peak is above {findings.highest_peak:.0%} of the lightest atom')
+        return 'uncertain', doubts
+    r_factor, limits, peak = f'R1 is {findings.r_factor:.3f}', ISOTROPIC, findings.highest_peak
+    if unexplained and anisotropic:
+        r_factor = f'{r_factor}, and {anisotropic.r_factor:.3f} with anisotropic displacements'
+        limits, peak = ANISOTROPIC, anisotropic.highest_peak
+    support = [f'{r_factor}, where up to {expected_r_factor(findings, limits):.3f} is to be expected']
+    support.append(f'no difference peak is above {peak:.0%} of the lightest atom')
     if findings.weak_intensity < MOST_WEAK:
         support.append(_weak_reflections(findings))
     if evidence.agreeing >= ENOUGH_AGREEING:
@@ -126,16 +169,46 @@ def judge_crystal(findings: Findings, evidence: Evidence) -> tuple[str, tuple[st
     return 'solved', tuple(support)
 
 
-def _doubts(findings, evidence, limit):
-    """For each condition whether it is violated, and the reason in words."""
+def is_for_anisotropy(findings: Findings, evidence: Evidence) -> bool:
+    """Whether only what a model leaves unexplained speaks against it, and maybe that its group is not certain."""
+    others = _other_doubts(dataclasses.replace(findings, group_certain=True), evidence)
+    hopeless = not findings.r_factor <= HOPELESS_R
+    return bool(_unexplained(findings, findings, ISOTROPIC)) and not others and not hopeless
+
+
+def _unexplained(findings, residues, limits):
+    """What a model leaves unexplained beyond limits, in words."""
+    r, limit = residues, expected_r_factor(findings, limits)
+    return _words(
+        (r.r_factor > limit, f'R1 is {r.r_factor:.3f}, where at most {limit:.3f} is to be expected'),
+        (r.highest_peak > limits.residue, f'a difference peak has {r.highest_peak:.0%} of the lightest atom'),
+        (
+            r.deepest_hole > limits.residue,
+            f'a hole of the difference map has {r.deepest_hole:.0%} of the lightest atom',
+        ),
+    )
+
+
+def _is_sensible(findings, anisotropic):
+    """Whether anisotropic displacements leave nothing unexplained, and are as atoms have them."""
+    lowest, highest = ANISOTROPIC_U_RANGE
+    sensible = anisotropic.lowest_u > lowest and anisotropic.highest_u < highest
+    return sensible and not _unexplained(findings, anisotropic, ANISOTROPIC)
+
+
+def _words(*conditions):
+    """Of conditions with words the words of those that hold."""
+    return [words for holds, words in conditions if holds]
+
+
+def _other_doubts(findings, evidence):
+    """What there is against a model beside what it leaves unexplained, in words."""
     f, agreed = findings, evidence.agreeing >= ENOUGH_AGREEING
     lowest, highest = ORGANIC_VOLUME if f.organic else ANY_VOLUME
     poor, too_poor = poor_data(f.reflections_per_parameter, f.d_min), f.reflections_per_parameter < LEAST_DATA
     chemistry = f.organic and not f.odd_bonds and f.follows_formula is not False
-    return [
-        (f.r_factor > limit, f'R1 is {f.r_factor:.3f}, where at most {limit:.3f} is to be expected'),
-        (f.highest_peak > LARGEST_PEAK, f'a difference peak has {f.highest_peak:.0%} of the lightest atom'),
-        (f.deepest_hole > DEEPEST_HOLE, f'a hole of the difference map has {f.deepest_hole:.0%} of the lightest atom'),
+    light_r = ISOTROPIC.heavy_r + ISOTROPIC.light_r
+    return _words(
         (f.lowest_u < U_RANGE[0], f'an atom has U = {f.lowest_u:.4f} Å², less than atoms have'),
         (f.highest_u > U_RANGE[1], f'an atom has U = {f.highest_u:.3f} Å², more than atoms have'),
         (f.closest < SHORTEST_CONTACT, f'two atoms are {f.closest:.2f} Å apart'),
@@ -146,7 +219,7 @@ def _doubts(findings, evidence, limit):
             f'reflections that the space group forbids have {f.absent_intensity:.0%} of the mean intensity',
         ),
         (
-            bool(f.parity) and f.parity_r_factor > math.hypot(f.parity_noise, HEAVY_R + LIGHT_R),
+            bool(f.parity) and f.parity_r_factor > math.hypot(f.parity_noise, light_r),
             f'R1 is {f.parity_r_factor:.3f} where {f.parity}, and less than half of that elsewhere',
         ),
         (f.further_symmetry, 'the atoms have symmetry that the space group lacks'),
@@ -161,7 +234,7 @@ def _doubts(findings, evidence, limit):
             too_poor or (poor and not (agreed and chemistry)),
             f'{f.reflections_per_parameter:.1f} reflections a parameter to {f.d_min:.2f} Å are few',
         ),
-    ]
+    )
 
 
 def _weak_reflections(findings):

@@ -27,7 +27,7 @@ TYPICAL = 0.8  # agreement of true operations; the identity counts as one of the
 CLEAR_GAP = 0.2  # between the operations kept and the others, where the group may be certain
 CLEARLY_RIGHT, CLEARLY_WRONG = 0.75, 0.5  # least agreement of true operations, highest of false ones
 CHANCE_AT_MOST = 0.35  # highest agreement of operations in a crystal without symmetry
-MOST_HALVES = 2  # subgroups that are tried in place of a group that is not certain
+MOST_HALVES = 3  # subgroups that are tried in place of a group that is not certain
 LEAST_GAP = 0.1  # below a set of operations that is considered
 BARELY_OBEYED = 0.25  # least agreement of operations of the larger groups that are considered
 MOST_LARGER = 2  # larger groups that are tried
@@ -244,20 +244,38 @@ def half_frames(expanded: Expanded, factors: np.ndarray, operations: list[Operat
 
 
 def halves(operations: list[Operation]) -> list[list[Operation]]:
-    """The subgroups with half of a group's operations, best agreement first.
+    """The subgroups with half of a group's operations, best agreement first."""
+    found = [[operations[each] for each in half] for half in _halves([each.rotation for each in operations])]
+    return sorted(found, key=lambda part: -np.mean([operation.agreement for operation in part]))
+
+
+def subgroups_without_centre(group: SpaceGroup) -> list[SpaceGroup]:
+    """The subgroups with half of the rotations of a group with a centre, and no centre; at its origin, not named."""
+    rotations, inverse = np.unique(group.operations[0], axis=0, return_inverse=True)
+    order = np.argsort(~(rotations == np.eye(3)).all(axis=(1, 2)), kind='stable')  # the identity first
+    found = []
+    for half in _halves(rotations[order]):
+        kept = np.isin(inverse.ravel(), order[half])
+        symops = tuple(itertools.compress(group.symops, kept))
+        found.append(SpaceGroup(0, f'a subgroup of {group.hm}', symops, certain=False))
+    return [each for each in found if not each.has_centre]
+
+
+def _halves(rotations):
+    """The indices of the subgroups with half of a group's rotations, of which the first is the identity.
 
     Each is the kernel of a homomorphism of the group onto {1, −1}.
     """
-    products = _products([operation.rotation for operation in operations])
+    products = _products(rotations)
     generators, steps = derivation(products)
     found = []
     for signs in itertools.product((1, -1), repeat=len(generators)):
-        values = np.ones(len(operations), int)
+        values = np.ones(len(rotations), int)
         for operation, (place, known) in steps.items():
             values[operation] = signs[place] * values[known]
         if -1 in signs and np.array_equal(values[products], np.outer(values, values)):
-            found.append([operation for operation, value in zip(operations, values, strict=True) if value == 1])
-    return sorted(found, key=lambda part: -np.mean([operation.agreement for operation in part]))
+            found.append(np.flatnonzero(values == 1))
+    return found
 
 
 def place_group(expanded: Expanded, factors: np.ndarray, operations: list[Operation]) -> Frame | None:
