@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from invented import invent
 
-from benchmarks import crystal_verdicts, crystals, hard_crystals, space_groups
+from benchmarks import crystal_verdicts, crystals, hard_crystals, near_centres, space_groups
 from patterson_jax.crystal.structure import CrystalSolution, Site, SpaceGroup
 from patterson_jax.errors import InputError
+from patterson_jax.simulation import invented_crystals
+from patterson_jax.simulation.invented_crystals import Recipe
 from patterson_jax.solving.crystal_maps import stabiliser
 
 SHAPE = (24, 24, 24)
@@ -253,3 +255,29 @@ def test_two_searches_of_the_same_crystals_are_compared_by_kind_and_centre():
         '| low | no | 1 | 1 → 1 | +0 −0 | 1 | 1 → 0 | +0 −1 | 1 | 0 → 0 | 1.0 → 2.0 |',
         '| all |  | 3 | 2 → 3 | +1 −0 | 1 | 1 → 2 | +2 −1 | 1 | 0 → 0 | 2.0 → 4.0 |',
     ]
+
+
+@pytest.mark.parametrize('group', ['P-1', 'P21/c'])
+def test_a_crystal_without_its_centre_has_the_same_data_until_a_molecule_is_turned(group):
+    recipe = Recipe(group, num_atoms=6, d_min=1.0)
+    crystal = invented_crystals.invent(recipe, seed=4)
+    expected = np.abs(crystal.structure_factors) ** 2
+    same, lower = near_centres.without_centre(crystal, recipe, 0.0, np.random.default_rng(1))
+    assert not lower.has_centre
+    deviations = (same.intensities - expected) / same.sigmas
+    assert np.abs(deviations).max() < 5
+    assert 0.9 < deviations.std() < 1.1
+    np.testing.assert_allclose(same.sigmas, crystal.data.sigmas, rtol=1e-9)
+    moved, _ = near_centres.without_centre(crystal, recipe, 0.2, np.random.default_rng(1))
+    assert ((moved.intensities - expected) / moved.sigmas).std() > 2
+
+
+def test_a_molecule_is_turned_by_the_distance_that_is_wanted():
+    crystal = invented_crystals.invent(Recipe('P-1', num_atoms=6, d_min=1.0), seed=4)
+    turned = near_centres._turned(crystal, crystal.positions, 0.2, np.random.default_rng(1))
+    edges = crystal.data.cell.orthogonalization
+    heavy = np.array([element != 'H' for element in crystal.elements])
+    moves = np.linalg.norm((turned - crystal.positions) @ edges.T, axis=1)[heavy]
+    assert np.sqrt(np.mean(moves**2)) == pytest.approx(0.2, rel=1e-3)
+    before, after = ((each @ edges.T)[1] - (each @ edges.T)[0] for each in (crystal.positions, turned))
+    assert np.linalg.norm(before) == pytest.approx(np.linalg.norm(after))

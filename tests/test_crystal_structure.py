@@ -243,7 +243,7 @@ def test_anisotropic_displacements_are_those_of_the_crystal(complex_on_a_centre)
     atoms = np.array([element != 'H' for element in known.elements])
     elements = tuple(itertools.compress(known.elements, atoms))
     crystal = in_group(known.data, known.space_group)
-    found = anisotropic(refined(Model(crystal, known.positions[atoms], np.full(len(elements), 0.03), elements), 10), 12)
+    found = anisotropic(refined(Model(crystal, known.positions[atoms], np.full(len(elements), 0.03), elements), 10))
     true = known.displacements[atoms]
     np.testing.assert_allclose(found.tensors[0], true[0], atol=1e-3)  # of copper
     np.testing.assert_allclose(found.tensors, true, atol=0.01)  # hydrogen is not among the atoms

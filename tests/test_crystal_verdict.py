@@ -102,7 +102,9 @@ def test_what_anisotropic_displacements_explain_is_no_doubt():
     rough = dataclasses.replace(GOOD, r_factor=0.2, highest_peak=0.3, deepest_hole=0.3)
     assert is_for_anisotropy(rough, Evidence())
     assert not is_for_anisotropy(GOOD, Evidence())
-    freer = Residues(r_factor=0.07, highest_peak=0.1, deepest_hole=0.05, lowest_u=0.01, highest_u=0.2)
+    freer = Residues(
+        r_factor=0.07, highest_peak=0.1, deepest_hole=0.05, lowest_u=0.01, highest_u=0.2, reflections_per_parameter=8.0
+    )
     found = dataclasses.replace(rough, anisotropic=freer)
     verdict, reasons = judge_crystal(found, Evidence())
     limit = expected_r_factor(GOOD, ANISOTROPIC)
@@ -120,7 +122,9 @@ def test_what_anisotropic_displacements_explain_is_no_doubt():
     [('r_factor', 0.15), ('highest_peak', 0.2), ('deepest_hole', 0.2), ('lowest_u', -0.001), ('highest_u', 0.5)],
 )
 def test_anisotropic_displacements_must_leave_nothing_and_be_sensible(field, value):
-    freer = Residues(r_factor=0.07, highest_peak=0.1, deepest_hole=0.05, lowest_u=0.01, highest_u=0.2)
+    freer = Residues(
+        r_factor=0.07, highest_peak=0.1, deepest_hole=0.05, lowest_u=0.01, highest_u=0.2, reflections_per_parameter=8.0
+    )
     found = dataclasses.replace(GOOD, r_factor=0.2, anisotropic=dataclasses.replace(freer, **{field: value}))
     verdict, reasons = judge_crystal(found, Evidence())
     assert (verdict, len(reasons)) == ('uncertain', 1)
@@ -131,6 +135,8 @@ def test_anisotropic_displacements_must_leave_nothing_and_be_sensible(field, val
 def test_anisotropic_displacements_make_up_for_nothing_else(field, value):
     rough = dataclasses.replace(GOOD, r_factor=0.2, **{field: value})
     assert not is_for_anisotropy(rough, Evidence())
-    freer = Residues(r_factor=0.07, highest_peak=0.1, deepest_hole=0.05, lowest_u=0.01, highest_u=0.2)
+    freer = Residues(
+        r_factor=0.07, highest_peak=0.1, deepest_hole=0.05, lowest_u=0.01, highest_u=0.2, reflections_per_parameter=8.0
+    )
     verdict, reasons = judge_crystal(dataclasses.replace(rough, anisotropic=freer), Evidence())
     assert (verdict, len(reasons)) == ('uncertain', 1)

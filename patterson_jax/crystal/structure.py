@@ -53,7 +53,7 @@ class SpaceGroup:
     """A space group in the given cell.
 
     Attributes:
-        number: of International Tables, 1 to 230.
+        number: of International Tables, 1 to 230; 0 for a subgroup that was not looked up.
         hm: Hermann-Mauguin symbol in this cell's setting, 'P 1 21/c 1', or the standard one if the setting has none.
         symops: all operations, with the centring, written like 'x,y,z'. Centrosymmetric groups have an inversion
             centre at the origin.

@@ -66,16 +66,22 @@ def refine_anisotropic(
     number = len(unit.positions)
     size = bucket(number, ATOM_BUCKET)
     parameters = np.concatenate([unit.positions, np.asarray(tensors)[:, ROWS, COLUMNS]], axis=1)
-    directions = padded(np.array([_allowed(each) for each in rotations]), size)
+    directions = padded(np.array([allowed_shifts(each) for each in rotations]), size)
     unit = jax.tree.map(lambda each: padded(each, size), unit)
     unit = unit._replace(elements=unit.elements.astype(np.int32))
     fit = _refine(padded(parameters, size), unit, float(scale), directions, operations, reflections, cycles)
-    fit = jax.device_get(fit)
-    return fit._replace(positions=fit.positions[:number], tensors=fit.tensors[:number])
+    each, scale, factors, misfit = jax.device_get(fit)
+    tensors = np.zeros((number, 3, 3))
+    tensors[:, ROWS, COLUMNS] = tensors[:, COLUMNS, ROWS] = each[:number, 3:]
+    return AnisotropicFit(each[:number, :3], tensors, np.asarray(scale), factors, misfit)
 
 
-def _allowed(rotations):
-    """The part of shifts of a position and of the six components of its U that operations leave as it is, `(9, 9)`."""
+def allowed_shifts(rotations: np.ndarray) -> np.ndarray:
+    """The part of shifts of a position and of the six components of its U that operations leave as it is, `(9, 9)`.
+
+    Args:
+        rotations: `(m, 3, 3)`, of the operations that keep the position in place.
+    """
     steps = np.zeros((6, 3, 3))
     steps[range(6), ROWS, COLUMNS] = steps[range(6), COLUMNS, ROWS] = 1
     turned = np.einsum('mij,sjk,mlk->sil', rotations, steps, rotations) / len(rotations)
@@ -89,10 +95,9 @@ def _allowed(rotations):
 @exact_products
 def _refine(parameters, unit, scale, directions, operations, reflections, cycles):
     size = len(parameters)
-    chunks = jnp.sum(jnp.any(jnp.isfinite(reflections.sigmas), axis=1))
     free = jnp.append(jnp.repeat((unit.occupancies > 0).astype(jnp.float32), 9), 1.0)
     start = jnp.append(parameters.ravel(), scale)
-    calculated = jnp.abs(_calculated(start, unit, operations, reflections, chunks)) * scale
+    calculated = jnp.abs(_calculated(start, unit, operations, reflections)) * scale
     expected = (jnp.maximum(reflections.intensities, 0) + 2 * calculated**2) / 3
     weights = 1 / (reflections.sigmas**2 + (MODEL_ERROR * expected) ** 2)
 
@@ -101,16 +106,13 @@ def _refine(parameters, unit, scale, directions, operations, reflections, cycles
         return free * jnp.append(moves.ravel(), shifts[-1])
 
     def equations(parameters):
-        return _normal_equations(parameters, unit, free, operations, reflections, weights, chunks)
+        return _normal_equations(parameters, unit, free, operations, reflections, weights)
 
     found, (_, _, misfit) = minimised(start, free, equations, allowed, lambda each: each, cycles)
-    each = found[:-1].reshape(size, 9)
-    components = jnp.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])
-    factors = _calculated(found, unit, operations, reflections, chunks)
-    return AnisotropicFit(each[:, :3], each[:, 3:][:, components], found[-1], factors, misfit)
+    return found[:-1].reshape(size, 9), found[-1], _calculated(found, unit, operations, reflections), misfit
 
 
-def _calculated(parameters, unit, operations, reflections, chunks):
+def _calculated(parameters, unit, operations, reflections):
     """Fc of all reflections, `(chunks, 512)`; 0 in chunks of padding."""
 
     def one_chunk(chunk, values):
@@ -119,7 +121,8 @@ def _calculated(parameters, unit, operations, reflections, chunks):
         total = jax.lax.complex(jnp.sum(amplitudes * real, axis=1), jnp.sum(amplitudes * imaginary, axis=1))
         return values.at[chunk].set(total)
 
-    return jax.lax.fori_loop(0, chunks, one_chunk, jnp.zeros(reflections.spacings.shape, jnp.complex64))
+    values = jnp.zeros(reflections.spacings.shape, jnp.complex64)
+    return jax.lax.fori_loop(0, jnp.sum(jnp.any(jnp.isfinite(reflections.sigmas), axis=1)), one_chunk, values)
 
 
 def _transforms(parameters, operations, hkl, with_gradients):
@@ -151,8 +154,8 @@ def _transforms(parameters, operations, hkl, with_gradients):
     return real, operations.phased * imaginary, real_slope, operations.phased * imaginary_slope
 
 
-def _normal_equations(parameters, unit, free, operations, reflections, weights, chunks):
-    """Normal matrix, gradient and misfit, summed over the chunks."""
+def _normal_equations(parameters, unit, free, operations, reflections, weights):
+    """Normal matrix, gradient and misfit, summed over the chunks that are used."""
     scale = parameters[-1]
 
     def add_chunk(chunk, sums):
@@ -169,4 +172,4 @@ def _normal_equations(parameters, unit, free, operations, reflections, weights, 
         return normal + jacobian.T @ jacobian, gradient + residual @ jacobian, misfit + jnp.sum(residual**2)
 
     zeros = jnp.zeros((len(parameters), len(parameters))), jnp.zeros(len(parameters)), jnp.float32(0)
-    return jax.lax.fori_loop(0, chunks, add_chunk, zeros)
+    return jax.lax.fori_loop(0, reflections.used, add_chunk, zeros)

@@ -11,12 +11,12 @@ import numpy as np
 from patterson_jax.solving.crystal_elements import anchors, assign_elements, confidences, possible_elements, powers_of
 from patterson_jax.solving.crystal_model import ALIKE, GIVEN_UP_R, Model, Refined, refined
 from patterson_jax.solving.crystal_molecule import bonds, within_valence
-from patterson_jax.solving.crystal_verdict import U_RANGE, poor_data
+from patterson_jax.solving.crystal_verdict import poor_data
 
 ROUNDS, TRIAL_CYCLES, FINAL_CYCLES = 3, 6, 15
 UNCOUNTED = 1.06  # factor by which elements with other numbers than the formula's must have a lower R1
 OTHER_ANCHOR = 1.18  # the same for another element of the lightest sites than the likeliest
-UNLIKELY_U = 1.1  # the same for elements that leave an atom without vibration
+UNLIKELY_U, NO_VIBRATION = 1.1, 0.005  # the same for elements that leave an atom with a lower U, Å²
 MOST_EXCHANGES, EXCHANGES_TRIED, EXCHANGED_U = 8, 4, 3.0  # of elements of two atoms; least ratio of their U
 AS_GOOD = 1.05  # ratio of R1 up to which other elements explain the data as well
 UNFORESEEN_ANCHORS = ('C', 'O', 'Na', 'Si', 'Ca', 'Fe')  # elements of the lightest sites, if any may occur
@@ -45,7 +45,7 @@ class _Search:
 
     def rank(self, found):
         """R1 of what was tried, higher if the elements are unlikely."""
-        unlikely = UNLIKELY_U if found.u_iso.min() < U_RANGE[0] else 1.0
+        unlikely = UNLIKELY_U if found.u_iso.min() < NO_VIBRATION else 1.0
         return self.handicaps[found.elements] * unlikely * found.r_factor
 
     @property

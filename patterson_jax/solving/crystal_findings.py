@@ -9,7 +9,7 @@ from patterson_jax.crystal.structure import CrystalData, SpaceGroup
 from patterson_jax.solving import crystal_maps as maps
 from patterson_jax.solving.absences import absent_intensity
 from patterson_jax.solving.crystal_elements import follow_formula, missing_share
-from patterson_jax.solving.crystal_model import ALIKE, MOST_PEAKS, Refined, r1
+from patterson_jax.solving.crystal_model import ALIKE, MOST_PEAKS, Fitted, Refined, r1
 from patterson_jax.solving.crystal_molecule import bonds
 from patterson_jax.solving.crystal_verdict import Findings, Residues, poor_data
 
@@ -55,20 +55,20 @@ def examine(found: Refined) -> Findings:
         parity_noise=parity_noise,
         weak_intensity=_weak_intensity(found),
         group_certain=crystal.space_group.certain,
-        reflections_per_parameter=ratio,
         d_min=crystal.d_min,
         follows_formula=follow_formula(found.elements, multiplicities, crystal.data),
         missing_share=missing_share(float(multiplicities.sum()), crystal.data),
     )
 
 
-def residues(found: Refined) -> Residues:
+def residues(found: Fitted) -> Residues:
     """What a refined model leaves unexplained: R1, the difference map, U that atoms do not have."""
     peak, hole = _extremes(found)
-    return Residues(found.r_factor, peak, hole, float(found.principal_u.min()), float(found.principal_u.max()))
+    lowest, highest = float(found.principal_u.min()), float(found.principal_u.max())
+    return Residues(found.r_factor, peak, hole, lowest, highest, found.reflections_per_parameter)
 
 
-def _extremes(found: Refined) -> list[float]:
+def _extremes(found: Fitted) -> list[float]:
     """The highest peak and the deepest hole of the difference map, relative to the height of the lightest atoms.
 
     Near a heavier atom they are relative to the height of that atom, because residues of its anisotropy are

@@ -9,10 +9,10 @@ import dataclasses
 
 import numpy as np
 
-from patterson_jax.solving.crystal_model import corrected
+from patterson_jax.solving.crystal_model import Fitted, anisotropic
 from patterson_jax.solving.crystal_phasing import Crystal, PhasedMap, phased_by_atoms
-from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases, r_factor_from_map
-from patterson_jax.solving.crystal_verdict import ENOUGH_AGREEING, Evidence, explains
+from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases, refined_from_map
+from patterson_jax.solving.crystal_verdict import ENOUGH_AGREEING, Evidence, Residues, explains
 from patterson_jax.solving.spacegroup import (
     averaged,
     find_space_group,
@@ -25,6 +25,7 @@ MOST_ALTERNATIVES = 3  # groups that are tried beside the one that was found
 ABSENT = 1e-6  # part of the largest structure factor below which a reflection counts as absent
 WELL_OBEYED = 0.85  # no subgroup is tried if the phases agree with a certain group by more than this
 CENTRE_REFUTED = 0.5  # there is no centre if R1 in P1 is below this part of that of the same atoms with a centre
+DOUBTED = 0.85  # a group is not certain if R1 with less symmetry is below this part
 CLEARLY_BETTER = 0.8  # a model is clearly better if its R1 is below this part of the other R1
 
 
@@ -51,33 +52,54 @@ def _answers_in_groups(crystal, reached, agreeing):
     obey its operations and no others. Atoms that have more symmetry than their group are interpreted again with it.
     """
     found, evidence = reached.found, _evidence(reached.found.frame, agreeing, reached.obeyed)
-    whole = _interpretation(crystal, found.space_group, reached.factors, evidence)
-    first = _in_its_frame(crystal, reached, found.frame, whole, evidence)
-    obeyed = found.space_group.certain and found.kept > WELL_OBEYED and first is whole
-    if first.verdict == 'solved' or obeyed or agreeing < ENOUGH_AGREEING or first.r_factor is None:
+    first = _interpretation(crystal, found.space_group, reached.factors, evidence)
+    doubted = _is_better_without_centre(crystal, reached, found.frame, first)
+    first = first.with_findings(group_certain=False) if doubted else first
+    obeyed = found.space_group.certain and found.kept > WELL_OBEYED and not doubted
+    settled = first.verdict == 'solved' and first.findings.anisotropic is None  # U may have made up for symmetry
+    if settled or obeyed or agreeing < ENOUGH_AGREEING or first.r_factor is None:
         return [first]
+    others = _answers_in_other_groups(crystal, reached, agreeing, first)
+    if any(answer.verdict == 'solved' for answer in others):
+        return [first, *others]
+    if not others and not doubted and reached.obeys_its_group_alone:
+        certain = first.with_findings(group_certain=True)
+        first = first if _is_better_without_centre(crystal, reached, found.frame, certain) else certain
+    return [first, *others, *_answers_with_symmetry_of_atoms(crystal, [first, *others])]
+
+
+def _answers_in_other_groups(crystal, reached, agreeing, first):
+    """The interpretations of a map in other groups that are solved, or explain the data clearly better than the first.
+
+    If the first is solved, the others must explain the data better too, and the search ends with one that is solved.
+    """
+    found, answers = reached.found, []
     operations = found.operations[: found.number_kept]
     frames = (found.alternatives or half_frames(crystal.expanded, reached.own, operations))[:MOST_ALTERNATIVES]
     symbols = (found.space_group.hm, *(frame.group.hm for frame in frames))
-    answers = [first]
     for frame in frames:
-        others = tuple(symbol for symbol in symbols if symbol != frame.group.hm)
-        group = dataclasses.replace(frame.group, candidates=others)
+        candidates = tuple(symbol for symbol in symbols if symbol != frame.group.hm)
+        group = dataclasses.replace(frame.group, candidates=candidates)
         factors, _, _ = averaged(crystal.expanded, reached.own, group, frame.origin)
-        its_evidence = _evidence(frame, agreeing)
-        other = _interpretation(crystal, group, factors, its_evidence)
-        other = _in_its_frame(crystal, reached, frame, other, its_evidence)
-        if other.verdict == 'solved' or corrected_r_factor(other) < CLEARLY_BETTER * corrected_r_factor(first):
+        other = _interpretation(crystal, group, factors, _evidence(frame, agreeing))
+        if _is_better_without_centre(crystal, reached, frame, other):
+            other = other.with_findings(group_certain=False)
+        better = corrected_r_factor(other) < CLEARLY_BETTER * corrected_r_factor(first)
+        if better or (other.verdict == 'solved' and first.verdict != 'solved'):
             answers.append(other)
-        if other.verdict == 'solved':
-            return answers
-    if len(answers) == 1 and reached.obeys_its_group_alone:
-        answers = [first.with_findings(evidence, group_certain=True)]
-    return answers + [
-        with_symmetry_of_its_atoms(crystal, other, evidence)
-        for other in answers
-        if other.space_group.number > 1 and other.findings.further_symmetry and _explains(other)
-    ]
+            if other.verdict == 'solved':
+                break
+    return answers
+
+
+def _answers_with_symmetry_of_atoms(crystal, answers):
+    """Answers whose atoms have more symmetry than their group, again with it; not certain where that is worse."""
+    more = []
+    for answer in answers:
+        if answer.space_group.number > 1 and answer.findings.further_symmetry and _explains(answer):
+            whole = with_symmetry_of_its_atoms(crystal, answer, answer.evidence)
+            more.append(whole.with_findings(group_certain=False) if _is_doubted(whole, answer.findings) else whole)
+    return more
 
 
 def with_and_without_centre(crystal: Crystal, answer: Interpretation, agreeing: int) -> list[Interpretation]:
@@ -97,32 +119,48 @@ def with_and_without_centre(crystal: Crystal, answer: Interpretation, agreeing: 
         return [answer]
     evidence = Evidence(agreeing)
     centred = _with_centre(crystal, answer, evidence)
-    ratio = corrected_r_factor(answer) / corrected_r_factor(centred) if centred else np.inf
-    refuted = bool(0 < ratio < CENTRE_REFUTED)  # it is 0 if there are no atoms with a centre, which tells nothing
-    without = answer.with_findings(evidence, group_certain=refuted)
-    if refuted or not centred:
-        return [without]
-    doubted = 0 < ratio < CLEARLY_BETTER
-    return [without, centred.with_findings(evidence, group_certain=False) if doubted else centred]
+    if centred is None:
+        return [answer.with_findings(evidence, group_certain=False)]
+    ratio = corrected_r_factor(answer) / corrected_r_factor(centred)
+    if 0 < ratio < CENTRE_REFUTED:  # it is 0 if there are no atoms with a centre, which tells nothing
+        return [answer.with_findings(evidence, group_certain=True)]
+    centred = centred.with_findings(group_certain=False) if _is_doubted(centred, answer.findings) else centred
+    return [answer.with_findings(evidence, group_certain=False), centred]
 
 
-def _in_its_frame(crystal, reached, frame, answer, evidence):
-    """An answer in the group of a frame; if it is solved with a centre, but far better without, that is not certain.
+def _is_better_without_centre(crystal, reached, frame, answer):
+    """Whether the atoms of an answer that is solved with a centre explain the data so much better without it.
 
     Of a structure that nearly has a centre, charge flipping in P1 shows the true atoms, if they are apart enough. So
-    each atom and its image by the centre are refined from the nearest maxima of the map before it was averaged.
+    each atom and its image by the centre are refined from the nearest maxima of the map before it was averaged. Of
+    atoms that were placed with a centre, that map tells nothing.
     """
-    if answer.verdict != 'solved' or not answer.space_group.has_centre:
-        return answer
-    centre, own = np.array(answer.space_group.centre), reached.own
+    centre = answer.space_group.centre
+    if answer.verdict != 'solved' or centre is None or reached.explained is not None:
+        return False
     atoms = [(atom, np.array(atom.fract)) for atom in answer.atoms]
     freed = [dataclasses.replace(atom, fract=tuple(at)) for atom, one in atoms for at in (one, centre - one)]
     for group in subgroups_without_centre(answer.space_group):
-        factors, _, _ = averaged(crystal.expanded, own, group, frame.origin)
+        factors, _, _ = averaged(crystal.expanded, reached.own, group, frame.origin)
         hkl, phased = _phases(crystal, factors)
-        if r_factor_from_map(crystal.data, group, freed, hkl, phased) < CLEARLY_BETTER * corrected_r_factor(answer):
-            return answer.with_findings(evidence, group_certain=False)
-    return answer
+        found = refined_from_map(crystal.data, group, freed, hkl, phased)
+        if _is_doubted(answer, found, anisotropic(found) if answer.findings.anisotropic else None):
+            return True
+    return False
+
+
+def _is_doubted(answer, freer, anisotropic_freer=None):
+    """Whether a model with less symmetry explains the data so much better than an answer that its group is doubtful.
+
+    Disordered atoms are explained somewhat better without a centre, the more with anisotropic displacements.
+    """
+    if answer.findings is None:
+        return False
+    doubted = not corrected(freer) >= DOUBTED * corrected(answer.findings)
+    anisotropic_freer = anisotropic_freer or getattr(freer, 'anisotropic', None)
+    if answer.findings.anisotropic and anisotropic_freer:
+        return doubted or not corrected(anisotropic_freer) >= CLEARLY_BETTER * corrected(answer.findings.anisotropic)
+    return doubted
 
 
 def _explains(answer):
@@ -187,5 +225,13 @@ def _phases(crystal, factors):
 
 def corrected_r_factor(answer: Interpretation) -> float:
     """R1 of an answer, corrected for the number of parameters; infinite without atoms."""
-    found = answer.findings
-    return np.inf if found is None else corrected(found.r_factor, found.reflections_per_parameter)
+    return np.inf if answer.findings is None else corrected(answer.findings)
+
+
+def corrected(model: Fitted | Residues) -> float:
+    """R1 corrected for the number of parameters, so that models of different size can be compared.
+
+    With n reflections and p parameters the mean square of the residuals is that of the errors times (n − p) / n.
+    """
+    ratio = model.reflections_per_parameter
+    return float(model.r_factor * np.sqrt(ratio / (ratio - 1))) if ratio > 1 else np.inf

@@ -9,13 +9,14 @@ from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.crystal.scatterers import AsymmetricUnit, form_factors, group_operations
 from patterson_jax.crystal.structure import CrystalData, SpaceGroup
 from patterson_jax.solving import crystal_maps as maps
-from patterson_jax.solving.crystal_anisotropy import refine_anisotropic
+from patterson_jax.solving.crystal_anisotropy import allowed_shifts, refine_anisotropic
 from patterson_jax.solving.crystal_elements import atomic_number, powers_of
 from patterson_jax.solving.crystal_refinement import Fit, observations, refine, up_to
 
 FIRST_U = 0.04  # Å², of an atom that is not refined yet
 ON_SPECIAL = 0.05  # Å; an atom so near to a special position stays on it
 STRONG = 4.0  # F/σ(F) above which reflections count in R1
+ANISOTROPIC_CYCLES = 20
 OCCUPANCY_CYCLES = 4  # to tell scattering powers
 MOST_PEAKS = 200  # in the cell, of a difference map
 ALIKE = 2  # difference of atomic numbers up to which elements can be confused
@@ -73,13 +74,20 @@ class CrystalInGroup:
         operations, volume = self.space_group.operations, self.data.cell.volume
         return maps.symmetric_map(self.hkl, structure_factors, operations, self.shape, volume)
 
-    def stabilisers(self, positions: np.ndarray) -> np.ndarray:
-        """Numbers `(m,)` of operations that keep positions `(m, 3)` in place."""
-        return np.array([len(maps.stabiliser(each, *self.symmetry)) for each in positions], int)
+    def stabilisers(self, positions: np.ndarray) -> list[np.ndarray]:
+        """The rotations `(k, 3, 3)` of the operations that keep each of positions `(m, 3)` in place."""
+        return [maps.stabiliser(each, *self.symmetry) for each in positions]
 
     def multiplicities(self, positions: np.ndarray) -> np.ndarray:
         """Numbers `(m,)` of sites in the cell, of positions `(m, 3)`."""
-        return len(self.space_group.symops) // self.stabilisers(positions)
+        return len(self.space_group.symops) // self._orders(positions)
+
+    def occupancies(self, positions: np.ndarray) -> np.ndarray:
+        """Occupancies `(m,)` of full sites at positions `(m, 3)`, relative to the general position."""
+        return 1 / self._orders(positions)
+
+    def _orders(self, positions):
+        return np.array([len(each) for each in self.stabilisers(positions)], int)
 
     def settled(self, positions: np.ndarray, tolerance: float = ON_SPECIAL) -> tuple[np.ndarray, np.ndarray]:
         """Positions `(m, 3)` on the special positions that they are near to, in Å, and their projectors (`settle`)."""
@@ -127,34 +135,19 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True)
-class Refined(Model):
-    """A model after refinement.
+class Fitted(Model):
+    """A model that was fitted to the data.
 
     Attributes:
-        fit: of the model; its occupancies are 1 on full sites.
+        calculated: `(reflections,)` complex, Fc, in the order of the crystal's reflections.
     """
 
-    fit: Fit = dataclasses.field(kw_only=True)
-
-    @property
-    def powers(self) -> np.ndarray:
-        """The scattering power of each site, `(n,)`, if occupancies were refined (see `crystal_elements`)."""
-        return np.asarray(self.fit.unit.occupancies) * powers_of(self.elements)
+    calculated: np.ndarray = dataclasses.field(kw_only=True)
 
     @property
     def principal_u(self) -> np.ndarray:
-        """U of each atom, `(n, 1)`, or along its three axes, `(n, 3)`, Å²."""
+        """U of each atom along its axes, Å²: `(n, 1)` where it is the same along all."""
         return self.u_iso[:, None]
-
-    @functools.cached_property
-    def with_occupancies(self) -> 'Refined':
-        """The same after some cycles in which occupancies are refined in place of the scale."""
-        return refined(self, OCCUPANCY_CYCLES, occupancies=True)
-
-    @property
-    def calculated(self) -> np.ndarray:
-        """Fc, in the order of the crystal's reflections."""
-        return np.asarray(self.fit.structure_factors).ravel()[: len(self.crystal.hkl)]
 
     @property
     def observed(self) -> np.ndarray:
@@ -186,8 +179,29 @@ class Refined(Model):
 
 
 @dataclasses.dataclass(frozen=True)
-class Anisotropic(Refined):
-    """A model after refinement with anisotropic displacements.
+class Refined(Fitted):
+    """A model after isotropic refinement.
+
+    Attributes:
+        fit: of the model; its occupancies are 1 on full sites.
+    """
+
+    fit: Fit = dataclasses.field(kw_only=True)
+
+    @property
+    def powers(self) -> np.ndarray:
+        """The scattering power of each site, `(n,)`, if occupancies were refined (see `crystal_elements`)."""
+        return np.asarray(self.fit.unit.occupancies) * powers_of(self.elements)
+
+    @functools.cached_property
+    def with_occupancies(self) -> 'Refined':
+        """The same after some cycles in which occupancies are refined in place of the scale."""
+        return refined(self, OCCUPANCY_CYCLES, occupancies=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Anisotropic(Fitted):
+    """A model after refinement with anisotropic displacements; `u_iso` is their mean.
 
     Attributes:
         tensors: `(n, 3, 3)`, U along rectangular axes, Å².
@@ -199,6 +213,11 @@ class Anisotropic(Refined):
     def principal_u(self) -> np.ndarray:
         """U of each atom along its three axes, `(n, 3)`, Å²."""
         return np.linalg.eigvalsh(self.tensors)
+
+    @property
+    def reflections_per_parameter(self) -> float:
+        """Reflections for each free coordinate and component of U of an atom, and the scale."""
+        return _for_anisotropy(self)
 
 
 def in_group(data: CrystalData, space_group: SpaceGroup) -> CrystalInGroup:
@@ -229,18 +248,25 @@ def refined(model: Model, cycles: int, occupancies: bool = False, most: int | No
     fit = refine(unit, model.scale, projectors, operations, reflections, cycles, occupancies)
     fit = fit._replace(unit=fit.unit._replace(occupancies=fit.unit.occupancies / unit.occupancies))
     positions, u_iso = np.asarray(fit.unit.positions, float), np.asarray(fit.unit.u_iso)
-    return Refined(crystal, positions, u_iso, model.elements, float(fit.scale), fit=fit)
+    calculated = np.asarray(fit.structure_factors).ravel()[: len(crystal.hkl)]
+    return Refined(crystal, positions, u_iso, model.elements, float(fit.scale), calculated=calculated, fit=fit)
 
 
 def enough_for_anisotropy(model: Model) -> bool:
-    """Whether there are reflections enough for six components of U of each atom."""
-    return len(model.crystal.hkl) >= LEAST_FOR_ANISOTROPY * (9 * len(model.positions) + 1)
+    """Whether there are reflections enough for anisotropic displacements."""
+    return _for_anisotropy(model) >= LEAST_FOR_ANISOTROPY
+
+
+def _for_anisotropy(model):
+    """Reflections for each parameter of a model with anisotropic displacements."""
+    free = sum(np.trace(allowed_shifts(each)) for each in model.crystal.stabilisers(model.positions))
+    return float(len(model.crystal.hkl) / (free + 1))
 
 
 def _asymmetric_unit(model, positions):
     """The atoms of a model at positions on which they have been settled; their elements are rows of the table."""
     _, rows = np.unique(model.elements, return_inverse=True)
-    return AsymmetricUnit(positions, model.u_iso, 1 / model.crystal.stabilisers(positions), rows)
+    return AsymmetricUnit(positions, model.u_iso, model.crystal.occupancies(positions), rows)
 
 
 def _observations(model):
@@ -250,35 +276,23 @@ def _observations(model):
     return observations(crystal.hkl, crystal.spacings, table, crystal.intensities, crystal.sigmas)
 
 
-def anisotropic(model: Refined, cycles: int) -> Anisotropic:
-    """Refines a model further, with anisotropic displacements.
-
-    Args:
-        model: to start from.
-        cycles: the highest number of cycles.
-    """
+def anisotropic(model: Refined) -> Anisotropic:
+    """Refines a model further, with anisotropic displacements."""
     crystal, edges = model.crystal, model.crystal.data.cell.orthogonalization
-    rotations = [maps.stabiliser(each, *crystal.symmetry) for each in model.positions]
+    rotations = crystal.stabilisers(model.positions)
     fractions = np.linalg.inv(edges)
     tensors = model.u_iso[:, None, None] * (fractions @ fractions.T)
     unit, reflections = _asymmetric_unit(model, model.positions), _observations(model)
     operations = group_operations(crystal.space_group)
-    fit = refine_anisotropic(unit, tensors, model.scale, rotations, operations, reflections, cycles)
-    tensors = edges @ np.asarray(fit.tensors, float) @ edges.T
+    fit = refine_anisotropic(unit, tensors, model.scale, rotations, operations, reflections, ANISOTROPIC_CYCLES)
+    tensors = edges @ fit.tensors @ edges.T
     u_iso, positions = np.trace(tensors, axis1=1, axis2=2) / 3, np.asarray(fit.positions, float)
-    same = model.fit._replace(structure_factors=fit.structure_factors)
-    return Anisotropic(crystal, positions, u_iso, model.elements, float(fit.scale), fit=same, tensors=tensors)
+    calculated = np.asarray(fit.structure_factors).ravel()[: len(crystal.hkl)]
+    return Anisotropic(
+        crystal, positions, u_iso, model.elements, float(fit.scale), calculated=calculated, tensors=tensors
+    )
 
 
 def r1(deviations: np.ndarray, observed: np.ndarray) -> float:
     """R1 from |Fo − k|Fc|| and |Fo|; 1 without reflections."""
     return float(deviations.sum() / observed.sum()) if len(observed) else 1.0
-
-
-def corrected(r_factor: float, reflections_per_parameter: float) -> float:
-    """R1 corrected for the number of parameters, so that models of different size can be compared.
-
-    With n reflections and p parameters the mean square of the residuals is that of the errors times (n − p) / n.
-    """
-    ratio = reflections_per_parameter
-    return float(r_factor * np.sqrt(ratio / (ratio - 1))) if ratio > 1 else np.inf

@@ -18,8 +18,8 @@ from patterson_jax.solving.crystal_findings import examine, residues
 from patterson_jax.solving.crystal_model import (
     FIRST_U,
     Model,
+    Refined,
     anisotropic,
-    corrected,
     enough_for_anisotropy,
     in_group,
     refined,
@@ -36,7 +36,7 @@ from patterson_jax.solving.crystal_verdict import (
 
 LEAST_DATA = 2.0  # reflections for each parameter; a model with fewer explains any data
 MUCH_BETTER = 0.75  # other elements than the formula's are preferred if their R1 is below this part of R1
-ANISOTROPIC_CYCLES, MAP_CYCLES = 12, 12  # of refinement
+MAP_CYCLES = 20  # of refinement
 UNFORESEEN = 0.93  # ratio of R1 below which elements outside of the formula make its elements doubtful
 
 
@@ -53,6 +53,7 @@ class Interpretation:
         density: over the given cell, roughly in electrons/Å³, with the phases of the model.
         findings: the grounds of the verdict; None without atoms.
         remarks: those of the reasons that hold whatever the verdict is.
+        evidence: how the phases were found.
     """
 
     space_group: SpaceGroup
@@ -63,15 +64,21 @@ class Interpretation:
     density: np.ndarray
     findings: Findings | None = None
     remarks: tuple[str, ...] = ()
+    evidence: Evidence = dataclasses.field(default_factory=Evidence)
 
-    def with_findings(self, evidence: Evidence, **changed: Any) -> 'Interpretation':
-        """The same atoms with findings of which some are changed, judged again."""
+    def with_findings(self, evidence: Evidence | None = None, **changed: Any) -> 'Interpretation':
+        """The same atoms with findings of which some are changed, judged again, by other evidence if there is any."""
         assert self.findings is not None  # because it has atoms
-        findings = dataclasses.replace(self.findings, **changed)
+        findings, evidence = dataclasses.replace(self.findings, **changed), evidence or self.evidence
         verdict, reasons = judge_crystal(findings, evidence)
-        group = dataclasses.replace(self.space_group, certain=findings.group_certain)
-        reasons = (*reasons, *self.remarks)
-        return dataclasses.replace(self, space_group=group, findings=findings, verdict=verdict, reasons=reasons)
+        return dataclasses.replace(
+            self,
+            space_group=dataclasses.replace(self.space_group, certain=findings.group_certain),
+            findings=findings,
+            verdict=verdict,
+            reasons=(*reasons, *self.remarks),
+            evidence=evidence,
+        )
 
 
 def interpret_phases(
@@ -133,10 +140,10 @@ def judge_atoms(
     return _finished(Model(crystal, settled, np.full(len(settled), FIRST_U), elements), evidence)
 
 
-def r_factor_from_map(
+def refined_from_map(
     data: CrystalData, space_group: SpaceGroup, atoms: list[Site], hkl: np.ndarray, structure_factors: np.ndarray
-) -> float:
-    """R1 of atoms that are refined from the nearest maxima of a map, corrected for the number of parameters.
+) -> Refined:
+    """Atoms that are refined from the nearest maxima of a map.
 
     Args:
         data: of the crystal.
@@ -147,12 +154,13 @@ def r_factor_from_map(
     """
     crystal = in_group(data, space_group)
     density, sites = crystal.map(_phased(crystal, hkl, structure_factors)), np.array([atom.fract for atom in atoms])
-    peaks = maps.sharp_peaks(density, *crystal.symmetry, least=density.std(), number=8 * len(sites))
+    peaks = maps.sharp_peaks(
+        density, *crystal.symmetry, least=density.std(), number=2 * len(sites) * len(space_group.symops)
+    )
     kept = maps.apart(sites, np.zeros((0, 3)), *crystal.symmetry, least=SAME_ATOM)
     places, _ = crystal.settled(np.array([_nearest_peak(sites[index], peaks.positions, crystal) for index in kept]))
     u_iso, elements = np.array([atoms[index].u_iso for index in kept]), tuple(atoms[index].element for index in kept)
-    found = refined(Model(crystal, places, u_iso, elements), MAP_CYCLES)
-    return corrected(found.r_factor, found.reflections_per_parameter)
+    return refined(Model(crystal, places, u_iso, elements), MAP_CYCLES)
 
 
 def _nearest_peak(site, peaks, crystal):
@@ -175,7 +183,7 @@ def _finished(model, evidence):
     found, sureness = with_best_elements(model)
     findings, crystal = examine(found), found.crystal
     if is_for_anisotropy(findings, evidence) and enough_for_anisotropy(found):
-        freer = residues(anisotropic(found, ANISOTROPIC_CYCLES))
+        freer = residues(anisotropic(found))
         findings = dataclasses.replace(findings, anisotropic=freer)
     verdict, reasons = judge_crystal(findings, evidence)
     remarks: tuple[str, ...] = ()
@@ -188,7 +196,7 @@ def _finished(model, evidence):
             remarks = (words,)
     atoms, reasons = _sites(found, sureness), (*reasons, *remarks)
     return Interpretation(
-        crystal.space_group, atoms, findings.r_factor, verdict, reasons, found.density, findings, remarks
+        crystal.space_group, atoms, findings.r_factor, verdict, reasons, found.density, findings, remarks, evidence
     )
 
 
@@ -202,7 +210,7 @@ def _without_formula(model, evidence, found):
     if not other.findings.r_factor < MUCH_BETTER * found.findings.r_factor:
         return found
     remarks = (*other.remarks, 'the elements of the formula do not explain the data; these do')
-    return dataclasses.replace(other, remarks=remarks).with_findings(evidence, follows_formula=False)
+    return dataclasses.replace(other, remarks=remarks).with_findings(follows_formula=False)
 
 
 def _sites(found, sureness):

@@ -15,7 +15,7 @@ import math
 from typing import NamedTuple
 
 HOPELESS_R = 0.35  # R1 above which a model does not explain the data
-U_RANGE, ANISOTROPIC_U_RANGE = (0.003, 0.15), (0.0, 0.4)  # Å²; of all directions
+U_RANGE, ANISOTROPIC_U_RANGE = (0.003, 0.15), (0.002, 0.4)  # Å²; of all directions
 SHORTEST_CONTACT = 1.1  # Å
 ORGANIC_VOLUME, ANY_VOLUME = (12.0, 30.0), (7.0, 45.0)  # Å³ for each atom, hydrogen not counted
 MOST_ABSENT = 0.02  # mean intensity of reflections that the group forbids, relative to that of all
@@ -68,6 +68,7 @@ class Residues:
         deepest_hole: likewise.
         lowest_u: Å², along any direction.
         highest_u: Å², likewise.
+        reflections_per_parameter: number of unique reflections for each parameter.
     """
 
     r_factor: float
@@ -75,6 +76,7 @@ class Residues:
     deepest_hole: float
     lowest_u: float
     highest_u: float
+    reflections_per_parameter: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +99,6 @@ class Findings(Residues):
         weak_intensity: mean measured intensity of the third of the reflections that are weakest in the model, each
             relative to the mean of its shell.
         group_certain: whether phases and data left no other group.
-        reflections_per_parameter: number of unique reflections for each parameter.
         d_min: Å.
         follows_formula: whether the atoms have the proportions of the formula; None without a formula.
         missing_share: share of the formula's atoms that are missing.
@@ -118,7 +119,6 @@ class Findings(Residues):
     parity_noise: float
     weak_intensity: float
     group_certain: bool
-    reflections_per_parameter: float
     d_min: float
     follows_formula: bool | None
     missing_share: float
@@ -131,10 +131,9 @@ def expected_r_factor(findings: Findings, limits: Limits = ISOTROPIC) -> float:
 
 
 def explains(findings: Findings) -> bool:
-    """Whether R1 is as low as that of a right model, with isotropic displacements or with anisotropic ones."""
-    with_these = findings.anisotropic
-    anisotropic = with_these is not None and with_these.r_factor < expected_r_factor(findings, ANISOTROPIC)
-    return anisotropic or findings.r_factor < expected_r_factor(findings)
+    """Whether R1 is as low as that of a right model, or nothing is left with anisotropic displacements."""
+    freer = findings.anisotropic
+    return findings.r_factor < expected_r_factor(findings) or (freer is not None and _is_sensible(findings, freer))
 
 
 def poor_data(reflections_per_parameter: float, d_min: float) -> bool:
@@ -178,14 +177,11 @@ def is_for_anisotropy(findings: Findings, evidence: Evidence) -> bool:
 
 def _unexplained(findings, residues, limits):
     """What a model leaves unexplained beyond limits, in words."""
-    r, limit = residues, expected_r_factor(findings, limits)
+    r, limit, most = residues, expected_r_factor(findings, limits), limits.residue
     return _words(
-        (r.r_factor > limit, f'R1 is {r.r_factor:.3f}, where at most {limit:.3f} is to be expected'),
-        (r.highest_peak > limits.residue, f'a difference peak has {r.highest_peak:.0%} of the lightest atom'),
-        (
-            r.deepest_hole > limits.residue,
-            f'a hole of the difference map has {r.deepest_hole:.0%} of the lightest atom',
-        ),
+        (not r.r_factor <= limit, f'R1 is {r.r_factor:.3f}, where at most {limit:.3f} is to be expected'),
+        (not r.highest_peak <= most, f'a difference peak has {r.highest_peak:.0%} of the lightest atom'),
+        (not r.deepest_hole <= most, f'a hole of the difference map has {r.deepest_hole:.0%} of the lightest atom'),
     )
 
 
