@@ -131,8 +131,8 @@ def main() -> None:
     with exit_on_errors():
         enable_compilation_cache()
         results: list[dict] = []
-        doubted = crystal_groups._is_doubted if checked else lambda *_: False
-        with mock.patch.object(crystal_groups, '_is_doubted', doubted):
+        check = crystal_groups._is_better_without_centre if checked else lambda *_: False
+        with mock.patch.object(crystal_groups, '_is_better_without_centre', check):
             for distance in DISTANCES:
                 for index in range(options.crystals):
                     results.append(measure(index, distance, options.starts))

@@ -135,13 +135,23 @@ def _weak_intensity(found):
 
     It is 1 for a model unrelated to the crystal, and up to 0.2 for the right model.
     """
-    calculated, intensities = np.abs(found.calculated), found.crystal.intensities
-    total, count = 0.0, 0
-    for shell in np.array_split(np.arange(len(calculated)), max(len(calculated) // SHELL, 1)):
-        weakest = shell[np.argsort(calculated[shell])[: max(len(shell) // 3, 1)]]
+    intensities, total, count = found.crystal.intensities, 0.0, 0
+    for shell, weakest in _weakest_in_shells(found):
         total += intensities[weakest].sum() / max(intensities[shell].mean(), 1e-9)
         count += len(weakest)
     return float(total / count)
+
+
+def weakest(found: Fitted) -> np.ndarray:
+    """The indices of the third of the reflections that are weakest in a model, of each shell of 1/d."""
+    return np.concatenate([weakest for _, weakest in _weakest_in_shells(found)])
+
+
+def _weakest_in_shells(found):
+    """The reflections of each shell, and the third of these that are weakest in the model."""
+    calculated = np.abs(found.calculated)
+    shells = np.array_split(np.arange(len(calculated)), max(len(calculated) // SHELL, 1))
+    return [(shell, shell[np.argsort(calculated[shell])[: max(len(shell) // 3, 1)]]) for shell in shells]
 
 
 def further_symmetry(positions: np.ndarray, numbers: np.ndarray, space_group: SpaceGroup, data: CrystalData) -> bool:

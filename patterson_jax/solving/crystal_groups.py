@@ -9,10 +9,10 @@ import dataclasses
 
 import numpy as np
 
-from patterson_jax.solving.crystal_model import Fitted, anisotropic
+from patterson_jax.solving.crystal_findings import weakest
 from patterson_jax.solving.crystal_phasing import Crystal, PhasedMap, phased_by_atoms
 from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases, refined_from_map
-from patterson_jax.solving.crystal_verdict import ENOUGH_AGREEING, Evidence, Residues, explains
+from patterson_jax.solving.crystal_verdict import ENOUGH_AGREEING, LEAST_DATA, Evidence, Residues, explains
 from patterson_jax.solving.spacegroup import (
     averaged,
     find_space_group,
@@ -26,6 +26,7 @@ ABSENT = 1e-6  # part of the largest structure factor below which a reflection c
 WELL_OBEYED = 0.85  # no subgroup is tried if the phases agree with a certain group by more than this
 CENTRE_REFUTED = 0.5  # there is no centre if R1 in P1 is below this part of that of the same atoms with a centre
 DOUBTED = 0.85  # a group is not certain if R1 with less symmetry is below this part
+WEAK_DOUBTED = 0.88  # nor is one with a centre if weak reflections deviate by less than this part without it
 CLEARLY_BETTER = 0.8  # a model is clearly better if its R1 is below this part of the other R1
 
 
@@ -37,9 +38,11 @@ def interpreted(crystal: Crystal, reached: PhasedMap, agreeing: int) -> list[Int
         reached: the best of the maps that agree.
         agreeing: number of these.
     """
-    answers = _answers_in_groups(crystal, reached, agreeing)
+    answers, centre_doubted = _answers_in_groups(crystal, reached, agreeing)
     if crystal.data.laue_class == '-1' or reached.explained is not None:
         answers = [each for answer in answers for each in with_and_without_centre(crystal, answer, agreeing)]
+    if centre_doubted:
+        answers = [_not_certain(answer) if answer.space_group.has_centre else answer for answer in answers]
     return answers
 
 
@@ -50,22 +53,25 @@ def _answers_in_groups(crystal, reached, agreeing):
     the symmetry of a larger group. A group with less symmetry has more parameters, so it must explain the data clearly
     better. If none does, the first group is called certain, provided that several starts led to it and that the phases
     obey its operations and no others. Atoms that have more symmetry than their group are interpreted again with it.
+
+    Returns the answers, and whether the map speaks against a centre with which the first one would be solved.
     """
     found, evidence = reached.found, _evidence(reached.found.frame, agreeing, reached.obeyed)
     first = _interpretation(crystal, found.space_group, reached.factors, evidence)
     doubted = _is_better_without_centre(crystal, reached, found.frame, first)
-    first = first.with_findings(group_certain=False) if doubted else first
+    first = _not_certain(first) if doubted else first
     obeyed = found.space_group.certain and found.kept > WELL_OBEYED and not doubted
     settled = first.verdict == 'solved' and first.findings.anisotropic is None  # U may have made up for symmetry
     if settled or obeyed or agreeing < ENOUGH_AGREEING or first.r_factor is None:
-        return [first]
+        return [first], doubted
     others = _answers_in_other_groups(crystal, reached, agreeing, first)
     if any(answer.verdict == 'solved' for answer in others):
-        return [first, *others]
+        return [first, *others], doubted
     if not others and not doubted and reached.obeys_its_group_alone:
         certain = first.with_findings(group_certain=True)
-        first = first if _is_better_without_centre(crystal, reached, found.frame, certain) else certain
-    return [first, *others, *_answers_with_symmetry_of_atoms(crystal, [first, *others])]
+        doubted = _is_better_without_centre(crystal, reached, found.frame, certain)
+        first = first if doubted else certain
+    return [first, *others, *_answers_with_symmetry_of_atoms(crystal, [first, *others])], doubted
 
 
 def _answers_in_other_groups(crystal, reached, agreeing, first):
@@ -83,7 +89,7 @@ def _answers_in_other_groups(crystal, reached, agreeing, first):
         factors, _, _ = averaged(crystal.expanded, reached.own, group, frame.origin)
         other = _interpretation(crystal, group, factors, _evidence(frame, agreeing))
         if _is_better_without_centre(crystal, reached, frame, other):
-            other = other.with_findings(group_certain=False)
+            other = _not_certain(other)
         better = corrected_r_factor(other) < CLEARLY_BETTER * corrected_r_factor(first)
         if better or (other.verdict == 'solved' and first.verdict != 'solved'):
             answers.append(other)
@@ -98,7 +104,7 @@ def _answers_with_symmetry_of_atoms(crystal, answers):
     for answer in answers:
         if answer.space_group.number > 1 and answer.findings.further_symmetry and _explains(answer):
             whole = with_symmetry_of_its_atoms(crystal, answer, answer.evidence)
-            more.append(whole.with_findings(group_certain=False) if _is_doubted(whole, answer.findings) else whole)
+            more.append(_not_certain(whole) if _is_doubted(whole, answer.findings) else whole)
     return more
 
 
@@ -124,43 +130,70 @@ def with_and_without_centre(crystal: Crystal, answer: Interpretation, agreeing: 
     ratio = corrected_r_factor(answer) / corrected_r_factor(centred)
     if 0 < ratio < CENTRE_REFUTED:  # it is 0 if there are no atoms with a centre, which tells nothing
         return [answer.with_findings(evidence, group_certain=True)]
-    centred = centred.with_findings(group_certain=False) if _is_doubted(centred, answer.findings) else centred
+    centred = _not_certain(centred) if _is_doubted(centred, answer.findings) else centred
     return [answer.with_findings(evidence, group_certain=False), centred]
 
 
 def _is_better_without_centre(crystal, reached, frame, answer):
-    """Whether the atoms of an answer that is solved with a centre explain the data so much better without it.
+    """Whether the atoms of an answer that is solved with a centre explain weak reflections clearly better without it.
 
     Of a structure that nearly has a centre, charge flipping in P1 shows the true atoms, if they are apart enough. So
     each atom and its image by the centre are refined from the nearest maxima of the map before it was averaged. Of
-    atoms that were placed with a centre, that map tells nothing.
+    atoms that were placed with a centre, that map tells nothing. What the centre lacks is seen in the reflections that
+    are weak with it; R1 becomes lower in disordered crystals too. Where data are too few for the freed atoms, it is not
+    asked.
     """
     centre = answer.space_group.centre
     if answer.verdict != 'solved' or centre is None or reached.explained is not None:
         return False
-    atoms = [(atom, np.array(atom.fract)) for atom in answer.atoms]
-    freed = [dataclasses.replace(atom, fract=tuple(at)) for atom, one in atoms for at in (one, centre - one)]
-    for group in subgroups_without_centre(answer.space_group):
+
+    def refined_in(group, atoms):
         factors, _, _ = averaged(crystal.expanded, reached.own, group, frame.origin)
         hkl, phased = _phases(crystal, factors)
-        found = refined_from_map(crystal.data, group, freed, hkl, phased)
-        if _is_doubted(answer, found, anisotropic(found) if answer.findings.anisotropic else None):
-            return True
-    return False
+        return refined_from_map(crystal.data, group, atoms, hkl, phased)
+
+    whole = refined_in(answer.space_group, list(answer.atoms))
+    atoms = [(atom, np.array(atom.fract)) for atom in answer.atoms]
+    freed = [dataclasses.replace(atom, fract=tuple(at)) for atom, one in atoms for at in (one, centre - one)]
+    models = (refined_in(group, freed) for group in subgroups_without_centre(answer.space_group))
+    return any(
+        model.reflections_per_parameter >= LEAST_DATA and not _weak_misfit(model, whole) >= WEAK_DOUBTED
+        for model in models
+    )
 
 
-def _is_doubted(answer, freer, anisotropic_freer=None):
+def _weak_misfit(freer, whole):
+    """Mean |Fo² − k² Fc²| of the reflections that are weak in one model, by another, relative to that by the one.
+
+    Both are corrected for the number of parameters.
+    """
+    rows = {tuple(hkl): row for row, hkl in enumerate(freer.crystal.hkl.tolist())}
+    weak = weakest(whole)
+    same = np.array([rows[tuple(hkl)] for hkl in whole.crystal.hkl[weak].tolist()])
+    by_freer, by_whole = (
+        np.abs(model.crystal.intensities - (model.scale * np.abs(model.calculated)) ** 2) for model in (freer, whole)
+    )
+    scale = np.mean(freer.crystal.intensities[same]) / np.mean(whole.crystal.intensities[weak])  # each has a mean of 1
+    correction = _correction(freer.reflections_per_parameter) / _correction(whole.reflections_per_parameter)
+    return np.mean(by_freer[same]) / scale / np.mean(by_whole[weak]) * correction
+
+
+def _is_doubted(answer, freer):
     """Whether a model with less symmetry explains the data so much better than an answer that its group is doubtful.
 
-    Disordered atoms are explained somewhat better without a centre, the more with anisotropic displacements.
+    Disordered atoms are explained somewhat better with less symmetry, the more with anisotropic displacements.
     """
     if answer.findings is None:
         return False
     doubted = not corrected(freer) >= DOUBTED * corrected(answer.findings)
-    anisotropic_freer = anisotropic_freer or getattr(freer, 'anisotropic', None)
-    if answer.findings.anisotropic and anisotropic_freer:
-        return doubted or not corrected(anisotropic_freer) >= CLEARLY_BETTER * corrected(answer.findings.anisotropic)
+    if answer.findings.anisotropic and freer.anisotropic:
+        return doubted or not corrected(freer.anisotropic) >= CLEARLY_BETTER * corrected(answer.findings.anisotropic)
     return doubted
+
+
+def _not_certain(answer):
+    """An answer whose group is not certain."""
+    return answer.with_findings(group_certain=False) if answer.findings else answer
 
 
 def _explains(answer):
@@ -228,10 +261,14 @@ def corrected_r_factor(answer: Interpretation) -> float:
     return np.inf if answer.findings is None else corrected(answer.findings)
 
 
-def corrected(model: Fitted | Residues) -> float:
-    """R1 corrected for the number of parameters, so that models of different size can be compared.
+def corrected(model: Residues) -> float:
+    """R1 corrected for the number of parameters, so that models of different size can be compared."""
+    return model.r_factor * _correction(model.reflections_per_parameter)
+
+
+def _correction(ratio):
+    """The factor by which residuals of a model with so many reflections a parameter would be larger without any.
 
     With n reflections and p parameters the mean square of the residuals is that of the errors times (n − p) / n.
     """
-    ratio = model.reflections_per_parameter
-    return float(model.r_factor * np.sqrt(ratio / (ratio - 1))) if ratio > 1 else np.inf
+    return float(np.sqrt(ratio / (ratio - 1))) if ratio > 1 else np.inf
