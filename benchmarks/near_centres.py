@@ -1,7 +1,7 @@
 """Solves invented molecular crystals that nearly have an inversion centre, and counts which are called solved with it.
 
     python -m benchmarks.near_centres
-    python -m benchmarks.near_centres --without-check --json=FILE    # as if less symmetry were never tried
+    python -m benchmarks.near_centres --without-check    # as if weak reflections were not looked at; another file
 
 A crystal of `invented_crystals` in a group with a centre loses it: of each molecule and its image by the centre, which
 become independent, the second is turned about its middle, by so much that its atoms move by some distance (root mean
@@ -9,7 +9,8 @@ square, without hydrogen). With 0 Å the crystal has its centre, and the group w
 `benchmarks.crystal_verdicts` at 0.75 to 1.0 Å. All work is from intensities and formula alone; a group is right if its
 number is.
 
-Printed as Markdown and written to `near_centres.json` beside this file, or to `--json`.
+Printed as Markdown and written beside this file, to `near_centres.json` or `near_centres_without_check.json`, or to
+`--json`.
 """
 
 import argparse
@@ -25,7 +26,6 @@ from scipy.spatial.transform import Rotation
 
 from benchmarks.crystal_verdicts import random_recipe
 from patterson_jax.compilation_cache import enable_compilation_cache
-from patterson_jax.crystal.structure import CrystalData, SpaceGroup
 from patterson_jax.errors import exit_on_errors
 from patterson_jax.simulation.invented_crystals import InventedCrystal, Recipe, anisotropic_structure_factors, invent
 from patterson_jax.solving import crystal_groups
@@ -41,8 +41,8 @@ SEED = 200_000  # of the first crystal; the streams of crystal_verdicts are belo
 
 def without_centre(
     crystal: InventedCrystal, recipe: Recipe, distance: float, generator: np.random.Generator
-) -> tuple[CrystalData, SpaceGroup]:
-    """The data of a crystal whose second molecules are turned, and its group without a centre.
+) -> InventedCrystal:
+    """A crystal whose second molecules are turned, in a group without a centre.
 
     Args:
         crystal: with a centre.
@@ -62,7 +62,8 @@ def without_centre(
     intensities = np.abs(factors) ** 2
     sigmas = np.hypot(recipe.error * intensities, recipe.background * intensities.mean())
     measured = intensities + sigmas * generator.standard_normal(len(sigmas))
-    return dataclasses.replace(data, intensities=measured, sigmas=sigmas), lower
+    data = dataclasses.replace(data, intensities=measured, sigmas=sigmas)
+    return InventedCrystal(data, lower, crystal.elements * 2, positions, displacements, occupancies, factors)
 
 
 def _turned(crystal, positions, distance, generator):
@@ -85,11 +86,11 @@ def measure(index: int, distance: float, starts: int) -> dict:
     recipe = random_recipe(np.random.default_rng([SEED + index, 1]), index)
     recipe = dataclasses.replace(recipe, group=name, num_atoms=min(recipe.num_atoms, ATOMS), special=False)
     crystal = invent(recipe, SEED + index)
-    data, lower = without_centre(crystal, recipe, distance, np.random.default_rng([SEED + index, 2]))
+    crystal = without_centre(crystal, recipe, distance, np.random.default_rng([SEED + index, 2]))
     whole, parts = NUMBERS[name]
-    known = parts[int(np.any(np.linalg.det(lower.operations[0]) < 0))] if distance else whole
+    known = parts[int(np.any(np.linalg.det(crystal.space_group.operations[0]) < 0))] if distance else whole
     began = time.process_time()
-    solution = solve_crystal(data, seed=index, max_starts=starts)
+    solution = solve_crystal(crystal.data, seed=index, max_starts=starts)
     found = solution.space_group
     return {
         'index': index,
@@ -124,20 +125,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog='python -m benchmarks.near_centres', description=__doc__.partition('\n')[0])
     parser.add_argument('--crystals', type=int, default=16, help='for each distance')
     parser.add_argument('--starts', type=int, default=8, help='for a crystal, at most')
-    parser.add_argument('--without-check', action='store_true', help='a centre is never doubted; give --json too')
-    parser.add_argument('--json', type=Path, default=Path(__file__).with_name('near_centres.json'), help='to write')
+    parser.add_argument('--without-check', action='store_true', help='as if weak reflections were not looked at')
+    parser.add_argument('--json', type=Path, help='to write')
     options = parser.parse_args()
     checked = not options.without_check
+    name = 'near_centres.json' if checked else 'near_centres_without_check.json'
+    path = options.json or Path(__file__).with_name(name)
     with exit_on_errors():
         enable_compilation_cache()
         results: list[dict] = []
-        check = crystal_groups._is_better_without_centre if checked else lambda *_: False
-        with mock.patch.object(crystal_groups, '_is_better_without_centre', check):
+        limit = crystal_groups.WEAK_DOUBTED if checked else 0.0
+        with mock.patch.object(crystal_groups, 'WEAK_DOUBTED', limit):
             for distance in DISTANCES:
                 for index in range(options.crystals):
                     results.append(measure(index, distance, options.starts))
                     print(results[-1], file=sys.stderr, flush=True)
-                    write_json(options.json, {'checked': checked, 'starts': options.starts, 'crystals': results})
+                    write_json(path, {'checked': checked, 'starts': options.starts, 'crystals': results})
         print(table(results))
 
 

@@ -13,7 +13,9 @@ from patterson_jax.crystal.structure import CrystalSolution, Site, SpaceGroup
 from patterson_jax.errors import InputError
 from patterson_jax.simulation import invented_crystals
 from patterson_jax.simulation.invented_crystals import Recipe
+from patterson_jax.solving import crystal_groups
 from patterson_jax.solving.crystal_maps import stabiliser
+from patterson_jax.solving.crystal_structure import refined_atoms
 
 SHAPE = (24, 24, 24)
 ELEMENTS = ('C', 'N', 'O')
@@ -262,13 +264,14 @@ def test_a_crystal_without_its_centre_has_the_same_data_until_a_molecule_is_turn
     recipe = Recipe(group, num_atoms=6, d_min=1.0)
     crystal = invented_crystals.invent(recipe, seed=4)
     expected = np.abs(crystal.structure_factors) ** 2
-    same, lower = near_centres.without_centre(crystal, recipe, 0.0, np.random.default_rng(1))
-    assert not lower.has_centre
+    parts = near_centres.without_centre(crystal, recipe, 0.0, np.random.default_rng(1))
+    assert not parts.space_group.has_centre
+    same = parts.data
     deviations = (same.intensities - expected) / same.sigmas
     assert np.abs(deviations).max() < 5
     assert 0.9 < deviations.std() < 1.1
     np.testing.assert_allclose(same.sigmas, crystal.data.sigmas, rtol=1e-9)
-    moved, _ = near_centres.without_centre(crystal, recipe, 0.2, np.random.default_rng(1))
+    moved = near_centres.without_centre(crystal, recipe, 0.2, np.random.default_rng(1)).data
     assert ((moved.intensities - expected) / moved.sigmas).std() > 2
 
 
@@ -281,3 +284,24 @@ def test_a_molecule_is_turned_by_the_distance_that_is_wanted():
     assert np.sqrt(np.mean(moves**2)) == pytest.approx(0.2, rel=1e-3)
     before, after = ((each @ edges.T)[1] - (each @ edges.T)[0] for each in (crystal.positions, turned))
     assert np.linalg.norm(before) == pytest.approx(np.linalg.norm(after))
+
+
+@pytest.mark.parametrize(('distance', 'doubted'), [(0.0, False), (0.3, True)])
+def test_weak_reflections_tell_whether_there_is_a_centre(distance, doubted):
+    recipe = Recipe('P21/c', num_atoms=6, d_min=0.9)
+    whole = invented_crystals.invent(recipe, seed=4)
+    parts = near_centres.without_centre(whole, recipe, distance, np.random.default_rng(1))
+    models = [
+        refined_atoms(
+            parts.data,
+            crystal.space_group,
+            [
+                Site(element, element, tuple(place), 0.04, 1.0, 1)
+                for element, place in zip(crystal.elements, crystal.positions, strict=True)
+                if element != 'H'
+            ],
+        )
+        for crystal in (parts, whole)
+    ]
+    assert [len(model.positions) for model in models] == [12, 6]
+    assert crystal_groups._explains_weak(*models) == doubted

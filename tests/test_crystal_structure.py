@@ -15,7 +15,7 @@ from patterson_jax.solving import crystal_model
 from patterson_jax.solving.crystal_maps import nearest_images
 from patterson_jax.solving.crystal_model import Model, anisotropic, in_group, refined
 from patterson_jax.solving.crystal_molecule import bonds
-from patterson_jax.solving.crystal_structure import interpret_phases, judge_atoms
+from patterson_jax.solving.crystal_structure import interpret_phases, judge_atoms, refined_atoms
 from patterson_jax.solving.crystal_verdict import Evidence
 
 
@@ -267,3 +267,16 @@ def test_what_only_anisotropic_displacements_explain_is_solved(monkeypatch):
     isotropic = interpret_phases(known.data, known.space_group, known.data.hkl, factors, Evidence())
     assert isotropic.verdict == 'uncertain'
     assert isotropic.findings.anisotropic is None
+
+
+def test_atoms_are_refined_from_a_map_and_equivalent_ones_count_once(complex_on_a_centre):
+    known = complex_on_a_centre
+    result = interpret_phases(known.data, known.space_group, known.data.hkl, phased(known), Evidence())
+    moved = [dataclasses.replace(atom, fract=tuple(np.array(atom.fract) + 0.02)) for atom in result.atoms[1:]]
+    twice = [*moved, *moved, result.atoms[0]]
+    found = refined_atoms(known.data, known.space_group, twice, (known.data.hkl, phased(known)))
+    assert len(found.positions) == len(result.atoms)
+    assert found.r_factor == pytest.approx(result.r_factor, abs=2e-3)
+    metal = int(np.argmax(found.numbers))
+    np.testing.assert_array_equal(found.positions[metal] % 0.5, 0)  # it stays on its centre
+    assert found.multiplicities[metal] == 1

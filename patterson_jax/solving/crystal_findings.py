@@ -136,15 +136,15 @@ def _weak_intensity(found):
     It is 1 for a model unrelated to the crystal, and up to 0.2 for the right model.
     """
     intensities, total, count = found.crystal.intensities, 0.0, 0
-    for shell, weakest in _weakest_in_shells(found):
-        total += intensities[weakest].sum() / max(intensities[shell].mean(), 1e-9)
-        count += len(weakest)
+    for shell, weak in _weakest_in_shells(found):
+        total += intensities[weak].sum() / max(intensities[shell].mean(), 1e-9)
+        count += len(weak)
     return float(total / count)
 
 
 def weakest(found: Fitted) -> np.ndarray:
     """The indices of the third of the reflections that are weakest in a model, of each shell of 1/d."""
-    return np.concatenate([weakest for _, weakest in _weakest_in_shells(found)])
+    return np.concatenate([weak for _, weak in _weakest_in_shells(found)])
 
 
 def _weakest_in_shells(found):

@@ -11,7 +11,7 @@ import numpy as np
 
 from patterson_jax.solving.crystal_findings import weakest
 from patterson_jax.solving.crystal_phasing import Crystal, PhasedMap, phased_by_atoms
-from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases, refined_from_map
+from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases, refined_atoms
 from patterson_jax.solving.crystal_verdict import ENOUGH_AGREEING, LEAST_DATA, Evidence, Residues, explains
 from patterson_jax.solving.spacegroup import (
     averaged,
@@ -24,9 +24,9 @@ from patterson_jax.solving.spacegroup import (
 MOST_ALTERNATIVES = 3  # groups that are tried beside the one that was found
 ABSENT = 1e-6  # part of the largest structure factor below which a reflection counts as absent
 WELL_OBEYED = 0.85  # no subgroup is tried if the phases agree with a certain group by more than this
-CENTRE_REFUTED = 0.5  # there is no centre if R1 in P1 is below this part of that of the same atoms with a centre
+CENTRE_REFUTED = 0.5  # there is no centre if R1 without it is below this part of that of the same atoms with it
 DOUBTED = 0.85  # a group is not certain if R1 with less symmetry is below this part
-WEAK_DOUBTED = 0.88  # nor is one with a centre if weak reflections deviate by less than this part without it
+WEAK_DOUBTED = 0.88  # nor is it if weak reflections deviate by less than this part with less symmetry
 CLEARLY_BETTER = 0.8  # a model is clearly better if its R1 is below this part of the other R1
 
 
@@ -47,38 +47,36 @@ def interpreted(crystal: Crystal, reached: PhasedMap, agreeing: int) -> list[Int
 
 
 def _answers_in_groups(crystal, reached, agreeing):
-    """Interprets a map in the group that was found and, if that does not solve it, in others.
+    """Interprets a map in the group that was found and, if that does not solve it as it is, in others.
 
     The others are groups that fit the phases nearly as well, or else subgroups, because a structure may come near to
     the symmetry of a larger group. A group with less symmetry has more parameters, so it must explain the data clearly
-    better. If none does, the first group is called certain, provided that several starts led to it and that the phases
-    obey its operations and no others. Atoms that have more symmetry than their group are interpreted again with it.
+    better; then the first is not certain. If none does, the first group is called certain, provided that several
+    starts led to it and that the phases obey its operations and no others. Atoms that have more symmetry than their
+    group are interpreted again with it.
 
     Returns the answers, and whether the map speaks against a centre with which the first one would be solved.
     """
     found, evidence = reached.found, _evidence(reached.found.frame, agreeing, reached.obeyed)
     first = _interpretation(crystal, found.space_group, reached.factors, evidence)
-    doubted = _is_better_without_centre(crystal, reached, found.frame, first)
+    doubted = _is_better_without_centre(crystal, reached, first)
     first = _not_certain(first) if doubted else first
     obeyed = found.space_group.certain and found.kept > WELL_OBEYED and not doubted
     settled = first.verdict == 'solved' and first.findings.anisotropic is None  # U may have made up for symmetry
     if settled or obeyed or agreeing < ENOUGH_AGREEING or first.r_factor is None:
         return [first], doubted
-    others = _answers_in_other_groups(crystal, reached, agreeing, first)
-    if any(answer.verdict == 'solved' for answer in others):
-        return [first, *others], doubted
-    if not others and not doubted and reached.obeys_its_group_alone:
+    others = _better_answers_in_other_groups(crystal, reached, agreeing, first)
+    if others:
+        first = _not_certain(first)
+    elif first.verdict != 'solved' and not doubted and reached.obeys_its_group_alone:
         certain = first.with_findings(group_certain=True)
-        doubted = _is_better_without_centre(crystal, reached, found.frame, certain)
+        doubted = _is_better_without_centre(crystal, reached, certain)
         first = first if doubted else certain
     return [first, *others, *_answers_with_symmetry_of_atoms(crystal, [first, *others])], doubted
 
 
-def _answers_in_other_groups(crystal, reached, agreeing, first):
-    """The interpretations of a map in other groups that are solved, or explain the data clearly better than the first.
-
-    If the first is solved, the others must explain the data better too, and the search ends with one that is solved.
-    """
+def _better_answers_in_other_groups(crystal, reached, agreeing, first):
+    """The interpretations of a map in other groups that explain the data clearly better than the first."""
     found, answers = reached.found, []
     operations = found.operations[: found.number_kept]
     frames = (found.alternatives or half_frames(crystal.expanded, reached.own, operations))[:MOST_ALTERNATIVES]
@@ -88,13 +86,8 @@ def _answers_in_other_groups(crystal, reached, agreeing, first):
         group = dataclasses.replace(frame.group, candidates=candidates)
         factors, _, _ = averaged(crystal.expanded, reached.own, group, frame.origin)
         other = _interpretation(crystal, group, factors, _evidence(frame, agreeing))
-        if _is_better_without_centre(crystal, reached, frame, other):
-            other = _not_certain(other)
-        better = corrected_r_factor(other) < CLEARLY_BETTER * corrected_r_factor(first)
-        if better or (other.verdict == 'solved' and first.verdict != 'solved'):
+        if corrected_r_factor(other) < CLEARLY_BETTER * corrected_r_factor(first):
             answers.append(other)
-            if other.verdict == 'solved':
-                break
     return answers
 
 
@@ -104,7 +97,7 @@ def _answers_with_symmetry_of_atoms(crystal, answers):
     for answer in answers:
         if answer.space_group.number > 1 and answer.findings.further_symmetry and _explains(answer):
             whole = with_symmetry_of_its_atoms(crystal, answer, answer.evidence)
-            more.append(_not_certain(whole) if _is_doubted(whole, answer.findings) else whole)
+            more.append(_not_certain(whole) if _is_doubted(crystal, whole, answer) else whole)
     return more
 
 
@@ -130,75 +123,74 @@ def with_and_without_centre(crystal: Crystal, answer: Interpretation, agreeing: 
     ratio = corrected_r_factor(answer) / corrected_r_factor(centred)
     if 0 < ratio < CENTRE_REFUTED:  # it is 0 if there are no atoms with a centre, which tells nothing
         return [answer.with_findings(evidence, group_certain=True)]
-    centred = _not_certain(centred) if _is_doubted(centred, answer.findings) else centred
+    centred = _not_certain(centred) if _is_doubted(crystal, centred, answer) else centred
     return [answer.with_findings(evidence, group_certain=False), centred]
 
 
-def _is_better_without_centre(crystal, reached, frame, answer):
+def _is_better_without_centre(crystal, reached, answer):
     """Whether the atoms of an answer that is solved with a centre explain weak reflections clearly better without it.
 
     Of a structure that nearly has a centre, charge flipping in P1 shows the true atoms, if they are apart enough. So
     each atom and its image by the centre are refined from the nearest maxima of the map before it was averaged. Of
-    atoms that were placed with a centre, that map tells nothing. What the centre lacks is seen in the reflections that
-    are weak with it; R1 becomes lower in disordered crystals too. Where data are too few for the freed atoms, it is not
-    asked.
+    atoms that were placed with a centre, that map tells nothing.
     """
     centre = answer.space_group.centre
     if answer.verdict != 'solved' or centre is None or reached.explained is not None:
         return False
-
-    def refined_in(group, atoms):
-        factors, _, _ = averaged(crystal.expanded, reached.own, group, frame.origin)
-        hkl, phased = _phases(crystal, factors)
-        return refined_from_map(crystal.data, group, atoms, hkl, phased)
-
-    whole = refined_in(answer.space_group, list(answer.atoms))
     atoms = [(atom, np.array(atom.fract)) for atom in answer.atoms]
     freed = [dataclasses.replace(atom, fract=tuple(at)) for atom, one in atoms for at in (one, centre - one)]
-    models = (refined_in(group, freed) for group in subgroups_without_centre(answer.space_group))
-    return any(
-        model.reflections_per_parameter >= LEAST_DATA and not _weak_misfit(model, whole) >= WEAK_DOUBTED
-        for model in models
-    )
+    whole = refined_atoms(crystal.data, answer.space_group, answer.atoms)
+    for group in subgroups_without_centre(answer.space_group):
+        factors, _, _ = averaged(crystal.expanded, reached.own, group, reached.found.frame.origin)
+        if _explains_weak(refined_atoms(crystal.data, group, freed, _phases(crystal, factors)), whole):
+            return True
+    return False
+
+
+def _is_doubted(crystal, whole, answer):
+    """Whether an answer with less symmetry explains the data so much better than one with more that it is doubtful."""
+    if whole.findings is None:
+        return False
+    if not corrected_r_factor(answer) >= DOUBTED * corrected_r_factor(whole):
+        return True
+    models = (refined_atoms(crystal.data, each.space_group, each.atoms) for each in (answer, whole))
+    return _explains_weak(*models)
+
+
+def _explains_weak(freer, whole):
+    """Whether a model with less symmetry explains reflections that are weak with more of it clearly better.
+
+    What symmetry lacks is seen in these; R1 becomes lower in disordered crystals too. Where there are too few data for
+    the atoms of the freer model, they do not tell.
+    """
+    return freer.reflections_per_parameter >= LEAST_DATA and not _weak_misfit(freer, whole) >= WEAK_DOUBTED
 
 
 def _weak_misfit(freer, whole):
     """Mean |Fo² − k² Fc²| of the reflections that are weak in one model, by another, relative to that by the one.
 
-    Both are corrected for the number of parameters.
+    Both are corrected for the number of parameters. Reflections that one of the groups forbids are left out.
     """
     rows = {tuple(hkl): row for row, hkl in enumerate(freer.crystal.hkl.tolist())}
-    weak = weakest(whole)
-    same = np.array([rows[tuple(hkl)] for hkl in whole.crystal.hkl[weak].tolist()])
-    by_freer, by_whole = (
-        np.abs(model.crystal.intensities - (model.scale * np.abs(model.calculated)) ** 2) for model in (freer, whole)
-    )
-    scale = np.mean(freer.crystal.intensities[same]) / np.mean(whole.crystal.intensities[weak])  # each has a mean of 1
-    correction = _correction(freer.reflections_per_parameter) / _correction(whole.reflections_per_parameter)
-    return np.mean(by_freer[same]) / scale / np.mean(by_whole[weak]) * correction
+    weak = [row for row in weakest(whole) if tuple(whole.crystal.hkl[row].tolist()) in rows]
+    same = [rows[tuple(whole.crystal.hkl[row].tolist())] for row in weak]
+    return _misfit(freer, same) / _misfit(whole, weak)
 
 
-def _is_doubted(answer, freer):
-    """Whether a model with less symmetry explains the data so much better than an answer that its group is doubtful.
+def _misfit(model, rows):
+    """Mean |Fo² − k² Fc²| of some reflections, on the scale of the intensities as given."""
+    calculated = (model.scale * np.abs(model.calculated)) ** 2
+    return np.mean(np.abs(model.crystal.intensities - calculated)[rows]) * model.crystal.unit * _correction(model)
 
-    Disordered atoms are explained somewhat better with less symmetry, the more with anisotropic displacements.
-    """
-    if answer.findings is None:
-        return False
-    doubted = not corrected(freer) >= DOUBTED * corrected(answer.findings)
-    if answer.findings.anisotropic and freer.anisotropic:
-        return doubted or not corrected(freer.anisotropic) >= CLEARLY_BETTER * corrected(answer.findings.anisotropic)
-    return doubted
+
+def _explains(answer):
+    """Whether an answer explains the data as a right one does."""
+    return answer.findings is not None and explains(answer.findings)
 
 
 def _not_certain(answer):
     """An answer whose group is not certain."""
     return answer.with_findings(group_certain=False) if answer.findings else answer
-
-
-def _explains(answer):
-    """Whether R1 is as low as that of a right model."""
-    return answer.r_factor is not None and explains(answer.findings)
 
 
 def _evidence(frame, agreeing, obeyed=0.0):
@@ -263,12 +255,13 @@ def corrected_r_factor(answer: Interpretation) -> float:
 
 def corrected(model: Residues) -> float:
     """R1 corrected for the number of parameters, so that models of different size can be compared."""
-    return model.r_factor * _correction(model.reflections_per_parameter)
+    return model.r_factor * _correction(model)
 
 
-def _correction(ratio):
-    """The factor by which residuals of a model with so many reflections a parameter would be larger without any.
+def _correction(model):
+    """The factor by which residuals of a model would be larger if it had no parameters.
 
     With n reflections and p parameters the mean square of the residuals is that of the errors times (n − p) / n.
     """
+    ratio = model.reflections_per_parameter
     return float(np.sqrt(ratio / (ratio - 1))) if ratio > 1 else np.inf

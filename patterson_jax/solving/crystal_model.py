@@ -35,6 +35,7 @@ class CrystalInGroup:
         spacings: `(n,)`, 1/d in 1/Å.
         intensities: `(n,)`, scaled to a mean of 1.
         sigmas: `(n,)`, on the same scale.
+        unit: the mean of these intensities as given.
     """
 
     data: CrystalData
@@ -43,6 +44,7 @@ class CrystalInGroup:
     spacings: np.ndarray
     intensities: np.ndarray
     sigmas: np.ndarray
+    unit: float
 
     @property
     def amplitudes(self) -> np.ndarray:
@@ -226,9 +228,9 @@ def in_group(data: CrystalData, space_group: SpaceGroup) -> CrystalInGroup:
     spacings = data.cell.inverse_spacings(data.hkl)
     order = np.argsort(spacings, kind='stable')
     order = order[allowed[order]]
-    mean = np.mean(np.maximum(data.intensities[order], 0))
-    intensities, sigmas = data.intensities[order] / mean, data.sigmas[order] / mean
-    return CrystalInGroup(data, space_group, data.hkl[order], spacings[order], intensities, sigmas)
+    unit = float(np.mean(np.maximum(data.intensities[order], 0)))
+    intensities, sigmas = data.intensities[order] / unit, data.sigmas[order] / unit
+    return CrystalInGroup(data, space_group, data.hkl[order], spacings[order], intensities, sigmas, unit)
 
 
 def refined(model: Model, cycles: int, occupancies: bool = False, most: int | None = None) -> Refined:

@@ -6,6 +6,7 @@ and judged. Twins are not refined, and the hand is not determined.
 
 import collections
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from patterson_jax.solving.crystal_verdict import (
 
 LEAST_DATA = 2.0  # reflections for each parameter; a model with fewer explains any data
 MUCH_BETTER = 0.75  # other elements than the formula's are preferred if their R1 is below this part of R1
-MAP_CYCLES = 20  # of refinement
+ATOM_CYCLES = 20  # of refinement
 UNFORESEEN = 0.93  # ratio of R1 below which elements outside of the formula make its elements doubtful
 
 
@@ -140,27 +141,32 @@ def judge_atoms(
     return _finished(Model(crystal, settled, np.full(len(settled), FIRST_U), elements), evidence)
 
 
-def refined_from_map(
-    data: CrystalData, space_group: SpaceGroup, atoms: list[Site], hkl: np.ndarray, structure_factors: np.ndarray
+def refined_atoms(
+    data: CrystalData,
+    space_group: SpaceGroup,
+    atoms: Sequence[Site],
+    phases: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Refined:
-    """Atoms that are refined from the nearest maxima of a map.
+    """Atoms of a crystal, refined; none is dropped or added.
 
     Args:
         data: of the crystal.
         space_group: of the crystal.
         atoms: some may be equivalent, and then count once.
-        hkl: `(n, 3)` int, reflections with phases, as for `interpret_phases`.
-        structure_factors: `(n,)` complex.
+        phases: reflections `(n, 3)` and their structure factors `(n,)`, as for `interpret_phases`: atoms begin at the
+            nearest maxima of that map. None: they begin where they are.
     """
-    crystal = in_group(data, space_group)
-    density, sites = crystal.map(_phased(crystal, hkl, structure_factors)), np.array([atom.fract for atom in atoms])
-    peaks = maps.sharp_peaks(
-        density, *crystal.symmetry, least=density.std(), number=2 * len(sites) * len(space_group.symops)
-    )
+    crystal, sites = in_group(data, space_group), np.array([atom.fract for atom in atoms])
     kept = maps.apart(sites, np.zeros((0, 3)), *crystal.symmetry, least=SAME_ATOM)
-    places, _ = crystal.settled(np.array([_nearest_peak(sites[index], peaks.positions, crystal) for index in kept]))
-    u_iso, elements = np.array([atoms[index].u_iso for index in kept]), tuple(atoms[index].element for index in kept)
-    return refined(Model(crystal, places, u_iso, elements), MAP_CYCLES)
+    atoms, sites = [atoms[index] for index in kept], sites[kept]
+    if phases is not None:
+        density = crystal.map(_phased(crystal, *phases))
+        number = 2 * len(sites) * len(space_group.symops)
+        peaks = maps.sharp_peaks(density, *crystal.symmetry, least=density.std(), number=number)
+        sites = np.array([_nearest_peak(site, peaks.positions, crystal) for site in sites])
+    settled, _ = crystal.settled(sites, SAME_ATOM)
+    u_iso, elements = np.array([atom.u_iso for atom in atoms]), tuple(atom.element for atom in atoms)
+    return refined(Model(crystal, settled, u_iso, elements), ATOM_CYCLES)
 
 
 def _nearest_peak(site, peaks, crystal):

@@ -169,8 +169,8 @@ def judge_crystal(findings: Findings, evidence: Evidence) -> tuple[str, tuple[st
 
 
 def is_for_anisotropy(findings: Findings, evidence: Evidence) -> bool:
-    """Whether only what a model leaves unexplained speaks against it, and maybe that its group is not certain."""
-    others = _other_doubts(dataclasses.replace(findings, group_certain=True), evidence)
+    """Whether only what a model leaves unexplained speaks against it, and maybe that its group may be another."""
+    others = _other_doubts(dataclasses.replace(findings, group_certain=True, further_symmetry=False), evidence)
     hopeless = not findings.r_factor <= HOPELESS_R
     return bool(_unexplained(findings, findings, ISOTROPIC)) and not others and not hopeless
 
