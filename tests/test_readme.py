@@ -122,7 +122,7 @@ def measured_rows():
         '',
     )
     yield row(
-        'further real crystals, used for nothing before: right; called `solved`, of these wrong',
+        'further real crystals, without those that changes were found on: right; called `solved`, of these wrong',
         _counts(_unused('further-crystals')),
         '',
     )

@@ -12,7 +12,7 @@ import numpy as np
 from patterson_jax.solving.crystal_findings import weakest
 from patterson_jax.solving.crystal_phasing import Crystal, PhasedMap, phased_by_atoms
 from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases, refined_atoms
-from patterson_jax.solving.crystal_verdict import ENOUGH_AGREEING, LEAST_DATA, Evidence, Residues, explains
+from patterson_jax.solving.crystal_verdict import ENOUGH_AGREEING, LEAST_DATA, Evidence, explains
 from patterson_jax.solving.spacegroup import (
     averaged,
     find_space_group,
@@ -249,13 +249,8 @@ def _phases(crystal, factors):
 
 
 def corrected_r_factor(answer: Interpretation) -> float:
-    """R1 of an answer, corrected for the number of parameters; infinite without atoms."""
-    return np.inf if answer.findings is None else corrected(answer.findings)
-
-
-def corrected(model: Residues) -> float:
-    """R1 corrected for the number of parameters, so that models of different size can be compared."""
-    return model.r_factor * _correction(model)
+    """R1 of an answer, corrected so that models of different size can be compared; infinite without atoms."""
+    return np.inf if answer.findings is None else answer.findings.r_factor * _correction(answer.findings)
 
 
 def _correction(model):
