@@ -9,6 +9,7 @@ from invented import invent
 from test_crystal_verdict import GOOD
 
 from benchmarks import gaussian_atoms, hard_crystals
+from patterson_jax.crystal.structure import SpaceGroup
 from patterson_jax.errors import InputError
 from patterson_jax.solving import crystal_findings, crystal_groups
 from patterson_jax.solving.crystal_groups import with_and_without_centre, with_symmetry_of_its_atoms
@@ -179,3 +180,16 @@ def test_the_largest_error_is_at_the_best_origin_and_hand():
     assert gaussian_atoms.largest_error(moved[1:], atoms) == np.inf
     moved[4] = moved[5]
     assert gaussian_atoms.largest_error(moved, atoms) == np.inf
+
+
+def test_an_answer_that_less_symmetry_explains_better_says_so_once():
+    group = SpaceGroup(2, 'P -1', ('x,y,z', '-x,-y,-z'), certain=True)
+    answer = Interpretation(
+        group, (), 0.1, 'solved', (), np.zeros((1, 1, 1)), GOOD, ('a remark',), Evidence(agreeing=2)
+    )
+    doubted = crystal_groups._not_certain(answer)
+    assert doubted.verdict == 'uncertain'
+    assert not doubted.space_group.certain
+    assert doubted.evidence == answer.evidence
+    assert doubted.reasons == ('the space group is not certain', 'a remark', crystal_groups.LESS_SYMMETRY)
+    assert crystal_groups._not_certain(doubted) is doubted

@@ -27,6 +27,7 @@ WELL_OBEYED = 0.85  # no subgroup is tried if the phases agree with a certain gr
 CENTRE_REFUTED = 0.5  # there is no centre if R1 without it is below this part of that of the same atoms with it
 DOUBTED = 0.85  # a group is not certain if R1 with less symmetry is below this part
 WEAK_DOUBTED = 0.88  # nor is it if weak reflections deviate by less than this part with less symmetry
+LESS_SYMMETRY = 'the data are clearly better explained with less symmetry'
 CLEARLY_BETTER = 0.8  # a model is clearly better if its R1 is below this part of the other R1
 
 
@@ -189,8 +190,10 @@ def _explains(answer):
 
 
 def _not_certain(answer):
-    """An answer whose group is not certain."""
-    return answer.with_findings(group_certain=False) if answer.findings else answer
+    """An answer whose group is not certain, because one with less symmetry explains the data better; it says so."""
+    if answer.findings is None or LESS_SYMMETRY in answer.remarks:
+        return answer
+    return dataclasses.replace(answer, remarks=(*answer.remarks, LESS_SYMMETRY)).with_findings(group_certain=False)
 
 
 def _evidence(frame, agreeing, obeyed=0.0):
