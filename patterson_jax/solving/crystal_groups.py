@@ -152,19 +152,22 @@ def _is_doubted(crystal, whole, answer):
     """Whether an answer with less symmetry explains the data so much better than one with more that it is doubtful."""
     if whole.findings is None:
         return False
-    if not corrected_r_factor(answer) >= DOUBTED * corrected_r_factor(whole):
-        return True
-    models = (refined_atoms(crystal.data, each.space_group, each.atoms) for each in (answer, whole))
-    return _explains_weak(*models)
+    freer, model = (refined_atoms(crystal.data, each.space_group, each.atoms) for each in (answer, whole))
+    ratio = corrected_r_factor(answer) / corrected_r_factor(whole)
+    return _explains_weak(freer, model) or (_has_enough_data(freer) and not ratio >= DOUBTED)
 
 
 def _explains_weak(freer, whole):
     """Whether a model with less symmetry explains reflections that are weak with more of it clearly better.
 
-    What symmetry lacks is seen in these; R1 becomes lower in disordered crystals too. Where there are too few data for
-    the atoms of the freer model, they do not tell.
+    What symmetry lacks is seen in these; R1 becomes lower in disordered crystals too.
     """
-    return freer.reflections_per_parameter >= LEAST_DATA and not _weak_misfit(freer, whole) >= WEAK_DOUBTED
+    return _has_enough_data(freer) and not _weak_misfit(freer, whole) >= WEAK_DOUBTED
+
+
+def _has_enough_data(model):
+    """Whether there are data enough for the atoms of a model with less symmetry to tell anything."""
+    return model.reflections_per_parameter >= LEAST_DATA
 
 
 def _weak_misfit(freer, whole):
