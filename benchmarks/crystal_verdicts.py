@@ -14,7 +14,8 @@ and a tenth at most too many. Or the true atoms are judged as they are, but for 
 many; then every atom must be right. Or the whole way is gone from the intensities alone, at the crystal's resolution
 or at 1.2 Å, or with intensities permuted within shells; with --whole-way the whole way is gone at 1.4 Å too, from
 fewer atoms, without permutations; with --light at 1.2, 1.3 and 1.4 Å, by crystals of C, N and O, and with
---light-controls from permuted intensities of these, absent ones kept. --network and --starts change how.
+--light-controls from permuted intensities of these, absent ones kept. --kinds leaves out other kinds; --network and
+--starts change how.
 --light-truth makes no search: the true atoms of the same crystals in their group are refined and judged, as if two
 starts had led to them. One line a case on stderr with all that the verdict is from, counts on stdout, and the cases
 without these findings in the JSON of --output.

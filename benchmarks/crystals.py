@@ -55,9 +55,9 @@ from patterson_jax.errors import InputError, exit_on_errors
 from patterson_jax.files.crystals import read_crystal
 from patterson_jax.solving.crystal_phasing import Slot, finish, prepare_crystal
 from patterson_jax.solving.crystal_projection import sharpeners
-from patterson_jax.solving.crystal_solver import ENOUGH_AGREEING, MAX_STARTS, answer_of_maps, solve_crystal
+from patterson_jax.solving.crystal_solver import MAX_STARTS, answer_of_maps, solve_crystal
 from patterson_jax.solving.crystal_structure import interpret_phases, judge_atoms
-from patterson_jax.solving.crystal_verdict import Evidence
+from patterson_jax.solving.crystal_verdict import ENOUGH_AGREEING, Evidence
 from patterson_jax.solving.spacegroup import enantiomorph, fine_shape
 from patterson_jax.writing import markdown_table, write_json
 

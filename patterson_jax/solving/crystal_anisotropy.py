@@ -30,14 +30,12 @@ class AnisotropicFit(NamedTuple):
         tensors: `(n, 3, 3)`, U*: of displacements in fractions of the edges.
         scale: k of Fo = k Fc.
         structure_factors: `(chunks, 512)` complex, Fc.
-        misfit: Σ w (Fo² − k² Fc²)².
     """
 
     positions: Numbers
     tensors: Numbers
     scale: Numbers
     structure_factors: Numbers
-    misfit: Numbers
 
 
 def refine_anisotropic(
@@ -70,10 +68,10 @@ def refine_anisotropic(
     unit = jax.tree.map(lambda each: padded(each, size), unit)
     unit = unit._replace(elements=unit.elements.astype(np.int32))
     fit = _refine(padded(parameters, size), unit, float(scale), directions, operations, reflections, cycles)
-    each, scale, factors, misfit = jax.device_get(fit)
+    each, scale, factors = jax.device_get(fit)
     tensors = np.zeros((number, 3, 3))
     tensors[:, ROWS, COLUMNS] = tensors[:, COLUMNS, ROWS] = each[:number, 3:]
-    return AnisotropicFit(each[:number, :3], tensors, np.asarray(scale), factors, misfit)
+    return AnisotropicFit(each[:number, :3], tensors, np.asarray(scale), factors)
 
 
 def allowed_shifts(rotations: np.ndarray) -> np.ndarray:
@@ -108,8 +106,8 @@ def _refine(parameters, unit, scale, directions, operations, reflections, cycles
     def equations(parameters):
         return _normal_equations(parameters, unit, free, operations, reflections, weights)
 
-    found, (_, _, misfit) = minimised(start, free, equations, allowed, lambda each: each, cycles)
-    return found[:-1].reshape(size, 9), found[-1], _calculated(found, unit, operations, reflections), misfit
+    found, _ = minimised(start, free, equations, allowed, lambda each: each, cycles)
+    return found[:-1].reshape(size, 9), found[-1], _calculated(found, unit, operations, reflections)
 
 
 def _calculated(parameters, unit, operations, reflections):

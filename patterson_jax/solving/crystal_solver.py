@@ -1,8 +1,8 @@
 """Solves a crystal from its measured intensities: phases, space group, atoms and a verdict.
 
 Starts go on until a map is called solved, the budget is spent, or so many starts have led to one map that no other is
-to be expected. A promising map is interpreted as soon as a second start leads to it, or after some starts that did
-not.
+to be expected. A promising map is interpreted (`crystal_groups`) as soon as a second start leads to it, or after some
+starts that did not.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ from patterson_jax.solving.crystal_phasing import SAME_MAP, Crystal, PhasedMap, 
 from patterson_jax.solving.crystal_placement import placed_maps, placement_groups
 from patterson_jax.solving.crystal_projection import Projection, sharpeners
 from patterson_jax.solving.crystal_structure import Interpretation
+from patterson_jax.solving.crystal_verdict import ENOUGH_AGREEING
 from patterson_jax.solving.programs import unload_in_time
 from patterson_jax.solving.verdict import VERDICTS
 
 MAX_STARTS = 48
-ENOUGH_AGREEING = 2  # starts that have led to one map: then it is interpreted
 MOST_WAITING = 6  # starts for which a promising map waits for one that agrees
 MOST_INTERPRETED = 4  # at the end, of maps that are not promising or to which one start alone has led
 ENOUGH_TO_END = 8  # starts that have led to one map, and at least half of all: then the search ends

@@ -2,7 +2,8 @@
 
 R1 alone cannot decide: a right isotropic model without hydrogen may have a higher R1 than another model that lacks an
 atom. So a crystal is solved only if there is no evidence against it. R1 must be as predicted from its elements and σ,
-the difference map must be flat, and U, distances and volume must be sensible. The data must agree with the space group,
+the difference map must be flat (with anisotropic displacements, where isotropic ones leave more than that), and U,
+distances and volume must be sensible. The data must agree with the space group,
 and the atoms must have no further symmetry. And either the reflections that are weak in the model are weak, or another
 start has led to the same map. `solved` claims sites and group; each element has its own confidence.
 
@@ -23,7 +24,7 @@ MOST_WEAK = 0.45  # mean intensity of reflections that are weak in the model, re
 MOST_MISSING = 0.1  # share of the formula's atoms
 AMPLE_DATA, FINE = 10.0, 1.1  # reflections for each parameter; d_min in Å
 LEAST_DATA = 5.0  # reflections for each parameter, fewer than which no chemistry makes up for
-ENOUGH_AGREEING = 2  # starts with the same result
+ENOUGH_AGREEING = 2  # starts with the same result; then a map is interpreted, too
 LEAST_AGREEMENT = 0.5  # of the phases with an operation of the group
 
 
