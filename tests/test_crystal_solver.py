@@ -108,6 +108,7 @@ def test_the_search_ends_with_a_solved_answer_or_with_many_starts_that_agree():
     assert not ends_search(cluster(ENOUGH_TO_END, 'uncertain'), 2 * ENOUGH_TO_END + 1)
     assert not ends_search(cluster(ENOUGH_TO_END - 1, 'uncertain'), ENOUGH_TO_END)
     assert not ends_search(cluster(ENOUGH_TO_END), ENOUGH_TO_END)  # not interpreted yet
+    assert not ends_search(cluster(ENOUGH_TO_END, 'not solved'), ENOUGH_TO_END)  # a false map that many starts come to
 
 
 @pytest.mark.parametrize('half', [0, 1])  # P -1 and P 21

@@ -1,8 +1,8 @@
 """Solves a crystal from its measured intensities: phases, space group, atoms and a verdict.
 
-Starts go on until a map is called solved, the budget is spent, or so many starts have led to one map that no other is
-to be expected. A promising map is interpreted (`crystal_groups`) as soon as a second start leads to it, or after some
-starts that did not.
+Starts go on until a map is called solved, the budget is spent, or so many starts have led to one map, whose atoms may
+be right, that no other is to be expected. A promising map is interpreted (`crystal_groups`) as soon as a second start
+leads to it, or after some starts that did not.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from patterson_jax.solving.verdict import VERDICTS
 MAX_STARTS = 48
 MOST_WAITING = 6  # starts for which a promising map waits for one that agrees
 MOST_INTERPRETED = 4  # at the end, of maps that are not promising or to which one start alone has led
-ENOUGH_TO_END = 8  # starts that have led to one map, and at least half of all: then the search ends
+ENOUGH_TO_END = 8  # starts that have led to one map that may be right, and at least half of all: then the search ends
 PLACEMENT_STREAM = 1_000_000  # of random numbers; those before it are of charge flipping
 
 _compiling = 0.0
@@ -127,10 +127,11 @@ def answer_of_maps(crystal: Crystal, maps: list[PhasedMap]) -> CrystalSolution:
 def ends_search(cluster: Cluster, ended: int) -> bool:
     """Whether no more starts are needed after `ended` of them.
 
-    An answer of the cluster is solved, or it has an answer, and many starts, at least half of all, have led to it.
+    An answer of the cluster is solved, or one may be right, and many starts, at least half of all, have led to it.
     """
-    settled = bool(cluster.answers) and len(cluster.maps) >= max(ENOUGH_TO_END, ended / 2)
-    return settled or any(answer.verdict == 'solved' for answer in cluster.answers)
+    verdicts = {answer.verdict for answer in cluster.answers}
+    settled = len(cluster.maps) >= max(ENOUGH_TO_END, ended / 2)
+    return 'solved' in verdicts or (settled and 'uncertain' in verdicts)
 
 
 def _interpret_meanwhile(crystal, clusters, ended):
