@@ -50,6 +50,7 @@ def test_nothing_against_it_is_solved():
     [
         ('r_factor', 0.2, 'R1 is 0.200'),
         ('highest_peak', 0.3, 'difference peak has 30%'),
+        ('highest_peak', 4e6, 'difference peak has more than 1000%'),
         ('deepest_hole', 0.3, 'hole'),
         ('lowest_u', 0.002, 'U = 0.0020'),
         ('highest_u', 0.2, 'U = 0.200'),

@@ -26,6 +26,7 @@ AMPLE_DATA, FINE = 10.0, 1.1  # reflections for each parameter; d_min in Å
 LEAST_DATA = 5.0  # reflections for each parameter, fewer than which no chemistry makes up for
 ENOUGH_AGREEING = 2  # starts with the same result; then a map is interpreted, too
 LEAST_AGREEMENT = 0.5  # of the phases with an operation of the group
+MOST_TOLD = 10.0  # times the height of the lightest atom; reasons name no higher peak
 
 
 class Limits(NamedTuple):
@@ -181,9 +182,14 @@ def _unexplained(findings, residues, limits):
     r, limit, most = residues, expected_r_factor(findings, limits), limits.residue
     return _words(
         (not r.r_factor <= limit, f'R1 is {r.r_factor:.3f}, where at most {limit:.3f} is to be expected'),
-        (not r.highest_peak <= most, f'a difference peak has {r.highest_peak:.0%} of the lightest atom'),
-        (not r.deepest_hole <= most, f'a hole of the difference map has {r.deepest_hole:.0%} of the lightest atom'),
+        (not r.highest_peak <= most, f'a difference peak has {_share(r.highest_peak)} of the lightest atom'),
+        (not r.deepest_hole <= most, f'a hole of the difference map has {_share(r.deepest_hole)} of the lightest atom'),
     )
+
+
+def _share(height):
+    """A height in words; where the map shows no atom at the place of the lightest, the figure would say nothing."""
+    return f'{height:.0%}' if height < MOST_TOLD else f'more than {MOST_TOLD:.0%}'
 
 
 def _is_sensible(findings, anisotropic):
