@@ -75,13 +75,16 @@ def test_intensities_without_a_structure_are_not_called_solved():
     assert solution.starts == 1
 
 
-def test_a_map_found_once_must_explain_the_data_clearly_better_than_one_found_often():
-    def answer(maps, verdict, r_factor, ratio=20.0, doubts=0):
-        cluster = Cluster([None] * maps, 1)
-        findings = dataclasses.replace(GOOD, r_factor=r_factor, reflections_per_parameter=ratio) if r_factor else None
-        reasons = ('a doubt',) * doubts
-        return cluster, Interpretation(None, (), r_factor, verdict, reasons, np.zeros((1, 1, 1)), findings)
+def answer(maps, verdict, r_factor, ratio=20.0, doubts=0, symbol='P -1'):
+    """A cluster of so many maps, and an interpretation with R1 and so many reflections for each parameter."""
+    cluster = Cluster([None] * maps, 1)
+    findings = dataclasses.replace(GOOD, r_factor=r_factor, reflections_per_parameter=ratio) if r_factor else None
+    symops = tuple(each.triplet() for each in gemmi.SpaceGroup(symbol).operations())
+    group, reasons = SpaceGroup(1, symbol, symops, certain=False), ('a doubt',) * doubts
+    return cluster, Interpretation(group, (), r_factor, verdict, reasons, np.zeros((1, 1, 1)), findings)
 
+
+def test_a_map_found_once_must_explain_the_data_clearly_better_than_one_found_often():
     often, once, better = (
         answer(*each) for each in ((5, 'uncertain', 0.151), (1, 'uncertain', 0.149), (1, 'uncertain', 0.1))
     )
@@ -95,6 +98,18 @@ def test_a_map_found_once_must_explain_the_data_clearly_better_than_one_found_of
     assert best_answer([once, answer(1, 'uncertain', 0.01, ratio=0.8)]) is once
     assert best_answer([once, answer(1, 'uncertain', 0.11, ratio=2.0)]) is once
     assert best_answer([once, answer(1, 'uncertain', 0.14, doubts=3)]) is once
+
+
+def test_an_answer_with_few_data_must_be_far_better_than_one_with_more_symmetry():
+    """At 1.4 Å atoms of a true structure and of its image, and false ones, have a lower R1 than the true ones alone."""
+    whole = answer(1, 'uncertain', 0.15, ratio=8.0)
+    half, far = (answer(5, 'uncertain', r, ratio=3.5, symbol='P 1') for r in (0.09, 0.05))
+    assert best_answer([half, whole]) is whole
+    assert best_answer([far, whole]) is far
+    ample = answer(5, 'uncertain', 0.09, ratio=6.0, symbol='P 1')
+    assert best_answer([ample, whole]) is ample
+    assert best_answer([half]) is half
+    assert best_answer([half, answer(1, 'not solved', 0.4, ratio=8.0)]) is half
 
 
 def test_the_search_ends_with_a_solved_answer_or_with_many_starts_that_agree():

@@ -16,7 +16,7 @@ from jax import Array
 
 from patterson_jax.crystal.structure import CrystalData, CrystalSolution
 from patterson_jax.errors import require
-from patterson_jax.solving.crystal_groups import CLEARLY_BETTER, corrected_r_factor, interpreted
+from patterson_jax.solving.crystal_groups import CLEARLY_BETTER, corrected_r_factor, interpreted, overfits
 from patterson_jax.solving.crystal_phasing import SAME_MAP, Crystal, PhasedMap, agreement, phase, prepare_crystal
 from patterson_jax.solving.crystal_placement import placed_maps, placement_groups
 from patterson_jax.solving.crystal_projection import Projection, sharpeners
@@ -199,12 +199,13 @@ def _answer(crystal, clusters, ended, seconds):
 def best_answer(answers: list[tuple[Cluster, Interpretation]]) -> tuple[Cluster, Interpretation]:
     """Chooses the best answer.
 
-    The verdict comes first. Of the answers with the best verdict, those with a clearly higher R1 than another are left
-    out. Of the rest, the one to which most starts led is taken, then the one with the fewest reasons, which are doubts
-    unless it is solved, then the one with the lowest R1.
+    The verdict comes first. Of the answers with the best verdict, those that overfit few data are left out, and then
+    those with a clearly higher R1 than another. Of the rest, the one to which most starts led is taken, then the one
+    with the fewest reasons, which are doubts unless it is solved, then the one with the lowest R1.
     """
     verdict = min(VERDICTS.index(answer.verdict) for _, answer in answers)
     answers = [each for each in answers if VERDICTS.index(each[1].verdict) == verdict]
+    answers = [each for each in answers if not any(overfits(each[1], other) for _, other in answers)]
     least = min(corrected_r_factor(answer) for _, answer in answers)
     good = [each for each in answers if not corrected_r_factor(each[1]) > least / CLEARLY_BETTER]
     return min(good, key=lambda each: (-len(each[0].maps), len(each[1].reasons), corrected_r_factor(each[1])))
