@@ -27,6 +27,7 @@ from patterson_jax.pictures import crystal_drawing, draw_structure
 from patterson_jax.progress import ProgressReport
 from patterson_jax.reports import crystal_report, write_report
 from patterson_jax.solving import crystal_solver
+from patterson_jax.solving.crystal_projection import has_light_elements_alone
 from patterson_jax.solving.spacegroup import enantiomorph
 from patterson_jax.writing import write_json, write_whole
 
@@ -52,7 +53,8 @@ def solve_crystal_file(settings: CrystalSettings, seed: int, output: Path, path:
     refuse_to_overwrite(crystal, output)
     projection = projection_for(settings.network, prepared.data)
     if projection:
-        print(f'maps are finished by elimination and by a learned projection (crystal.network is {settings.network!r})')
+        ways = 'a' if has_light_elements_alone(prepared.data) else 'elimination or a'  # see `sharpeners`
+        print(f'maps are finished by {ways} learned projection (crystal.network is {settings.network!r})')
     course: list[tuple[int, float, str]] = []
     began = time.perf_counter()
 

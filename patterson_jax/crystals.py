@@ -70,7 +70,7 @@ def projection_for(network: str | Path, data: CrystalData) -> Projection | None:
     """The learned projection that finishes the maps of a crystal; None: elimination alone.
 
     Args:
-        network: 'auto' (the one that comes with the code, at resolutions at which it helps; if it cannot be loaded, a
+        network: 'auto' (the one that comes with the code, for crystals that it helps with; if it cannot be loaded, a
             note on stderr says so), 'none', or the name or directory of one.
         data: of the crystal.
 
@@ -113,8 +113,8 @@ def solve_crystal(
         wavelength: in Å; f′ of the form factors depends on it. None: f′ is left out.
         formula: for example 'C10H10F2N4'; any part of the cell will do, the whole cell is best. None: any elements.
         laue: symbol of the Laue class, for example '2/m'. None: it is found from the data.
-        network: that finishes maps: 'auto' (the one that comes with the code, at 1.25 to 1.5 Å),
-            'none', or the name or directory of a learned projection.
+        network: that finishes maps: 'auto' (the one that comes with the code, at 1.25 to 1.5 Å, if the formula has no
+            element beyond neon), 'none', or the name or directory of a learned projection.
         seed: fixes the starts.
 
     Returns:

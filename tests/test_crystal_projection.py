@@ -24,7 +24,8 @@ from patterson_jax.solving.crystal_projection import is_worth_it, projection_on,
 
 
 def data_to(d_min):
-    return invent('P 1', (5, 6, 7, 80, 85, 95), 2, d_min).data
+    data = invent('P 1', (5, 6, 7, 80, 85, 95), 2, d_min).data
+    return dataclasses.replace(data, formula={'C': 1, 'N': 1})
 
 
 CLASSICAL = json.loads(
@@ -39,6 +40,15 @@ def test_the_network_is_used_at_resolutions_like_those_of_its_training(d_min, be
     assert (projection_for('auto', data) is not None) == better
     assert projection_for('none', data) is None
     assert projection_for('projection', data) is not None
+
+
+@pytest.mark.parametrize(
+    ('formula', 'better'), [({'C': 8, 'H': 9, 'F': 1}, True), ({'C': 8, 'Na': 1}, False), (None, False)]
+)
+def test_the_network_is_used_where_all_elements_are_light(formula, better):
+    data = dataclasses.replace(data_to(1.3), formula=formula)
+    assert is_worth_it(data) == better
+    assert (projection_for('auto', data) is not None) == better
 
 
 def test_a_network_that_is_none_of_crystals_is_refused_in_words():

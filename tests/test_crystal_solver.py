@@ -109,6 +109,13 @@ def test_an_answer_with_few_data_must_be_far_better_than_one_with_more_symmetry(
     ample = answer(5, 'uncertain', 0.09, ratio=6.0, symbol='P 1')
     assert best_answer([ample, whole]) is ample
     assert best_answer([half]) is half
+    # The first is not compared with the second, which the third leaves out.
+    first, second, third = (
+        answer(1, 'uncertain', r, ratio, symbol=symbol)
+        for r, ratio, symbol in ((0.066, 3.5, 'P 1'), (0.09, 4.5, 'P 1 21 1'), (0.15, 9.0, 'P 1 21/c 1'))
+    )
+    assert best_answer([first, second, third]) is first
+    assert best_answer([second, third]) is third
     assert best_answer([half, answer(1, 'not solved', 0.4, ratio=8.0)]) is half
 
 
@@ -123,6 +130,7 @@ def test_the_search_ends_with_a_solved_answer_or_with_many_starts_that_agree():
     assert not ends_search(cluster(ENOUGH_TO_END, 'uncertain'), 2 * ENOUGH_TO_END + 1)
     assert not ends_search(cluster(ENOUGH_TO_END - 1, 'uncertain'), ENOUGH_TO_END)
     assert not ends_search(cluster(ENOUGH_TO_END), ENOUGH_TO_END)  # not interpreted yet
+    assert ends_search(cluster(ENOUGH_TO_END, 'not solved', 'uncertain'), ENOUGH_TO_END)
     assert not ends_search(cluster(ENOUGH_TO_END, 'not solved'), ENOUGH_TO_END)  # a false map that many starts come to
 
 

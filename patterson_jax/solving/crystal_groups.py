@@ -29,7 +29,7 @@ DOUBTED = 0.85  # a group is not certain if R1 with less symmetry is below this 
 WEAK_DOUBTED = 0.88  # nor is it if weak reflections deviate by less than this part with less symmetry
 LESS_SYMMETRY = 'the data are clearly better explained with less symmetry'
 CLEARLY_BETTER = 0.8  # a model is clearly better if its R1 is below this part of the other R1
-FAR_BETTER = 0.6  # of a model with few data for its atoms, which explain anything
+FAR_BETTER = 0.6  # a model with few data for its atoms must have less than this part of R1 with more symmetry
 
 
 def interpreted(crystal: Crystal, reached: PhasedMap, agreeing: int) -> list[Interpretation]:
@@ -263,7 +263,8 @@ def corrected_r_factor(answer: Interpretation) -> float:
 def overfits(answer: Interpretation, other: Interpretation) -> bool:
     """Whether an answer has few data for its atoms, and one with more symmetry explains the data nearly as well.
 
-    With fewer than five reflections for each parameter R1 is low in any case, and atoms are taken that make it so.
+    With fewer than five reflections for each parameter R1 is low in any case, and atoms are taken that make it so. Both
+    may be from different maps.
     """
     if answer.findings is None or other.findings is None or _has_enough_data(answer.findings):
         return False

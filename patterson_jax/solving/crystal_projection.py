@@ -94,8 +94,9 @@ def _project(predict, weights, told, factors, amplitudes, shape, passes):
 
 
 def is_worth_it(data: CrystalData) -> bool:
-    """Whether the data have a resolution at which the network finds what elimination does not."""
-    return FINEST <= 1 / float(np.max(data.cell.inverse_spacings(data.hkl))) <= COARSEST
+    """Whether the data are such as those on which the network was shown to gain: in resolution, of light elements."""
+    d_min = 1 / float(np.max(data.cell.inverse_spacings(data.hkl)))
+    return FINEST <= d_min <= COARSEST and has_light_elements_alone(data)
 
 
 def projection_on(crystal: Crystal, projection: Projection) -> CrystalProjection:

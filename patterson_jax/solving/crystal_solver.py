@@ -127,7 +127,7 @@ def answer_of_maps(crystal: Crystal, maps: list[PhasedMap]) -> CrystalSolution:
 def ends_search(cluster: Cluster, ended: int) -> bool:
     """Whether no more starts are needed after `ended` of them.
 
-    An answer of the cluster is solved, or one may be right, and many starts, at least half of all, have led to it.
+    One of its answers is solved; or one is uncertain, and many starts, at least half of all, have led to the cluster.
     """
     verdicts = {answer.verdict for answer in cluster.answers}
     settled = len(cluster.maps) >= max(ENOUGH_TO_END, ended / 2)
@@ -205,10 +205,19 @@ def best_answer(answers: list[tuple[Cluster, Interpretation]]) -> tuple[Cluster,
     """
     verdict = min(VERDICTS.index(answer.verdict) for _, answer in answers)
     answers = [each for each in answers if VERDICTS.index(each[1].verdict) == verdict]
-    answers = [each for each in answers if not any(overfits(each[1], other) for _, other in answers)]
+    answers = _without_overfitted(answers)
     least = min(corrected_r_factor(answer) for _, answer in answers)
     good = [each for each in answers if not corrected_r_factor(each[1]) > least / CLEARLY_BETTER]
     return min(good, key=lambda each: (-len(each[0].maps), len(each[1].reasons), corrected_r_factor(each[1])))
+
+
+def _without_overfitted(answers):
+    """Answers, without those that overfit few data compared with one that stays."""
+    kept: list[tuple[Cluster, Interpretation]] = []
+    for each in sorted(answers, key=lambda each: -len(each[1].space_group.symops)):
+        if not any(overfits(each[1], other) for _, other in kept):
+            kept.append(each)
+    return kept
 
 
 def _note(clusters):

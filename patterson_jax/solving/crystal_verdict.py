@@ -189,7 +189,7 @@ def _unexplained(findings, residues, limits):
 
 def _share(height):
     """A height in words; where the map shows no atom at the place of the lightest, the figure would say nothing."""
-    return f'{height:.0%}' if height < MOST_TOLD else f'more than {MOST_TOLD:.0%}'
+    return f'more than {MOST_TOLD:.0%}' if height > MOST_TOLD else f'{height:.0%}'
 
 
 def _is_sensible(findings, anisotropic):
