@@ -537,9 +537,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--seed', type=int, default=0, help='of the starts')
     parser.add_argument('--starts', type=int, default=MAX_STARTS, help='for a crystal, at most')
     parser.add_argument('--seconds', type=float, default=0.0, help='for a crystal, at most; 0: no limit')
-    parser.add_argument(
-        '--network', default='auto', help="finishes maps too; 'auto': where it is usual; 'none'"
-    )
+    parser.add_argument('--network', default='auto', help="finishes maps too; 'auto': where it is usual; 'none'")
     parser.add_argument('--peer', default='', metavar='PYTHON', help='a Python that has cctbx, to compare with')
     parser.add_argument('--peer-seconds', type=float, default=60.0, help='of processor time for cctbx, at most')
     parser.add_argument('--json', type=Path, help='file to write; default crystals-DEVICE.json beside this program')
