@@ -23,6 +23,7 @@ from patterson_jax.crystals import read_and_prepare
 from patterson_jax.errors import InputError
 from patterson_jax.files.crystal_results import calculated_structure_factors
 from patterson_jax.files.crystals import parse_cell, read_crystal
+from patterson_jax.solving import crystal_solver
 
 CRYSTALS = Path(__file__).parents[1] / 'docs' / 'crystals'
 CELL = '5.1 6.2 7.3 90 99.5 90'
@@ -78,6 +79,29 @@ def test_three_lines_say_what_was_taken_for_what_and_a_table_which_symmetry_ther
     table = [line.split() for line in lines if line.startswith('*')]
     assert table[0][:2] == ['*', '2/m']
     assert lines[-1].startswith('  lattice: mean E²')
+
+
+@pytest.mark.parametrize(
+    ('network', 'formula', 'said'),
+    [
+        ('projection', 'CN', 'maps are finished by a learned projection ('),
+        ('projection', 'SO', 'maps are finished by elimination or a learned projection ('),
+        ('projection', 'any', 'maps are finished by elimination or a learned projection ('),
+        ('auto', 'CN', ''),
+    ],
+)
+def test_it_is_said_how_maps_are_finished(tmp_path, monkeypatch, capsys, network, formula, said):
+    """`auto` uses no network at 0.8 Å."""
+
+    def refuse(*arguments, **settings):
+        raise InputError('no search is made')
+
+    monkeypatch.setattr(crystal_solver, 'solve_crystal', refuse)
+    arguments = settings(network=network, formula=formula), 0, tmp_path / 'out', write_input(tmp_path)
+    assert 'no search is made' in refusal(solve_crystal_file, *arguments)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith('maps are finished')]
+    assert len(lines) == bool(said)
+    assert all(line.startswith(said) for line in lines)
 
 
 def test_flags_lead_and_contradictions_are_noted(tmp_path):

@@ -128,8 +128,8 @@ def measured_rows():
     )
     more = content('benchmarks/more-crystals.json')['crystals']
     yield row('more real crystals: right; called `solved`, of these wrong', _counts(more), '')
-    some = content('benchmarks/more-crystals-1.4A.json')['crystals']
-    yield row('some of these, with a centre, cut at 1.4 Å', _counts(some), '')
+    centred = content('benchmarks/more-crystals-1.4A.json')['crystals']
+    yield row('most of these with a centre, cut at 1.4 Å', _counts(centred), '')
     again = 'benchmarks/light_centred_again'
     low = [content(f'{again}{name}.json')['results'] for name in ('', '_classical', '_truths')]
     assert all([each['index'] for each in some] == [each['index'] for each in low[0]] for some in low)
