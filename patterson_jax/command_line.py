@@ -4,6 +4,7 @@ An installed package has it as the command `patterson-jax`, a clone as `run_expe
 explains a mode.
 """
 
+import difflib
 import gc
 import os
 import runpy
@@ -15,7 +16,7 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from patterson_jax import experiment
 from patterson_jax.compilation_cache import enable_compilation_cache
@@ -69,9 +70,12 @@ def parse_flags(arguments: list[str]) -> list[str]:
         try:
             rest = flags.FLAGS(arguments)[1:]
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
-            raise InputError(_reason(error, file)) from error
+            raise InputError(_unknown_field(arguments, file) or _reason(error, file)) from error
         if rest:
-            raise InputError(f'{rest[0]!r} is not a flag; flags begin with --, as in --config={rest[0]}')
+            cure = f'--config={rest[0]}' if rest[0].endswith('.py') else f'--input={rest[0]}'
+            raise InputError(
+                f'{rest[0]!r} is not a flag; flags begin with --, as in {cure}, and values with blanks need quotes'
+            )
         if CONFIG.value is None:
             raise InputError('--config is missing; it names a config, as in --config=quick')
     return rest
@@ -115,13 +119,15 @@ def run(_: list[str]) -> None:
 
 
 def _explain_mode(arguments):
-    """Prints the help of a mode and ends the program, if the arguments are `--mode=MODE --help`."""
+    """Prints the help of a mode, or of all flags, and ends the program, if the arguments have `--help`."""
     given = ' '.join(arguments[1:]).replace('--mode ', '--mode=').split()  # in one word or in two
     words = [word.lstrip('-') for word in given if word.startswith('-')]
     modes = [word.removeprefix('mode=') for word in words if word.startswith('mode=')]
     if 'help' in words and modes and modes[-1] in HELP:
         print(f'--mode={modes[-1]}: {HELP[modes[-1]]}')
         sys.exit(0)
+    if 'help' in words and not modes:
+        app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
 
 
 def _with_config_found(arguments):
@@ -177,10 +183,36 @@ def _apply_sweep():
     return choices[SWEEP.value]
 
 
+def _unknown_field(arguments, file):
+    """What is wrong with the first flag that sets a field that the config lacks, in words; '' if all have theirs."""
+    given = [each.partition('=')[2] for each in arguments if each.lstrip('-').startswith('config=')]
+    path, _, variant = given[0].partition(':') if given else ('', '', '')
+    try:
+        get_config = runpy.run_path(path)['get_config']
+        config = get_config(variant) if variant else get_config()
+    except Exception:  # of any kind, as the file is the user's; `_reason` tells it
+        return ''
+    for argument in arguments[1:]:
+        name = argument.partition('=')[0].lstrip('-')
+        path, section = name.split('.'), config
+        for depth in range(1, len(path) if path[0] == 'config' else 0):
+            field, within = path[depth], f'--config={file}' if depth == 1 else '.'.join(path[:depth])
+            if not isinstance(section, ConfigDict):
+                break  # such as one of the numbers of a tuple
+            if field not in section:
+                near = difflib.get_close_matches(field, section, n=1)
+                meant = f' (did you mean {near[0]}?)' if near else ''
+                return f'--{name}: {within} has no {field}{meant}; it has {", ".join(section)}'
+            section = section[field]
+    return ''
+
+
 def _reason(error, file):
     if isinstance(error, SyntaxError):
         return f'--config is {file!r}; it must be a config file in Python: {error}'
     if 'Traceback' in str(error):  # of an exception that the config's own function raised
         while error.__context__ is not None:
             error = error.__context__
-    return ' '.join(str(error.args[0] if isinstance(error, KeyError | AttributeError) else error).split())
+    reason = ' '.join(str(error.args[0] if isinstance(error, KeyError | AttributeError) else error).split())
+    of_config = isinstance(error, flags.UnrecognizedFlagError) and '.' in error.flagname
+    return f'{reason}; fields of the config begin with --config.' if of_config else reason

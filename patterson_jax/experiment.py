@@ -56,6 +56,8 @@ def run(
         raise InputError(f'--mode is {mode!r}; it must be one of {", ".join(MODES)}')
     alone = mode in ('train', 'evaluate') or jax.process_count() == 1
     require(alone, '--mode', mode, 'train or evaluate with --distributed')
+    named = checkpoint is None or ('crystal' not in config and mode in ('evaluate', 'solve'))
+    require(named, '--checkpoint', str(checkpoint), 'left out, but to evaluate, or to solve Patterson maps')
     if 'ablation' in config:
         require(mode == 'train', '--mode', mode, 'train for a comparison of runs')
         from patterson_jax.ablations import compare

@@ -97,6 +97,12 @@ def _require_maps(directory, trained):
 
 def _require_same_weights(directory, trained, now, network):
     before, after = weight_fields(trained), weight_fields(now)
+    kinds = before['model'].get('network'), after['model'].get('network')
+    if kinds[0] != kinds[1]:
+        raise InputError(
+            f'{directory}: these weights are of a network {kinds[0]!r}, the config has {kinds[1]!r}; '
+            f'--config must be that of their training'
+        )
     if network.any_grid:
         before['problem']['grid_size'] = after['problem']['grid_size']
     differing = differences(before, after, ('model', 'problem'))

@@ -165,8 +165,20 @@ MISTAKES = {
     'directory for a config': (['--config=.'], "--config is '.'"),
     'map for a config': (['--config=map.ccp4'], "'map.ccp4'"),
     'unknown variant': ([f'{QUICK}:orignal_only'], "'orignal_only' is not a variant", 'it has original_only'),
-    'unknown field': ([QUICK, '--config.problem.num_atms=3'], 'num_atms', 'num_atoms'),
-    'unknown section': ([QUICK, '--config.problems.num_atoms=3'], 'problems', 'problem'),
+    'unknown field': (
+        [QUICK, '--config.problem.num_atms=3'],
+        '--config.problem.num_atms: config.problem has no num_atms (did you mean num_atoms?); it has ',
+    ),
+    'unknown section': (
+        [QUICK, '--config.problems.num_atoms=3'],
+        'configs/quick.py has no problems (did you mean problem?); it has ',
+    ),
+    'section of another config': (
+        ['--config=base', "--config.crystal.cell='5 5 5 90 90 90'"],
+        '--config.crystal.cell: --config=base has no crystal; it has checkpoint, ',
+    ),
+    'field of the top': (['--config=crystal', '--config.crystal.seed=3'], 'config.crystal has no seed; it has block, cell, '),
+    'field without its config': ([QUICK, '--train.num_steps=3'], "'train.num_steps'", 'begin with --config.'),
     'field of a field': ([QUICK, '--config.seed.number=3'], 'seed.number'),
     'field before the config': (['--config.seed=3', QUICK], '--config.seed', 'before'),
     'no value': ([QUICK, '--config.seed'], 'config.seed', 'Missing value'),
@@ -200,12 +212,21 @@ MISTAKES = {
     'out of range': ([QUICK, '--config.train.batch_size=0'], 'train.batch_size is 0; it must be 1 or more'),
     'not a number': ([QUICK, '--config.train.learning_rate=nan'], 'train.learning_rate is nan', 'positive number'),
     'unknown mode': ([QUICK, '--mode=slove'], "--mode is 'slove'", 'train, evaluate, simulate, solve'),
-    'stray argument': ([QUICK, 'map.ccp4'], "'map.ccp4' is not a flag"),
+    'stray argument': ([QUICK, 'map.ccp4'], "'map.ccp4' is not a flag", 'as in --input=map.ccp4'),
+    'checkpoint to publish': (
+        [QUICK, '--mode=publish', '--output=new', '--checkpoint=unrolled'],
+        '--checkpoint is ',
+        'it must be left out, but to evaluate',
+    ),
+    'weights of another network': (
+        ['--config=base', '--mode=evaluate', '--checkpoint=unrolled'],
+        "these weights are of a network 'unrolled', the config has 'paper'",
+    ),
     'config without flag': (['configs/quick.py'], "'configs/quick.py' is not a flag", '--config=configs/quick.py'),
     'unknown flag': ([QUICK, '--inputs=map.ccp4'], "'inputs'", 'Did you mean: input'),
     'workdir a file': ([QUICK, '--workdir=map.ccp4'], '--workdir is map.ccp4', 'must be a directory'),
     'workdir below a file': ([QUICK, '--workdir=map.ccp4/run'], '--workdir is map.ccp4/run', 'must be a directory'),
-    'nothing to evaluate': ([QUICK, '--mode=evaluate'], 'runs/quick: it has no checkpoint', '--checkpoint'),
+    'nothing to evaluate': ([QUICK, '--mode=evaluate'], 'runs/quick: it has no checkpoint', 'name a run'),
     'nothing to evaluate of a variant': (
         [f'{QUICK}:original_only', '--mode=evaluate'],
         'runs/quick-original_only: it has no checkpoint',
@@ -381,6 +402,7 @@ def test_the_cache_is_on_unless_it_is_switched_off(command, asked, monkeypatch):
 
 def test_help_tells_the_flags_and_how_they_are_used(process):
     result = process('--help')
+    assert result.status == 0
     assert '--config=configs/quick.py --mode=solve' in result.output
     for flag in ('--config:', '--mode:', '--input:', '--checkpoint:', '--[no]compilation_cache:'):
         assert flag in result.output

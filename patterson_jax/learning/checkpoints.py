@@ -384,4 +384,4 @@ def find_checkpoints(directory: Path) -> Path:
     for candidate in (Path(directory) / 'checkpoints', Path(directory)):
         if has_checkpoint(candidate):
             return candidate
-    raise InputError(f'{directory}: it has no checkpoint; train first, or name a run with --checkpoint')
+    raise InputError(f'{directory}: it has no checkpoint; train first, or name a run that has one')
