@@ -109,7 +109,7 @@ def name_contradictions(crystal: CrystalFile, solution: CrystalSolution) -> list
         found: Counter[str] = Counter()
         for atom in solution.atoms:
             found[atom.element] += atom.multiplicity
-        claimed_atoms = {element: count for element, count in claims.contents.items() if element not in ('H', 'D')}
+        claimed_atoms = {element: count for element, count in claims.contents.items() if element != 'H'}
         ratio = sum(found.values()) / max(sum(claimed_atoms.values()), 1e-9)
         if any(
             abs(found[each] - ratio * claimed_atoms.get(each, 0)) > max(MOST_MISCOUNTED * found[each], 1)

@@ -108,7 +108,8 @@ def solve_crystal(
     Args:
         hkl: `(n, 3)` whole numbers; equivalents may be merged or not.
         intensities: `(n,)`, F² on any scale; may be negative.
-        sigmas: `(n,)`, their standard uncertainties; reflections without a positive one are left out.
+        sigmas: `(n,)`, their standard uncertainties; reflections without a positive one are left out. If all are NaN,
+            3 % of the intensities are taken.
         cell: a, b, c in Å and α, β, γ in degrees.
         wavelength: in Å; f′ of the form factors depends on it. None: f′ is left out.
         formula: for example 'C10H10F2N4'; any part of the cell will do, the whole cell is best. None: any elements.
@@ -118,7 +119,9 @@ def solve_crystal(
         seed: fixes the starts.
 
     Returns:
-        The best solution found, whatever its verdict; it may be without atoms.
+        The best solution found, whatever its verdict; it may be without atoms. Its indices are those given, but for a
+        reverse rhombohedral lattice, where they are turned by 180° about c. Notes on stderr say so, and what was left
+        out.
 
     Raises:
         InputError: the arrays have other shapes, there are no reflections, the cell or the class is impossible, or
@@ -139,7 +142,7 @@ def solve_crystal(
     require(is_whole(seed) and 0 <= seed < 2**32, 'seed', seed, f'a whole number from 0 to {2**32 - 1}')
     parameters = cell.parameters if isinstance(cell, UnitCell) else cell
     contents = parse_formula(formula, 'formula') if formula else None
-    measurements, _ = measurements_of(Columns(hkl, intensities, sigmas, 'arrays'), np.eye(3), 'hkl')
+    measurements, notes = measurements_of(Columns(hkl, intensities, sigmas, 'arrays'), np.eye(3), 'hkl')
     prepared = prepare(
         measurements,
         parse_cell(' '.join(map(str, parameters)), 'cell'),
@@ -148,5 +151,7 @@ def solve_crystal(
         elements=tuple(contents or ()),
         laue=laue,
     )
+    for note in (*notes, *prepared.data.warnings):
+        print(f'note: {note}', file=sys.stderr)
     projection = projection_for(network, prepared.data)
     return crystal_solver.solve_crystal(prepared.data, seed=seed, projection=projection)

@@ -177,7 +177,10 @@ MISTAKES = {
         ['--config=base', "--config.crystal.cell='5 5 5 90 90 90'"],
         '--config.crystal.cell: --config=base has no crystal; it has checkpoint, ',
     ),
-    'field of the top': (['--config=crystal', '--config.crystal.seed=3'], 'config.crystal has no seed; it has block, cell, '),
+    'field of the top': (
+        ['--config=crystal', '--config.crystal.seed=3'],
+        'config.crystal has no seed; it has block, cell, ',
+    ),
     'field without its config': ([QUICK, '--train.num_steps=3'], "'train.num_steps'", 'begin with --config.'),
     'field of a field': ([QUICK, '--config.seed.number=3'], 'seed.number'),
     'field before the config': (['--config.seed=3', QUICK], '--config.seed', 'before'),

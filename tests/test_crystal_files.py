@@ -290,7 +290,7 @@ SFAC Xx
         ('UNIT 26 26 26 26', 'UNIT 26 26 26 26 is a placeholder'),
         ('UNIT 8 8', 'UNIT 8 8 does not fit SFAC'),
         ('UNIT 0 0 0 0', 'UNIT 0 0 0 0 does not fit SFAC'),
-        ('UNIT 900 8 90 90', 'UNIT leaves 0.2 Å³ of the cell'),
+        ('UNIT 900 8 90 90', 'the formula leaves 0.2 Å³ of the cell'),
     ],
 )
 def test_numbers_of_atoms_that_mean_nothing_are_not_used_but_their_elements_are(tmp_path, unit, note):
@@ -364,6 +364,37 @@ def test_negative_batch_numbers_are_those_of_twin_components(tmp_path):
     assert 'HKLF 5' in refusal(crystal, tmp_path, twins)
     assert crystal(tmp_path, twins.replace('-2', '2', 1)).records == 5
     assert crystal(tmp_path, twins.replace('-2', '-0.2', 1)).records == 5  # a direction cosine
+
+
+def test_reflections_that_are_set_aside_are_used(tmp_path):
+    flagged = as_text([*fixed(RECORDS[:1], '  -1'), *fixed(RECORDS[1:])])
+    read = crystal(tmp_path, flagged)
+    assert (read.records, read.notes) == (4, ('1 reflections are set aside for R_free, and used like the others',))
+    assert 'HKLF 5' in refusal(crystal, tmp_path, as_text([*fixed(tail='  -1'), *fixed(tail='   2')]))
+
+
+def test_an_element_that_is_not_known_restricts_the_crystal_to_no_others(tmp_path):
+    claims = crystal(tmp_path, as_text(fixed()), INS.replace('SFAC C H N O', 'SFAC C H N Q')).claims
+    assert (claims.contents, claims.elements) == (None, ())
+    assert claims.notes == ('SFAC Q is not an element; no elements are taken from the file',)
+
+
+def test_a_zerr_that_is_not_complete_is_not_used(tmp_path):
+    claims = crystal(tmp_path, as_text(fixed()), INS.replace('ZERR 4 .001 .001 .001 0 .01 0', 'ZERR 4')).claims
+    assert (claims.cell.a, claims.cell_sigmas, claims.formula_units) == (5, None, None)
+    assert claims.notes == ('ZERR 4 does not have seven numbers; it is not used',)
+
+
+@pytest.mark.parametrize('content', ['', 'CELL what'])
+def test_a_broken_file_beside_is_left_out(tmp_path, content):
+    (tmp_path / 'a.res').write_text(content, encoding='utf-8')
+    read = crystal(tmp_path, as_text(fixed()), None, cell='5 6 7 90 98.5 90')
+    (note,) = read.claims.notes
+    assert note.startswith(f'not used: {tmp_path}/a.res: ')
+    line = refusal(read_crystal, tmp_path / 'a.hkl')
+    assert 'no cell' in line and 'a.res: ' in line and 'another name' not in line
+    (tmp_path / 'a.cif').write_text(CIF, encoding='utf-8')
+    assert read_crystal(tmp_path / 'a.hkl').cell.a == 5
 
 
 def test_files_beside_are_found_whatever_their_letters_and_the_first_leads(tmp_path):
@@ -454,6 +485,7 @@ def test_what_follows_the_end_of_the_list_is_kept(tmp_path, after):
         as_text(fixed(), '\r'),
         '\ufeff' + as_text(fixed()),
         as_text([*fixed(), *INS.splitlines()]),
+        as_text(line.replace('7.00', '   7') for line in fixed()),  # for SHELXL 0.07
     ],
 )
 def test_an_hkl_file_in_columns_that_shelxl_reads_otherwise_is_written_anew(tmp_path, content):
@@ -622,6 +654,51 @@ def test_an_hkl_file_takes_its_cell_from_a_cif_beside_it(tmp_path):
     (tmp_path / 'a.cif').write_text(CIF, encoding='utf-8')
     claims = crystal(tmp_path, as_text(fixed()), None).claims
     assert (claims.cell.a, len(claims.symops)) == (5, 4)
+
+
+@pytest.mark.parametrize('unknown', ['?', '.'])
+def test_a_wavelength_that_a_cif_does_not_know_is_none(tmp_path, unknown):
+    text = CIF.replace('_diffrn_radiation_wavelength 0.71073', f'_diffrn_radiation_wavelength {unknown}')
+    assert text != CIF
+    assert crystal(tmp_path, text + loop(ROWS), None, 'a.cif').claims.wavelength is None
+
+
+def test_an_embedded_res_of_a_cif_beside_tells_how_reflections_are_read(tmp_path):
+    def beside(hklf):
+        res = embedded(INS.replace('HKLF 4', hklf).splitlines(), '_shelx_res_file')
+        (tmp_path / 'a.cif').write_text(CIF + res, encoding='utf-8')
+
+    beside('HKLF 3')
+    read = crystal(tmp_path, as_text(fixed(RECORDS[:1])), None)
+    np.testing.assert_allclose(read.measurements.intensities, [12.5**2])
+    beside('HKLF 4 1 0 0 1 0 1 0 1 0 0')
+    assert crystal(tmp_path, as_text(fixed(RECORDS[:1])), None).measurements.hkl.tolist() == [[0, 0, 1]]
+    beside('NEUT\nHKLF 4')
+    assert 'neutron' in refusal(crystal, tmp_path, as_text(fixed()), None)
+
+
+def test_a_block_chooses_among_the_cells_of_a_cif_beside(tmp_path):
+    (tmp_path / 'a.cif').write_text(CIF + CIF.replace('data_first', 'data_second'), encoding='utf-8')
+    line = refusal(crystal, tmp_path, as_text(fixed()), None)
+    assert 'its data blocks first, second have cells; --config.crystal.block chooses one' in line
+    assert crystal(tmp_path, as_text(fixed()), None, block='second').claims.title == 'second'
+
+
+def test_reflections_in_cif_take_what_they_do_not_say_from_the_files_beside(tmp_path):
+    cell = '\n'.join(line for line in CIF.splitlines() if line.startswith(('data_', '_cell_length', '_cell_angle')))
+    text = f'{cell}\n{loop(ROWS)}'
+    claims = crystal(tmp_path, text, name='a.fcf').claims
+    assert (claims.contents['C'], claims.wavelength, len(claims.symops)) == (8, 0.71073, 4)
+    assert (claims.cell_source, claims.cell_sigmas[0]) == (str(tmp_path / 'a.fcf'), 0.02)
+    claims = crystal(tmp_path, text, INS.replace('5.0 6.0', '5.0 6.5'), name='a.fcf').claims
+    assert (claims.contents, claims.notes) == (None, (f'{tmp_path}/a.ins is not used, as it has another cell',))
+
+
+def test_an_ins_may_stand_beside_a_cif_that_is_called_hkl(tmp_path):
+    read = crystal(tmp_path, CIF + loop(ROWS))
+    again = read_crystal(tmp_path / 'a.ins')
+    assert again.format == read.format == 'the loop of _refln_f_squared_meas'
+    np.testing.assert_array_equal(again.measurements.intensities, read.measurements.intensities)
 
 
 # MTZ.

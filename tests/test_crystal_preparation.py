@@ -202,6 +202,14 @@ def test_weak_but_certain_reflections_of_a_superstructure_are_no_centring():
     assert prepared.data.warnings == ('the file claims a lattice C, but reflections that it forbids are there',)
 
 
+def test_a_claimed_centring_that_few_reflections_cannot_show_is_not_called_false():
+    present = measured(MONOCLINIC, rotations_of('P 1 2/m 1'), CENTRINGS['C'])
+    few = Measurements(present.hkl[:11], present.intensities[:11], present.sigmas[:11])
+    prepared = prepare(few, MONOCLINIC, claimed=rotations_of('P 1 2/m 1'), claimed_centring='C')
+    expected = 'the file claims a lattice C, but the reflections are too few to show it; P is taken'
+    assert prepared.data.centring == 'P' and prepared.data.warnings[0] == expected
+
+
 def test_a_reverse_rhombohedral_lattice_is_turned():
     obverse = measured(HEXAGONAL, rotations_of('P -3 m 1'), CENTRINGS['R'])
     reverse = dataclasses.replace(obverse, hkl=obverse.hkl * np.array([-1, -1, 1], np.int32))

@@ -327,6 +327,10 @@ def test_arrays_are_solved_like_files(perovskite):
     for name, value in mistakes.items():
         with pytest.raises(InputError, match=f'{name} is {value!r}'):
             pj.solve_crystal(*arrays, cell, **{name: value})
+    with pytest.raises(
+        InputError, match='hkl: no reflections are left of 10; 10 left out: indices that are not numbers'
+    ):
+        pj.solve_crystal(np.full((10, 3), np.nan), *(array[:10] for array in arrays[1:]), cell)
     with pytest.raises(InputError, match='cell is None'):
         pj.solve_crystal(*arrays, None)
     with pytest.raises(InputError, match='sigmas is NoneType None'):

@@ -411,12 +411,19 @@ def _find_centring(measurements, cell, possible, claimed, warnings):
     symbol = best.symbol if best else 'P'
     turned = symbol == 'reverse'
     if claimed and claimed != ('R' if turned else symbol):
-        found = f'the data show {symbol}' if best else 'but reflections that it forbids are there'
+        found = f'the data show {symbol}' if best else _without_centring(scores.get(claimed))
         warnings.append(f'the file claims a lattice {claimed}, {found}')
     if turned:
         warnings.append('the rhombohedral lattice is in the reverse setting; indices are turned by 180° about c')
     change = np.diag([-1, -1, 1]) if turned else np.eye(3, dtype=int)
     return 'R' if turned else symbol, list(scores.values()), change
+
+
+def _without_centring(claimed):
+    """Why a lattice is P although the file claims another one; `claimed` is the score of that, if it was tested."""
+    if claimed and not claimed.count:
+        return 'but the reflections are too few to show it; P is taken'
+    return 'but reflections that it forbids are there'
 
 
 def _is_hexagonal(cell):

@@ -94,15 +94,29 @@ def read_cif_reflections(text: str, name: str, block_name: str = '') -> CifConte
     return CifContent(columns, claims, source)
 
 
-def read_cif_claims(text: str, name: str) -> Claims:
-    """The claims of a CIF with or without reflections, from the only block that has a cell; none if several have one.
+def read_cif_claims(text: str, name: str, block_name: str = '') -> Claims:
+    """The claims of a CIF with or without reflections.
+
+    Args:
+        text: of the file.
+        name: of the file, for messages.
+        block_name: of the data block to take, if the file has it; otherwise it is the only block that has a cell.
+
+    Returns:
+        The claims, with those of an embedded .res on how reflections are read; none, with a note, if several blocks
+        have a cell.
 
     Raises:
-        InputError: the text is not a CIF.
+        InputError: the text is not a CIF, or an embedded .res has invalid instructions.
     """
     document, _ = _parse(text, name)
     having = [block for block in document if block.find_value('_cell_length_a')]
-    return _claims(having[0], name) if len(having) == 1 else Claims()
+    having = [block for block in having if block.name == block_name] or having
+    if len(having) > 1:
+        names = shortened(', '.join(block.name for block in having))
+        note = f'{name} is not used: its data blocks {names} have cells; --config.crystal.block chooses one'
+        return Claims(notes=(note,))
+    return _claims(having[0], name).completed_by(_instructions(having[0], name)) if having else Claims()
 
 
 def _parse(text, name):
@@ -205,7 +219,7 @@ def _claims(block, name):
         cell=cell,
         cell_source=name if cell else '',
         cell_sigmas=tuple(np.nan_to_num(sigmas).tolist()) if cell else None,
-        wavelength=small.wavelength or None,
+        wavelength=small.wavelength if small.wavelength > 0 else None,  # it is NaN for '?'
         probe=values.get('_diffrn_radiation_probe', '').strip('?. ').lower(),
         contents=contents,
         elements=elements,

@@ -116,6 +116,7 @@ def measurements_of(columns: Columns, matrix: np.ndarray, name: str) -> tuple[Me
     reasons = {
         'no number, or too wide for its column': ~(np.abs(values) < LARGEST) | ~(np.abs(sigmas) < LARGEST),
         'σ ≤ 0, as of a placeholder': sigmas < 1 / LARGEST,
+        'indices that are not numbers': ~np.all(np.isfinite(hkl), axis=1),
         'fractional indices after the matrix': np.any(np.abs(hkl - whole) > 0.01, axis=1),
         'F(000)': ~np.any(whole, axis=1),
         'impossible indices': np.any(np.abs(whole) > HIGHEST_INDEX / 4, axis=1),

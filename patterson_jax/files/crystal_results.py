@@ -271,7 +271,7 @@ def write_crystal_cif(path: Path, data: CrystalData, solution: CrystalSolution, 
         **{f'_cell_{tag}': f'{value:.7g}' for tag, value in zip(CELL_TAGS, data.cell.parameters, strict=True)},
         '_cell_volume': f'{data.cell.volume:.7g}',
         '_space_group_IT_number': f'{group.number}',
-        '_space_group_name_H-M_alt': group.hm,
+        '_space_group_name_H-M_alt': group.hm if found else '?',  # of another setting it would be a false name
         **({'_space_group_name_Hall': found.hall} if found else {}),
         **({'_diffrn_radiation_wavelength': f'{data.wavelength:g}'} if data.wavelength else {}),
         '_refine_ls_R_factor_gt': '?' if r_factor is None else f'{r_factor:.4f}',

@@ -27,6 +27,7 @@ from patterson_jax.files.claims import (
 from patterson_jax.files.common import require_content, shortened
 from patterson_jax.files.shelx import (
     FIXED,
+    UnsolvableDataError,
     hklf_matrix,
     read_hkl,
     read_instructions,
@@ -36,6 +37,7 @@ from patterson_jax.files.shelx import (
 
 INSTRUCTIONS, MODELS = ('.ins', '.res'), ('.cif', '.cif_od')  # files beside an .hkl; the first that has a cell leads
 MTZ = b'MTZ '  # the beginning of such a file
+SAME_CELL = 0.02  # relative difference up to which a cell may be one at another temperature
 ANY = 'any'  # in place of a formula: any elements
 SHORTEST_WAVELENGTH, LONGEST_WAVELENGTH = 0.1, 6.0  # Å, of X-rays
 
@@ -72,7 +74,8 @@ def read_crystal(
 ) -> CrystalFile:
     """Reads a crystal from SHELX .hkl, .ins or .res, CIF, .fcf or MTZ.
 
-    A cell and other claims may come from an .ins, .res or CIF beside the file that has the same name.
+    What the file does not say of its crystal, from the cell to the formula, may come from an .ins, .res or CIF beside
+    it that has the same name. For an .ins or .res the reflections are in the .hkl of that name.
 
     Args:
         path: the file.
@@ -80,7 +83,7 @@ def read_crystal(
         formula: for example 'C10H10F2N4', in place of that of the files; '': that of the files; 'any': none, so that
             any elements are allowed.
         wavelength: in Å, in place of that of the files; None: that of the files.
-        block: name of the data block, for a CIF in which several have reflections.
+        block: name of the data block, for a CIF in which several have reflections or, beside an .hkl, cells.
 
     Returns:
         The reflections as `measurements`, the `cell`, and the `claims` of the files: wavelength, contents, symmetry.
@@ -97,19 +100,20 @@ def read_crystal(
         elements=tuple(formula_given or ()),
     )
     require_content(path)
+    if path.suffix.lower() in INSTRUCTIONS:
+        path = next(iter(_beside(path, ('.hkl',))), path.with_suffix('.hkl'))
+        require_content(path)
+    beside = _claims_beside(path, block)
     if path.read_bytes()[: len(MTZ)] == MTZ:
         columns, claims = read_mtz(path)
-        hkl_bytes = None
+        claims, hkl_bytes = _completed(claims, beside), None
     elif looks_like_cif(text := _text(path)):
         columns, claims, hkl_text = read_cif_reflections(text, str(path), block)
         hkl_bytes = hkl_text.encode('utf-8') or None
-        claims = claims if claims.cell or said.cell else claims.completed_by(_claims_beside(path))
+        claims = _completed(claims, beside)
     else:
-        if path.suffix.lower() in INSTRUCTIONS:
-            path = next(iter(_beside(path, ('.hkl',))), path.with_suffix('.hkl'))
-            text = _text(path)
         columns, rest = read_hkl(text, str(path))
-        claims = _claims_beside(path).completed_by(read_trailing_instructions(rest, str(path)))
+        claims = beside.completed_by(read_trailing_instructions(rest, str(path)))
         hkl_bytes = path.read_bytes()
     claims = said.completed_by(claims)
     if formula.lower() == ANY:
@@ -222,19 +226,39 @@ def _beside(path, endings):
 def _other_claims(path):
     """The first file of another name beside a file that may have claims; '' if there is none."""
     endings = (*INSTRUCTIONS, *MODELS)
-    others = (each.name for each in sorted(path.parent.iterdir()) if each.suffix.lower() in endings and each != path)
-    return next(others, '')
+    files = (each for each in sorted(path.parent.iterdir()) if each.suffix.lower() in endings)
+    return next((each.name for each in files if each.stem.lower() != path.stem.lower()), '')
 
 
-def _claims_beside(path):
-    """The claims of the files beside a file of reflections."""
+def _claims_beside(path, block):
+    """The claims of the files beside a file of reflections; one that cannot be read is left out, with a note."""
     claims = Claims()
     for other in _beside(path, (*INSTRUCTIONS, *MODELS)):
-        read = read_instructions if other.suffix.lower() in INSTRUCTIONS else read_cif_claims
-        claims = claims.completed_by(read(_text(other), str(other)))
+        if other == path:
+            continue
+        try:
+            text = _text(other)
+            is_shelx = other.suffix.lower() in INSTRUCTIONS
+            read = read_instructions(text, str(other)) if is_shelx else read_cif_claims(text, str(other), block)
+        except UnsolvableDataError:
+            raise
+        except InputError as error:
+            read = Claims(notes=(f'not used: {error}',))
+        claims = claims.completed_by(read)
         if claims.cell:
             break
     return claims
+
+
+def _completed(claims, beside):
+    """The claims of a file, completed by those of the files beside it, if these are of the same cell."""
+    if claims.cell and beside.cell and not _same_cell(claims.cell, beside.cell):
+        return claims.completed_by(Claims(notes=(f'{beside.cell_source} is not used, as it has another cell',)))
+    return claims.completed_by(beside)
+
+
+def _same_cell(first, second):
+    return bool(np.allclose(first.parameters, second.parameters, rtol=SAME_CELL, atol=0))
 
 
 def _check_contents(claims, cell, given):
@@ -249,7 +273,8 @@ def _check_contents(claims, cell, given):
         )
     if given or least <= volume <= most:
         return claims
-    note = f'UNIT leaves {volume:.1f} Å³ of the cell for an atom that is not hydrogen; numbers of atoms are not used'
+    told = f'the formula leaves {volume:.1f} Å³ of the cell for an atom that is not hydrogen'
+    note = f'{told}; numbers of atoms are not used'
     return dataclasses.replace(claims, contents=None, notes=(*claims.notes, note))
 
 
@@ -258,8 +283,10 @@ def _checked_cell(claims, path):
     if claims.cell is None:
         others = _other_claims(path)
         hint = f'; {others} is not read, because it has another name' if others else ''
+        unread = ''.join(f'; {note}' for note in claims.notes if 'not used' in note)
         raise InputError(
-            f'{path}: no cell: no .ins, .res or CIF of the same name has one{hint}; give it with --config.crystal.cell'
+            f'{path}: no cell: no .ins, .res or CIF of the same name has one{hint}{unread}; '
+            'give it with --config.crystal.cell'
         )
     parse_cell(' '.join(f'{number:.10g}' for number in claims.cell.parameters), f'{claims.cell_source}: cell')
     if any(probe in claims.probe for probe in ('neutron', 'electron')):

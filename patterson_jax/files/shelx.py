@@ -19,11 +19,13 @@ from patterson_jax.files.common import shortened
 LATTICES = {1: 'P', 2: 'I', 3: 'R', 4: 'F', 5: 'A', 6: 'B', 7: 'C'}
 LARGEST_INDEX = 9999
 MOST_WORDS, LONGEST_LINE = 14, 120  # of a reflection with batch number and direction cosines
+SET_ASIDE = -1  # batch number of reflections that SHELXL leaves out of refinement
 LONGEST_WHOLE_NUMBER = 9  # digits; a longer one is two numbers that touch
 INSTRUCTION = re.compile(
     r'((?:TITL|CELL|ZERR|LATT|SYMM|SFAC|UNIT|NEUT|TWIN|BASF|END)(?=\s|$)|HKLF(?=[\s\d-]|$))(.*)', re.I
 )
 FIXED, WORDS = 'fixed columns 3I4,2F8', 'words between blanks'
+WHOLE = re.compile(r'[+-]?\d+')
 UNREAD_HKLF = {1: 'condensed data', 2: 'Laue data', 5: 'of twin components', 6: 'of groups of twin components'}
 
 
@@ -105,8 +107,9 @@ def read_hkl(text: str, name: str) -> tuple[Columns, str]:
 def shelxl_reads(content: bytes, number: int) -> bool:
     """Whether SHELXL reads `number` reflections from an .hkl file.
 
-    The reflections must begin the file, without a byte order mark or a header, in fixed columns. The list ends at a
-    blank line, at h = k = l = 0, or with the file; that must not come earlier or later. Lines end with LF or CRLF.
+    The reflections must begin the file, without a byte order mark or a header, in fixed columns, with decimal points:
+    by the format, F8.2, a number without one is a hundredth of what it shows. The list ends at a blank line, at
+    h = k = l = 0, or with the file; that must not come earlier or later. Lines end with LF or CRLF.
     """
     text = content.decode('latin-1').replace('\r\n', '\n')
     if '\r' in text:
@@ -114,7 +117,13 @@ def shelxl_reads(content: bytes, number: int) -> bool:
     lines = [_read_line(index, line) for index, line in enumerate(text.split('\n')[: number + 1], start=1)]
     reflections, after = lines[:number], lines[number:]
     listed = all(line.by_columns and not line.is_origin for line in reflections)
+    listed = listed and all('.' in field or not field.strip() for line in reflections for field in _fields(line.text))
     return listed and all(line.is_origin or not line.text.strip() for line in after)
+
+
+def _fields(text):
+    """The columns of the value and of σ."""
+    return text[12:20], text[20:28]
 
 
 def _columns(records, name, notes):
@@ -141,8 +150,11 @@ def _columns(records, name, notes):
     if not by_columns:
         _refuse_batches_for_sigmas(records, name)
     numbers = np.array([line.by_columns if by_columns else line.by_words for line in records], float)
-    if any(_batch(line, by_columns).startswith('-') for line in records):
+    batches = [int(batch) for line in records if WHOLE.fullmatch(batch := _batch(line, by_columns))]
+    if min(batches, default=0) < SET_ASIDE or (min(batches, default=0) == SET_ASIDE and max(batches) > 1):
         raise InputError(f'{name}: negative batch numbers mean HKLF 5, twin components; it must be HKLF 4 or 3')
+    if SET_ASIDE in batches:
+        notes.append(f'{batches.count(SET_ASIDE)} reflections are set aside for R_free, and used like the others')
     fields = [line.text[12:20] if by_columns else line.text.split()[3] for line in records]
     without_point = sum(field.strip().isdigit() for field in fields)
     if 0 < without_point < len(records):
@@ -158,17 +170,17 @@ def _columns(records, name, notes):
 
 def _has_batch_for_sigma(line):
     """Whether the columns of σ are blank, so that the fifth word is the batch number."""
-    return not line.text[20:28].strip() and re.fullmatch(r'[+-]?\d+', line.text[28:32].strip()) is not None
+    return not line.text[20:28].strip() and WHOLE.fullmatch(line.text[28:32].strip()) is not None
 
 
 def _refuse_batches_for_sigmas(records, name):
     """Raises InputError if a line of five words may end with σ or with a batch number, and other lines have both."""
     words = [line.text.split() for line in records]
     longer = [each for each in words if len(each) > 5]
-    if not longer or len(longer) == len(words) or any(re.fullmatch(r'[+-]?\d+', each[4]) for each in longer):
+    if not longer or len(longer) == len(words) or any(WHOLE.fullmatch(each[4]) for each in longer):
         return
     for line, each in zip(records, words, strict=True):
-        if len(each) == 5 and re.fullmatch(r'[+-]?\d+', each[4]):
+        if len(each) == 5 and WHOLE.fullmatch(each[4]):
             raise InputError(
                 f'{name}, line {line.number}: {shortened(line.text.strip())!r} may end with σ or with a batch number; '
                 'other lines have both; write both'
@@ -180,7 +192,7 @@ def _batch(line, by_columns):
     if by_columns:
         return line.text[28:32].strip()
     word = [*line.text.split(), *[''] * 6][5]
-    return word if re.fullmatch(r'[+-]?\d+', word) else ''
+    return word if WHOLE.fullmatch(word) else ''
 
 
 def _read_line(number, text):
@@ -234,7 +246,7 @@ def read_instructions(text: str, name: str) -> Claims:
     """Reads the claims of an .ins or .res file. Atoms, OMIT and SHEL are ignored.
 
     Raises:
-        InputError: CELL, ZERR, LATT, SYMM or HKLF is invalid; the data are of neutrons; HKLF is not 3 or 4.
+        InputError: CELL, LATT, SYMM or HKLF is invalid; the data are of neutrons; HKLF is not 3 or 4.
     """
     found: dict[str, list[list[str]]] = {}
     for line in _joined_lines(text):
@@ -254,9 +266,10 @@ def read_instructions(text: str, name: str) -> Claims:
         wavelength, *parameters = _floats(name, 'CELL', found['CELL'][0], 7)
         cell = UnitCell(*parameters)
     if 'ZERR' in found:
-        formula_units, *sigmas = _floats(name, 'ZERR', found['ZERR'][0], 7)
-        cell_sigmas = tuple(sigmas)
+        formula_units, cell_sigmas = _uncertainties(found['ZERR'][0])
     contents, elements, notes = _contents(found)
+    if 'ZERR' in found and cell_sigmas is None:
+        notes.append(f'ZERR {shortened(" ".join(found["ZERR"][0]))} does not have seven numbers; it is not used')
     title, symops = found['TITL'][0][0] if 'TITL' in found else '', _symmetry(found, name)
     notes += _check_title(title, symops)
     for keyword in ('TWIN', 'BASF'):
@@ -360,6 +373,15 @@ def _floats(name, keyword, words, count):
     return values
 
 
+def _uncertainties(words):
+    """The number of formula units and the σ of the cell in ZERR; both None if it is invalid."""
+    try:
+        units, *sigmas = _floats('', 'ZERR', words, 7)
+    except InputError:
+        return None, None
+    return units, tuple(sigmas)
+
+
 def _contents(found):
     """Numbers of atoms in the cell, elements, and notes on oddities."""
     labels: list[str] = []
@@ -374,7 +396,7 @@ def _contents(found):
     if not labels:
         return None, (), []
     if unknown:
-        return None, elements, [f'SFAC {unknown[0]} is not an element; numbers of atoms are not used']
+        return None, (), [f'SFAC {unknown[0]} is not an element; no elements are taken from the file']
     try:
         counts = [float(number) for number in numbers]
     except ValueError:

@@ -25,7 +25,7 @@ BETTER = 1.15  # ratio of the misfits of two assignments up to which the older o
 SPREAD = 0.08  # relative error of the power of a site, beside its standard uncertainty
 LIGHTEST_QUANTILE = 0.3  # without a formula the site at this quantile of the powers is the anchor
 ANCHORS = ('C', 'N', 'O', 'F')
-UNLIKELY = {'He', 'Ne', 'Ar', 'Kr', 'Xe', 'Rn', 'H', 'D', 'Li', 'Be', 'Tc', 'Pm', 'Po', 'At', 'Fr', 'Ra', 'Ac', 'Pa'}
+UNLIKELY = {'He', 'Ne', 'Ar', 'Kr', 'Xe', 'Rn', 'H', 'Li', 'Be', 'Tc', 'Pm', 'Po', 'At', 'Fr', 'Ra', 'Ac', 'Pa'}
 # Where nothing is known, any others up to uranium may occur.
 LIKELY = tuple(each for each in (gemmi.Element(number).name for number in range(1, 93)) if each not in UNLIKELY)
 LEAST_SPACE, ROOM, MOST_SPACE = 8.0, 10.0, 40.0  # Å³ for an atom other than hydrogen: the least, usual and most

@@ -48,7 +48,6 @@ LEAST_ATOMS = 5  # in the asymmetric unit; fewer have a centre by chance
 MOST_ATOMS, MOST_BY_AXES = 32, 16  # in P1, and in the asymmetric unit of another group
 VOLUMES = {  # Å³ in crystals (Hofmann, Acta Cryst. B58, 489, 2002), of the elements that have such bonds
     'H': 5.08,
-    'D': 5.08,
     'C': 13.87,
     'N': 11.8,
     'O': 11.39,
