@@ -40,14 +40,14 @@ def draw_frontier(path: Path, cells: list[dict]) -> None:
     panels = figure.subplots(len(methods), len(noises), squeeze=False)
     for (row, column), axes in np.ndenumerate(panels):
         method, noise = methods[row], noises[column]
-        recall = np.full((len(atoms), len(resolutions)), np.nan)
+        share = np.full((len(atoms), len(resolutions)), np.nan)
         for cell in cells:
             if (cell['method'], cell['noise']) == (method, noise):
                 y, x = atoms.index(cell['atoms']), resolutions.index(cell['resolution'])
-                recall[y, x] = cell['recall']
-                colour = 'black' if recall[y, x] > 0.6 else 'white'
+                share[y, x] = cell['solved'] / cell['cases']
+                colour = 'black' if share[y, x] > 0.6 else 'white'
                 axes.text(x, y, _words(cell), ha='center', va='center', fontsize=8, color=colour)
-        image = axes.imshow(recall, vmin=0, vmax=1, cmap='viridis', aspect='auto', origin='lower')
+        image = axes.imshow(share, vmin=0, vmax=1, cmap='viridis', aspect='auto', origin='lower')
         axes.set_xticks(range(len(resolutions)), [f'|h| ≤ {each:g}' if each else 'all' for each in resolutions])
         axes.set_yticks(range(len(atoms)), atoms)
         axes.tick_params(**SMALL)
@@ -55,7 +55,7 @@ def draw_frontier(path: Path, cells: list[dict]) -> None:
         axes.set_title(f'{method.replace("_", " ")}, noise {noise:.0%}', fontsize=9)
         if column == 0:
             axes.set_ylabel('atoms')
-    figure.colorbar(image, ax=panels, label='atoms found within 1 voxel', shrink=0.6)
+    figure.colorbar(image, ax=panels, label='share of cases with every atom found', shrink=0.6)
     figure.suptitle('cases with every atom found, with 95 % confidence interval, and seconds a case', fontsize=10)
     save_figure(path, figure)
 

@@ -3,8 +3,8 @@
     python run_experiment.py --config=configs/crystal.py --mode=solve --input=NAME.hkl --output=solved
 
 writes NAME.html to look at, NAME.res and NAME.hkl to refine at once in SHELXL or Olex2, NAME.cif, NAME.json,
-NAME_density.ccp4 and NAME.png. A usual crystal takes seconds on a laptop. The first time, compilation takes up to 20 s
-more.
+NAME_density.ccp4 and NAME.png. A usual crystal takes seconds on a laptop. The first time, compilation takes some
+seconds more.
 
 Flags give what the files do not say or say wrongly; they take precedence:
 
@@ -26,7 +26,9 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
 
     config.crystal = ml_collections.ConfigDict()
     config.crystal.cell = ''  # 'a b c alpha beta gamma', Å and degrees; '': that of the files
-    config.crystal.formula = ''  # like 'C10H10F2N4', of which only proportions count; '': the files'; 'any': not known
+    config.crystal.formula = (
+        ''  # best of the cell, like 'C20H20F4N8', or a part of it; '': the files'; 'any': not known
+    )
     config.crystal.laue = ''  # like '2/m'; '': found from the data and the claims of the files
     config.crystal.wavelength = config_dict.placeholder(float)  # Å; None: that of the files
     config.crystal.block = ''  # name of the data block, for a CIF in which several have reflections

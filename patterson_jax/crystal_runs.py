@@ -140,7 +140,7 @@ def describe(crystal: CrystalFile, prepared: Prepared) -> list[str]:
         f'({source}), {wavelength}, contents {contents or " ".join(claims.elements) or "unknown"}',
         f'symmetry: Laue class {data.laue_class}, {prepared.reason}; lattice {data.centring}{absent}; {r_int}; '
         f'{len(data.hkl)} unique of {prepared.measured}',
-        f'resolution {prepared.d_max:.2f} to {prepared.d_min:.2f} Å, complete to {chosen.completeness:.1%}; '
+        f'resolution {prepared.d_max:.2f} to {prepared.d_min:.2f} Å, complete to {min(chosen.completeness, 1):.1%}; '
         f'⟨|E² − 1|⟩ {prepared.e_statistic:.2f}, {centre} a centre of symmetry',
         *(f'note: {note}' for note in (*claims.notes, *data.warnings)),
         *class_table(prepared),
@@ -160,11 +160,14 @@ def class_table(prepared: Prepared) -> list[str]:
         r_int = '-' if score.r_int is None else f'{score.r_int:.3f}'
         misfit = '-' if score.misfit is None else f'{score.misfit:.2f}'
         name = f'{score.laue.symbol:6} {score.laue.setting:14}'
-        lines.append(f'{mark} {name} {score.compared:10d} {r_int:>7} {misfit:>7} {score.completeness:9.1%}')
+        lines.append(f'{mark} {name} {score.compared:10d} {r_int:>7} {misfit:>7} {min(score.completeness, 1):9.1%}')
     tests = ', '.join(
-        f'{each.symbol} {each.mean_square:.3f} ({each.count} of {each.expected:.0f})' for each in prepared.centrings
+        f'{each.symbol} {each.mean_square:.3f} ({each.count}, {each.expected:.0f})' for each in prepared.centrings
     )
-    return [*lines, f'  lattice: mean E² of the reflections that a centring forbids, and their numbers: {tests}']
+    return [
+        *lines,
+        f'  lattice: mean E² of reflections that a centring forbids (how many there are, and would be in P): {tests}',
+    ]
 
 
 def _shown_before(score, prepared):

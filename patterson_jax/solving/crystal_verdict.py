@@ -26,6 +26,7 @@ AMPLE_DATA, FINE = 10.0, 1.1  # reflections for each parameter; d_min in Å
 LEAST_DATA = 5.0  # reflections for each parameter, fewer than which no chemistry makes up for
 ENOUGH_AGREEING = 2  # starts with the same result; then a map is interpreted, too
 LEAST_AGREEMENT = 0.5  # of the phases with an operation of the group
+OF_ATOMS = 'of the lightest atom, or of a heavier one that is near'
 MOST_TOLD = 10.0  # times the height of the lightest atom; reasons name no higher peak
 
 
@@ -160,7 +161,7 @@ def judge_crystal(findings: Findings, evidence: Evidence) -> tuple[str, tuple[st
         r_factor = f'{r_factor}, and {anisotropic.r_factor:.3f} with anisotropic displacements'
         limits, peak = ANISOTROPIC, anisotropic.highest_peak
     support = [f'{r_factor}, where up to {expected_r_factor(findings, limits):.3f} is to be expected']
-    support.append(f'no difference peak is above {peak:.0%} of the lightest atom')
+    support.append(f'no difference peak is above {peak:.0%} {OF_ATOMS}')
     if findings.weak_intensity < MOST_WEAK:
         support.append(_weak_reflections(findings))
     if evidence.agreeing >= ENOUGH_AGREEING:
@@ -182,8 +183,8 @@ def _unexplained(findings, residues, limits):
     r, limit, most = residues, expected_r_factor(findings, limits), limits.residue
     return _words(
         (not r.r_factor <= limit, f'R1 is {r.r_factor:.3f}, where at most {limit:.3f} is to be expected'),
-        (not r.highest_peak <= most, f'a difference peak has {_share(r.highest_peak)} of the lightest atom'),
-        (not r.deepest_hole <= most, f'a hole of the difference map has {_share(r.deepest_hole)} of the lightest atom'),
+        (not r.highest_peak <= most, f'a difference peak has {_share(r.highest_peak)} {OF_ATOMS}'),
+        (not r.deepest_hole <= most, f'a hole of the difference map has {_share(r.deepest_hole)} {OF_ATOMS}'),
     )
 
 
