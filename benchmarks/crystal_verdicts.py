@@ -36,9 +36,8 @@ import numpy as np
 from benchmarks.projection import sign_test
 from patterson_jax.compilation_cache import enable_compilation_cache
 from patterson_jax.crystal.structure import SpaceGroup
-from patterson_jax.crystals import NETWORK
+from patterson_jax.crystals import NO_NETWORK, projection_of
 from patterson_jax.errors import exit_on_errors, require
-from patterson_jax.projection_weights import load_projection
 from patterson_jax.simulation.invented_crystals import (
     GROUPS,
     InventedCrystal,
@@ -47,7 +46,7 @@ from patterson_jax.simulation.invented_crystals import (
     invent,
 )
 from patterson_jax.solving.crystal_maps import allowed_reflections, nearest_images
-from patterson_jax.solving.crystal_projection import Projection, is_worth_it
+from patterson_jax.solving.crystal_projection import Projection
 from patterson_jax.solving.crystal_solver import solve_crystal
 from patterson_jax.solving.crystal_structure import Interpretation, interpret_phases, judge_atoms
 from patterson_jax.solving.crystal_verdict import ENOUGH_AGREEING, Evidence, expected_r_factor
@@ -104,8 +103,7 @@ class Search(NamedTuple):
 
     Attributes:
         starts: at most.
-        projection: that finishes maps too, of light crystals at any resolution, of others where the solver uses it by
-            itself; None: elimination alone.
+        projection: that finishes maps too; None: elimination alone.
         light: whether all crystals are of C, N and O.
         network: name or directory of the projection, for the record.
         groups: of the crystals; others are left out.
@@ -114,7 +112,7 @@ class Search(NamedTuple):
     starts: int = STARTS
     projection: Projection | None = None
     light: bool = False
-    network: str = 'none'
+    network: str = NO_NETWORK
     groups: tuple[str, ...] = tuple(GROUPS)
 
     @property
@@ -312,8 +310,7 @@ def _whole_way(kind, crystal, seed, generator, search):
     permuted = kind.endswith('permuted')
     absences_of = crystal.space_group if search.light else None  # they choose the groups in which atoms are placed
     data = _with_permuted_intensities(crystal.data, generator, absences_of) if permuted else crystal.data
-    projection = search.projection if search.light or is_worth_it(data) else None
-    solution = solve_crystal(data, seed=seed, max_starts=search.starts, projection=projection)
+    solution = solve_crystal(data, seed=seed, max_starts=search.starts, projection=search.projection)
     group = solution.space_group
     found = Interpretation(
         group, solution.atoms, solution.r_factor, solution.verdict, solution.reasons, solution.density, findings=None
@@ -500,7 +497,7 @@ def main() -> None:
     one.add_argument('--light-truth', action='store_true', help='the true atoms of these crystals, without a search')
     parser.add_argument('--cases', type=int, default=119, help='of all kinds together')
     parser.add_argument('--first', type=int, default=0, help='number of the first case, for a new file')
-    parser.add_argument('--network', default=NETWORK, help="finishes maps too; 'none': elimination alone")
+    parser.add_argument('--network', default=NO_NETWORK, help="finishes maps too; 'none': elimination alone")
     parser.add_argument('--starts', type=int, default=STARTS, help='most starts of a whole way')
     parser.add_argument('--groups', nargs='+', choices=tuple(GROUPS), default=tuple(GROUPS), help='of the crystals')
     parser.add_argument('--kinds', nargs='+', default=(), help="only some, for example 'whole way, 1.3 Å'")
@@ -516,8 +513,8 @@ def main() -> None:
             WHOLE_WAYS: options.whole_way,
         }
         kinds = next((kinds for kinds, wanted in asked.items() if wanted), CASES)
-        network = 'none' if options.light_truth else options.network  # which makes no search
-        projection = None if network == 'none' else load_projection(network)
+        network = NO_NETWORK if options.light_truth else options.network  # which makes no search
+        projection = projection_of(network)
         light = kinds in (LIGHT_WAYS, LIGHT_CONTROLS, LIGHT_TRUTHS)
         search = Search(options.starts, projection, light, network, tuple(options.groups))
         only = tuple(options.kinds)

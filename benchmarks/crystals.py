@@ -50,7 +50,7 @@ from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.crystal.preparation import prepare
 from patterson_jax.crystal.reflections import Measurements
 from patterson_jax.crystal.structure import CrystalData, CrystalSolution, SpaceGroup
-from patterson_jax.crystals import projection_for
+from patterson_jax.crystals import NO_NETWORK, projection_of
 from patterson_jax.errors import InputError, exit_on_errors
 from patterson_jax.files.crystals import read_crystal
 from patterson_jax.solving.crystal_phasing import Slot, finish, prepare_crystal
@@ -328,7 +328,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict:
     """Solves and scores one crystal; the entry of the JSON file."""
     known = read_folder(folder, options.resolution, options.raw)
     began = time.perf_counter()
-    projection = projection_for(options.network, known.data)
+    projection = projection_of(options.network)
     limits = {'max_starts': options.starts, 'max_seconds': options.seconds}
     solution = solve_crystal(known.data, seed=options.seed, projection=projection, **limits)
     wall = time.perf_counter() - began
@@ -367,7 +367,7 @@ def measure_truth(folder: Path, options: argparse.Namespace) -> dict | None:
     known_factors = known_structure_factors(known, crystal.expanded.in_given_cell(crystal.expanded.hkl))
     factors = crystal.normalised * np.exp(-1j * np.angle(known_factors))
     density = scipy.fft.irfftn(crystal.grid.place(crystal.expanded.hkl, factors), crystal.grid.shape)
-    projection = projection_for(options.network, known.data)
+    projection = projection_of(options.network)
     finished = (finish(crystal, density, Slot(0), 1.0, sharpen) for sharpen in sharpeners(crystal, projection))
     reached = max(finished, key=lambda each: each.rank)
     return {
@@ -537,7 +537,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--seed', type=int, default=0, help='of the starts')
     parser.add_argument('--starts', type=int, default=MAX_STARTS, help='for a crystal, at most')
     parser.add_argument('--seconds', type=float, default=0.0, help='for a crystal, at most; 0: no limit')
-    parser.add_argument('--network', default='auto', help="finishes maps too; 'auto': where it is usual; 'none'")
+    parser.add_argument('--network', default=NO_NETWORK, help="finishes maps too; 'none': elimination alone")
     parser.add_argument('--peer', default='', metavar='PYTHON', help='a Python that has cctbx, to compare with')
     parser.add_argument('--peer-seconds', type=float, default=60.0, help='of processor time for cctbx, at most')
     parser.add_argument('--json', type=Path, help='file to write; default crystals-DEVICE.json beside this program')

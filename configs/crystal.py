@@ -34,6 +34,6 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.crystal.block = ''  # name of the data block, for a CIF in which several have reflections
     config.crystal.max_starts = 48  # fewer if the crystal is solved before
     config.crystal.max_seconds = 0.0  # no start is judged after these; 0: no limit, so that results do not vary
-    # A learned projection finishes maps: 'auto' (ours, of light atoms at 1.25 to 1.5 Å), 'none', a name or a directory.
-    config.crystal.network = 'auto'
+    # A learned projection finishes maps: 'none', a name or a directory; 'projection' is ours, for 1.1 to 1.5 Å.
+    config.crystal.network = 'none'
     return config

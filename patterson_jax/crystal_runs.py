@@ -17,7 +17,7 @@ import numpy as np
 
 from patterson_jax.crystal.preparation import ClassScore, Prepared
 from patterson_jax.crystal.structure import CrystalSolution
-from patterson_jax.crystals import CrystalSettings, projection_for, read_and_prepare
+from patterson_jax.crystals import CrystalSettings, projection_of, read_and_prepare
 from patterson_jax.errors import InputError
 from patterson_jax.files.crystal_results import solution_content, write_crystal_cif, write_crystal_res, write_hkl
 from patterson_jax.files.crystals import CrystalFile
@@ -51,7 +51,7 @@ def solve_crystal_file(settings: CrystalSettings, seed: int, output: Path, path:
     crystal, prepared = read_and_prepare(path, settings)
     print('\n'.join(describe(crystal, prepared)), flush=True)
     refuse_to_overwrite(crystal, output)
-    projection = projection_for(settings.network, prepared.data)
+    projection = projection_of(settings.network)
     if projection:
         ways = 'a' if has_light_elements_alone(prepared.data) else 'elimination or a'  # see `sharpeners`
         print(f'maps are finished by {ways} learned projection (crystal.network is {settings.network!r})')

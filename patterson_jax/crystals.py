@@ -10,15 +10,15 @@ import numpy as np
 from patterson_jax.compiler import avoid_wrong_fusion, require_right_results
 from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.crystal.preparation import Prepared, prepare
-from patterson_jax.crystal.structure import CrystalData, CrystalSolution
+from patterson_jax.crystal.structure import CrystalSolution
 from patterson_jax.errors import InputError, is_real, is_whole, real_array, require
 from patterson_jax.files.claims import Columns, measurements_of, parse_formula
 from patterson_jax.files.crystals import CrystalFile, parse_cell, read_crystal
-from patterson_jax.solving import crystal_projection, crystal_solver
+from patterson_jax.solving import crystal_solver
 from patterson_jax.solving.crystal_projection import Projection
 
-NETWORK = 'projection'  # the learned projection that comes with the code
-CHOICES = "'auto', 'none', or the name or directory of a learned projection"
+NO_NETWORK = 'none'
+CHOICES = "'none', or the name or directory of a learned projection, like 'projection'"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,29 +66,21 @@ def read_and_prepare(path: Path, settings: CrystalSettings) -> tuple[CrystalFile
     return crystal, prepared
 
 
-def projection_for(network: str | Path, data: CrystalData) -> Projection | None:
-    """The learned projection that finishes the maps of a crystal; None: elimination alone.
+def projection_of(network: str | Path) -> Projection | None:
+    """The learned projection that finishes the maps of crystals; None: elimination alone.
 
     Args:
-        network: 'auto' (the one that comes with the code, for crystals that it helps with; if it cannot be loaded, a
-            note on stderr says so), 'none', or the name or directory of one.
-        data: of the crystal.
+        network: 'none', or the name or directory of one; 'projection' comes with the code.
 
     Raises:
         InputError: there is no such network, or it is not one of crystals.
     """
     require(isinstance(network, (str, Path)) and network != '', 'network', network, CHOICES)
-    if network == 'none' or (network == 'auto' and not crystal_projection.is_worth_it(data)):
+    if network == NO_NETWORK:
         return None
     from patterson_jax.projection_weights import load_projection  # half a second, which not every crystal need wait
 
-    if network != 'auto':
-        return load_projection(network)
-    try:
-        return load_projection(NETWORK)
-    except InputError as error:  # a crystal can be solved without it
-        print(f'note: maps are finished by elimination alone, as {error}', file=sys.stderr)
-        return None
+    return load_projection(network)
 
 
 def solve_crystal(
@@ -100,7 +92,7 @@ def solve_crystal(
     wavelength: float | None = None,
     formula: str | None = None,
     laue: str | None = None,
-    network: str | Path = 'auto',
+    network: str | Path = NO_NETWORK,
     seed: int = 0,
 ) -> CrystalSolution:
     """Solves a crystal from measured intensities and the cell alone.
@@ -114,8 +106,8 @@ def solve_crystal(
         wavelength: in Å; f′ of the form factors depends on it. None: f′ is left out.
         formula: for example 'C10H10F2N4'; any part of the cell will do, the whole cell is best. None: any elements.
         laue: symbol of the Laue class, for example '2/m'. None: it is found from the data.
-        network: that finishes maps: 'auto' (the one that comes with the code, at 1.25 to 1.5 Å, if the formula has no
-            element beyond neon), 'none', or the name or directory of a learned projection.
+        network: that finishes maps: 'none', or the name or directory of a learned projection; 'projection' comes with
+            the code.
         seed: fixes the starts.
 
     Returns:
@@ -153,5 +145,5 @@ def solve_crystal(
     )
     for note in (*notes, *prepared.data.warnings):
         print(f'note: {note}', file=sys.stderr)
-    projection = projection_for(network, prepared.data)
+    projection = projection_of(network)
     return crystal_solver.solve_crystal(prepared.data, seed=seed, projection=projection)

@@ -14,13 +14,14 @@ from tiny import REPOSITORY, users_environment
 
 import patterson_jax as pj
 from benchmarks import crystal_verdicts
+from configs import crystal
 from patterson_jax import shipped
-from patterson_jax.crystals import projection_for
+from patterson_jax.crystals import CrystalSettings, projection_of
 from patterson_jax.errors import InputError
 from patterson_jax.projection_weights import load_projection
 from patterson_jax.releases import ADDRESS
 from patterson_jax.solving.crystal_phasing import eliminated, phase, prepare_crystal
-from patterson_jax.solving.crystal_projection import is_worth_it, projection_on, sharpeners
+from patterson_jax.solving.crystal_projection import projection_on, sharpeners
 
 
 def data_to(d_min):
@@ -33,41 +34,26 @@ CLASSICAL = json.loads(
 )
 
 
-@pytest.mark.parametrize(('d_min', 'better'), [(0.9, False), (1.2, False), (1.3, True), (1.45, True), (1.6, False)])
-def test_the_network_is_used_at_resolutions_like_those_of_its_training(d_min, better):
-    data = data_to(d_min)
-    assert is_worth_it(data) == better
-    assert (projection_for('auto', data) is not None) == better
-    assert projection_for('none', data) is None
-    assert projection_for('projection', data) is not None
-
-
-@pytest.mark.parametrize(
-    ('formula', 'better'), [({'C': 8, 'H': 9, 'F': 1}, True), ({'C': 8, 'Na': 1}, False), (None, False)]
-)
-def test_the_network_is_used_where_all_elements_are_light(formula, better):
-    data = dataclasses.replace(data_to(1.3), formula=formula)
-    assert is_worth_it(data) == better
-    assert (projection_for('auto', data) is not None) == better
+def test_a_network_is_used_only_where_it_is_named():
+    assert projection_of(CrystalSettings(**crystal.get_config().crystal).network) is None
+    assert projection_of('projection') is not None
 
 
 def test_a_network_that_is_none_of_crystals_is_refused_in_words():
     with pytest.raises(InputError, match='these weights are not those of a learned projection of crystals'):
-        projection_for('unrolled', data_to(1.3))
+        projection_of('unrolled')
     with pytest.raises(InputError, match='these weights are of a network for crystals, not for Patterson maps'):
         pj.load_network('projection')
-    with pytest.raises(InputError, match=r"network is ''; it must be 'auto', 'none', or the name"):
-        projection_for('', data_to(1.3))
+    with pytest.raises(InputError, match=r"network is ''; it must be 'none', or the name"):
+        projection_of('')
 
 
-def test_without_the_network_a_crystal_is_solved_by_elimination_and_that_is_said(monkeypatch, capsys, tmp_path):
+def test_a_network_that_is_not_installed_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(shipped, 'PACKAGE', tmp_path / 'patterson_jax')  # where there is no pretrained/
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     monkeypatch.delenv(ADDRESS, raising=False)
-    assert projection_for('auto', data_to(1.3)) is None
-    assert capsys.readouterr().err.startswith(
-        'note: maps are finished by elimination alone, as projection is not installed, and no address is known'
-    )
+    with pytest.raises(InputError, match='projection is not installed, and no address is known'):
+        projection_of('projection')
 
 
 def test_what_the_network_is_told_is_of_the_crystal():

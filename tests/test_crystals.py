@@ -87,12 +87,10 @@ def test_three_lines_say_what_was_taken_for_what_and_a_table_which_symmetry_ther
         ('projection', 'CN', 'maps are finished by a learned projection ('),
         ('projection', 'SO', 'maps are finished by elimination or a learned projection ('),
         ('projection', 'any', 'maps are finished by elimination or a learned projection ('),
-        ('auto', 'CN', ''),
+        ('none', 'CN', ''),
     ],
 )
 def test_it_is_said_how_maps_are_finished(tmp_path, monkeypatch, capsys, network, formula, said):
-    """`auto` uses no network at 0.8 Å."""
-
     def refuse(*arguments, **settings):
         raise InputError('no search is made')
 

@@ -25,7 +25,6 @@ from patterson_jax.solving.learned_projection import Projected, project
 
 PASSES = 16  # in place of an elimination
 LAST_LIGHT = 10  # atomic number up to which elements are light, so that the network may work alone
-FINEST, COARSEST = 1.25, 1.5  # Å; it knows 1.1 to 1.5, but lost measured crystals at 1.2 (docs/learned_projection.md)
 VOXEL = 0.48  # Å, in the middle of what the network has learned from
 EVEN_SIZES = tuple(size for size in range(8, 321, 2) if 60**8 % size == 0)  # with no other factors than 2, 3 and 5
 MEAN_OF_NORMAL = math.sqrt(2 / math.pi)  # of the size of a number of standard deviation 1
@@ -91,12 +90,6 @@ class CrystalProjection:
 @exact_products
 def _project(predict, weights, told, factors, amplitudes, shape, passes):
     return project(lambda density: predict(weights, density, told), factors, amplitudes, shape, passes)
-
-
-def is_worth_it(data: CrystalData) -> bool:
-    """Whether the data are such as those on which the network was shown to gain: in resolution, of light elements."""
-    d_min = 1 / float(np.max(data.cell.inverse_spacings(data.hkl)))
-    return FINEST <= d_min <= COARSEST and has_light_elements_alone(data)
 
 
 def projection_on(crystal: Crystal, projection: Projection) -> CrystalProjection:
