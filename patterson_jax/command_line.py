@@ -7,6 +7,7 @@ explains a mode.
 import difflib
 import gc
 import os
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -72,7 +73,7 @@ def parse_flags(arguments: list[str]) -> list[str]:
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
             raise InputError(_unknown_field(arguments, file) or _reason(error, file)) from error
         if rest:
-            cure = f'--config={rest[0]}' if rest[0].endswith('.py') else f'--input={rest[0]}'
+            cure = f'--{"config" if _is_config(rest[0]) else "input"}={rest[0]}'
             raise InputError(
                 f'{rest[0]!r} is not a flag; flags begin with --, as in {cure}, and values with blanks need quotes'
             )
@@ -152,6 +153,14 @@ def _with_config_found(arguments):
     return arguments, None
 
 
+def _is_config(word):
+    """Whether a word is a config file or the name of a config that comes with the code."""
+    try:
+        return word.endswith('.py') or bool(find_config(word.partition(':')[0]).suffix == '.py')
+    except InputError:
+        return False
+
+
 def _config_name():
     """The --config flag as (file, ':', variant)."""
     return (config_flags.get_config_filename(flags.FLAGS['config']) or '').partition(':')
@@ -192,13 +201,13 @@ def _unknown_field(arguments, file):
         config = get_config(variant) if variant else get_config()
     except Exception:  # of any kind, as the file is the user's; `_reason` tells it
         return ''
-    for argument in arguments[1:]:
-        name = argument.partition('=')[0].lstrip('-')
+    for argument in (each for each in arguments[1:] if each.startswith('-')):
+        name = re.sub(r'\[\d+\]', '', argument.partition('=')[0].lstrip('-'))
         path, section = name.split('.'), config
         for depth in range(1, len(path) if path[0] == 'config' else 0):
             field, within = path[depth], f'--config={file}' if depth == 1 else '.'.join(path[:depth])
             if not isinstance(section, ConfigDict):
-                break  # such as one of the numbers of a tuple
+                break  # a number has no fields; `_reason` tells it
             if field not in section:
                 near = difflib.get_close_matches(field, section, n=1)
                 meant = f' (did you mean {near[0]}?)' if near else ''

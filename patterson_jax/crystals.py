@@ -101,7 +101,7 @@ def solve_crystal(
         hkl: `(n, 3)` whole numbers; equivalents may be merged or not.
         intensities: `(n,)`, F² on any scale; may be negative.
         sigmas: `(n,)`, their standard uncertainties; reflections without a positive one are left out. If all are NaN,
-            3 % of the intensities are taken.
+            3 % of each intensity and 1 % of the mean are taken.
         cell: a, b, c in Å and α, β, γ in degrees.
         wavelength: in Å; f′ of the form factors depends on it. None: f′ is left out.
         formula: for example 'C10H10F2N4'; any part of the cell will do, the whole cell is best. None: any elements.

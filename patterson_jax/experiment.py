@@ -56,8 +56,10 @@ def run(
         raise InputError(f'--mode is {mode!r}; it must be one of {", ".join(MODES)}')
     alone = mode in ('train', 'evaluate') or jax.process_count() == 1
     require(alone, '--mode', mode, 'train or evaluate with --distributed')
-    named = checkpoint is None or ('crystal' not in config and mode in ('evaluate', 'solve'))
-    require(named, '--checkpoint', str(checkpoint), 'left out, but to evaluate, or to solve Patterson maps')
+    known = checkpoint is None or 'crystal' not in config
+    require(known, '--checkpoint', str(checkpoint), 'left out for crystals, whose network is --config.crystal.network')
+    known = checkpoint is None or mode in ('evaluate', 'solve')
+    require(known, '--checkpoint', str(checkpoint), f'left out for --mode={mode}; evaluate and solve have it')
     if 'ablation' in config:
         require(mode == 'train', '--mode', mode, 'train for a comparison of runs')
         from patterson_jax.ablations import compare

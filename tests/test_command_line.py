@@ -219,8 +219,13 @@ MISTAKES = {
     'checkpoint to publish': (
         [QUICK, '--mode=publish', '--output=new', '--checkpoint=unrolled'],
         '--checkpoint is ',
-        'it must be left out, but to evaluate',
+        'it must be left out for --mode=publish',
     ),
+    'checkpoint for a crystal': (
+        ['--config=crystal', '--mode=solve', '--output=new', '--input=a.hkl', '--checkpoint=unrolled'],
+        'it must be left out for crystals, whose network is --config.crystal.network',
+    ),
+    'name of a config without flag': (['quick'], "'quick' is not a flag", '--config=quick'),
     'weights of another network': (
         ['--config=base', '--mode=evaluate', '--checkpoint=unrolled'],
         "these weights are of a network 'unrolled', the config has 'paper'",

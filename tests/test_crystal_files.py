@@ -692,6 +692,34 @@ def test_reflections_in_cif_take_what_they_do_not_say_from_the_files_beside(tmp_
     assert (claims.cell_source, claims.cell_sigmas[0]) == (str(tmp_path / 'a.fcf'), 0.02)
     claims = crystal(tmp_path, text, INS.replace('5.0 6.0', '5.0 6.5'), name='a.fcf').claims
     assert (claims.contents, claims.notes) == (None, (f'{tmp_path}/a.ins is not used, as it has another cell',))
+    (tmp_path / 'a.cif').write_text(CIF, encoding='utf-8')
+    assert read_crystal(tmp_path / 'a.fcf').claims.contents['C'] == 8
+    twin = crystal(tmp_path, text, INS.replace('HKLF 4', 'HKLF 5'), name='b.fcf')  # a loop has single reflections
+    (note,) = twin.claims.notes
+    assert twin.records == len(RECORDS) and 'HKLF 5' in note and note.startswith('not used: ')
+    np.testing.assert_array_equal(twin.measurements.hkl, read_crystal(tmp_path / 'a.fcf').measurements.hkl)
+
+
+def test_a_broken_embedded_res_leaves_the_rest_of_a_cif_beside(tmp_path):
+    res = embedded(INS.replace('LATT 1', 'LATT 99').splitlines(), '_shelx_res_file')
+    (tmp_path / 'a.cif').write_text(CIF + res, encoding='utf-8')
+    claims = crystal(tmp_path, as_text(fixed()), None).claims
+    assert claims.cell.a == 5 and claims.contents['C'] == 8
+    (note,) = claims.notes
+    assert note.startswith('its embedded .res is not used: ') and "LATT '99'" in note
+
+
+def test_of_an_embedded_res_only_notes_on_twins_count(tmp_path):
+    res = embedded(INS.replace('C H N O', 'C H N Q').replace('LATT', 'TWIN\nLATT').splitlines(), '_shelx_res_file')
+    (tmp_path / 'a.cif').write_text(CIF + res, encoding='utf-8')
+    (note,) = crystal(tmp_path, as_text(fixed()), None).claims.notes
+    assert note.startswith('TWIN')
+
+
+def test_a_cif_that_is_called_res_is_read_as_what_it_is(tmp_path):
+    (tmp_path / 'a.res').write_text(CIF + loop(ROWS), encoding='utf-8')
+    assert read_crystal(tmp_path / 'a.res').records == 4
+    assert crystal(tmp_path, as_text(fixed()), None).cell.a == 5
 
 
 def test_an_ins_may_stand_beside_a_cif_that_is_called_hkl(tmp_path):

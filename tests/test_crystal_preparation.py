@@ -210,6 +210,13 @@ def test_a_claimed_centring_that_few_reflections_cannot_show_is_not_called_false
     assert prepared.data.centring == 'P' and prepared.data.warnings[0] == expected
 
 
+def test_a_claimed_centring_that_the_cell_cannot_have_is_called_so():
+    data = measured(MONOCLINIC, rotations_of('P 1 2/m 1'))
+    prepared = prepare(data, MONOCLINIC, claimed=rotations_of('P 1 2/m 1'), claimed_centring='R')
+    expected = 'the file claims a lattice R, which a lattice of this cell cannot be; P is taken'
+    assert prepared.data.centring == 'P' and prepared.data.warnings == (expected,)
+
+
 def test_a_reverse_rhombohedral_lattice_is_turned():
     obverse = measured(HEXAGONAL, rotations_of('P -3 m 1'), CENTRINGS['R'])
     reverse = dataclasses.replace(obverse, hkl=obverse.hkl * np.array([-1, -1, 1], np.int32))

@@ -111,24 +111,24 @@ def measured_rows():
         known = [each for each in at_low if _has_truth(each)]
         limit = [each['atoms'] for each in content(f'benchmarks/crystals-truth-{cut}A.json')['crystals']]
         assert all(each['group_right'] for each in at_low if _is_solved(each))
-        words = 'right; called `solved`, of these wrong' if cut == '0.8' else 'likewise'
+        words = 'right; called `solved`, of these wrong' if cut == '0.8' else 'the same'
         yield row(f'cut at {cut} Å: {words}', _counts(known), _counts(limit))
     peers = [each['peer'] for each in known]
     right = sum(each['map'] >= GOOD_MAP for each in peers)
     accepted = [each for each in peers if each['accepted']]
     wrong = [each for each in accepted if each['map'] < GOOD_MAP]
     yield row(
-        "the same by cctbx's charge flipping, given the true group: right; accepted, of these wrong",
+        "that at 0.8 Å by cctbx's charge flipping, given the true group: right; accepted, of these wrong",
         f'{found(right, len(peers))}; {len(accepted)}, {len(wrong)}',
         '',
     )
     yield row(
-        'further real crystals, but those that changes were found on',
+        'further real crystals, except those that changes were found on',
         _counts(_unused('further-crystals')),
         '',
     )
     more = content('benchmarks/more-crystals.json')['crystals']
-    yield row('more real crystals', _counts(more), '')
+    yield row('more real crystals: right; `solved`, of these wrong', _counts(more), '')
     centred = content('benchmarks/more-crystals-1.4A.json')['crystals']
     yield row('most of these with a centre, cut at 1.4 Å', _counts(centred), '')
     measured = [

@@ -421,7 +421,9 @@ def _find_centring(measurements, cell, possible, claimed, warnings):
 
 def _without_centring(claimed):
     """Why a lattice is P although the file claims another one; `claimed` is the score of that, if it was tested."""
-    if claimed and not claimed.count:
+    if claimed is None:
+        return 'which a lattice of this cell cannot be; P is taken'
+    if not claimed.count:
         return 'but the reflections are too few to show it; P is taken'
     return 'but reflections that it forbids are there'
 

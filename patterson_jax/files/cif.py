@@ -17,7 +17,7 @@ from patterson_jax.crystal.cell import UnitCell
 from patterson_jax.errors import InputError
 from patterson_jax.files.claims import Claims, Columns, chemical_symbol, group_of
 from patterson_jax.files.common import shortened
-from patterson_jax.files.shelx import read_hkl, read_instructions, read_trailing_instructions
+from patterson_jax.files.shelx import UnsolvableDataError, read_hkl, read_instructions, read_trailing_instructions
 
 MEASURED = (  # in loops: tag of an index, of the value, possible tags of σ, whether the value is F
     ('_refln_index_', '_refln_f_squared_meas', ('_refln_f_squared_sigma', '_refln_f_squared_meas_su'), False),
@@ -107,7 +107,8 @@ def read_cif_claims(text: str, name: str, block_name: str = '') -> Claims:
         have a cell.
 
     Raises:
-        InputError: the text is not a CIF, or an embedded .res has invalid instructions.
+        InputError: the text is not a CIF.
+        UnsolvableDataError: an embedded .res is of neutrons, or of HKLF other than 3 and 4.
     """
     document, _ = _parse(text, name)
     having = [block for block in document if block.find_value('_cell_length_a')]
@@ -116,7 +117,15 @@ def read_cif_claims(text: str, name: str, block_name: str = '') -> Claims:
         names = shortened(', '.join(block.name for block in having))
         note = f'{name} is not used: its data blocks {names} have cells; --config.crystal.block chooses one'
         return Claims(notes=(note,))
-    return _claims(having[0], name).completed_by(_instructions(having[0], name)) if having else Claims()
+    if not having:
+        return Claims()
+    try:
+        said = _instructions(having[0], name)
+    except UnsolvableDataError:
+        raise
+    except InputError as error:
+        said = Claims(notes=(f'its embedded .res is not used: {error}',))
+    return _claims(having[0], name).completed_by(said)
 
 
 def _parse(text, name):
@@ -262,5 +271,6 @@ def _instructions(block, name):
     for tag in RES_TEXTS:
         if tag in values and 'HKLF' in (text := cif.as_string(values[tag])):
             said = read_instructions(text, name)
-            return Claims(hklf=said.hklf, notes=said.notes)
+            twin = tuple(note for note in said.notes if note.startswith(('TWIN', 'BASF')))
+            return Claims(hklf=said.hklf, notes=twin)
     return Claims()

@@ -100,20 +100,19 @@ def read_crystal(
         elements=tuple(formula_given or ()),
     )
     require_content(path)
-    if path.suffix.lower() in INSTRUCTIONS:
+    if path.suffix.lower() in INSTRUCTIONS and not _has_reflections(path):
         path = next(iter(_beside(path, ('.hkl',))), path.with_suffix('.hkl'))
         require_content(path)
-    beside = _claims_beside(path, block)
     if path.read_bytes()[: len(MTZ)] == MTZ:
         columns, claims = read_mtz(path)
-        claims, hkl_bytes = _completed(claims, beside), None
+        claims, hkl_bytes = claims.completed_by(_claims_beside(path, block, claims.cell)), None
     elif looks_like_cif(text := _text(path)):
         columns, claims, hkl_text = read_cif_reflections(text, str(path), block)
         hkl_bytes = hkl_text.encode('utf-8') or None
-        claims = _completed(claims, beside)
+        claims = claims.completed_by(_claims_beside(path, block, claims.cell))
     else:
         columns, rest = read_hkl(text, str(path))
-        claims = beside.completed_by(read_trailing_instructions(rest, str(path)))
+        claims = _claims_beside(path, block).completed_by(read_trailing_instructions(rest, str(path)))
         hkl_bytes = path.read_bytes()
     claims = said.completed_by(claims)
     if formula.lower() == ANY:
@@ -230,31 +229,35 @@ def _other_claims(path):
     return next((each.name for each in files if each.stem.lower() != path.stem.lower()), '')
 
 
-def _claims_beside(path, block):
-    """The claims of the files beside a file of reflections; one that cannot be read is left out, with a note."""
+def _has_reflections(path):
+    """Whether a file is of a kind that holds reflections itself, whatever its name."""
+    return path.read_bytes()[: len(MTZ)] == MTZ or looks_like_cif(_text(path))
+
+
+def _claims_beside(path, block, cell=None):
+    """The claims of the files beside a file of reflections.
+
+    One that cannot be read is left out, with a note. Where the file has a cell itself, so are those of another cell,
+    and those on data that cannot be solved: its reflections are not those that they refine.
+    """
     claims = Claims()
     for other in _beside(path, (*INSTRUCTIONS, *MODELS)):
         if other == path:
             continue
         try:
             text = _text(other)
-            is_shelx = other.suffix.lower() in INSTRUCTIONS
-            read = read_instructions(text, str(other)) if is_shelx else read_cif_claims(text, str(other), block)
-        except UnsolvableDataError:
-            raise
+            is_cif = looks_like_cif(text)
+            read = read_cif_claims(text, str(other), block) if is_cif else read_instructions(text, str(other))
         except InputError as error:
+            if isinstance(error, UnsolvableDataError) and cell is None:
+                raise
             read = Claims(notes=(f'not used: {error}',))
+        if cell and read.cell and not _same_cell(cell, read.cell):
+            read = Claims(notes=(f'{other} is not used, as it has another cell',))
         claims = claims.completed_by(read)
         if claims.cell:
             break
     return claims
-
-
-def _completed(claims, beside):
-    """The claims of a file, completed by those of the files beside it, if these are of the same cell."""
-    if claims.cell and beside.cell and not _same_cell(claims.cell, beside.cell):
-        return claims.completed_by(Claims(notes=(f'{beside.cell_source} is not used, as it has another cell',)))
-    return claims.completed_by(beside)
 
 
 def _same_cell(first, second):
