@@ -156,7 +156,7 @@ def _with_config_found(arguments):
 def _is_config(word):
     """Whether a word is a config file or the name of a config that comes with the code."""
     try:
-        return word.endswith('.py') or bool(find_config(word.partition(':')[0]).suffix == '.py')
+        return word.endswith('.py') or find_config(word.partition(':')[0]).suffix == '.py'
     except InputError:
         return False
 

@@ -1,5 +1,6 @@
 """Solved crystals in files, read back by gemmi and by a reader of .res files of the test's own."""
 
+import dataclasses
 import itertools
 
 import gemmi
@@ -230,6 +231,16 @@ def test_names_are_of_the_element_short_and_different():
     many = atom_names(tuple(Site('', 'Cl', (0, 0, 0), 0.1, 1, 1) for _ in range(300)))
     assert len(set(many)) == 300
     assert max(map(len, many)) == 4
+
+
+def test_a_setting_that_is_not_tabulated_has_no_symbol_in_the_cif(tmp_path):
+    data, solution = crystal(copper_complex)
+    group = dataclasses.replace(solution.space_group, number=2, hm='P -1', symops=('x,y,z', '-x+1/4,-y,-z'))
+    path = tmp_path / 'a.cif'
+    write_crystal_cif(path, data, dataclasses.replace(solution, space_group=group), Claims(), 'a')
+    block = gemmi.cif.read(str(path)).sole_block()
+    symbols = [block.find_value(f'_space_group_{tag}') for tag in ('name_H-M_alt', 'name_Hall', 'IT_number')]
+    assert symbols == ['?', None, '2']
 
 
 @pytest.mark.parametrize('make', STRUCTURES)

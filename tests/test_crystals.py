@@ -308,6 +308,19 @@ def test_a_bad_input_does_not_stop_the_others(perovskite):
     assert {path.stem.removesuffix('_density') for path in output.iterdir()} == {'perovskite'}
 
 
+def test_what_arrays_leave_out_is_said(monkeypatch, capsys):
+    def refuse(*arguments, **settings):
+        raise InputError('no search is made')
+
+    monkeypatch.setattr(crystal_solver, 'solve_crystal', refuse)
+    measured = pj.read_crystal(CRYSTALS / 'perovskite.cif').measurements
+    sigmas = measured.sigmas.copy()
+    sigmas[:2] = 0
+    with pytest.raises(InputError, match='no search is made'):
+        pj.solve_crystal(measured.hkl, measured.intensities, sigmas, (5.5592, 5.5592, 5.5592, 90, 90, 90))
+    assert 'note: 2 left out: σ ≤ 0, as of a placeholder' in capsys.readouterr().err.splitlines()
+
+
 def test_arrays_are_solved_like_files(perovskite):
     measured = pj.read_crystal(CRYSTALS / 'perovskite.cif').measurements
     cell = (5.5592, 5.5592, 5.5592, 90, 90, 90)
